@@ -1,0 +1,9 @@
+//! The vocabulary every Trilog crate shares: identities, positions, time and the record batch.
+//!
+//! Plain data: no I/O, no async, no knowledge of consensus, files or dialects.
+
+mod ids;
+mod time;
+
+pub use ids::{EntryId, GroupId, LogIndex, NodeId, Offset, ReplicaId, Term};
+pub use time::Timestamp;

@@ -1,0 +1,8 @@
+//! The storage engine: one write-ahead log per data directory shared by every group, committed
+//! segments, a tail cache, and the key-value store of view state.
+//!
+//! Storage keeps terms, votes and indexes and never interprets consensus; it knows no dialect.
+
+pub mod env;
+pub mod frame;
+pub mod io;
