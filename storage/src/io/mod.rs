@@ -10,11 +10,19 @@
 //! On the threads back-end every operation blocks its thread and is ready at once; a job that
 //! wants several operations in flight is therefore run several times, on several threads.
 
+mod backend;
+#[cfg(test)]
+mod conformance;
+mod names;
+mod threads;
+
 use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+
+pub use backend::{Backend, JobHandle};
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +43,7 @@ pub trait Io: Clone + 'static {
     fn open(&self, path: &Path, mode: OpenMode) -> impl Future<Output = io::Result<Self::File>>;
     /// The names (not paths) in a folder, sorted.
     fn list(&self, dir: &Path) -> impl Future<Output = io::Result<Vec<PathBuf>>>;
+    /// Durable on return, each new folder's name included; one that is there already is no error.
     fn create_dir_all(&self, dir: &Path) -> impl Future<Output = io::Result<()>>;
     /// Replaces `to` if it exists. Durable only after [`Io::sync_dir`].
     fn rename(&self, from: &Path, to: &Path) -> impl Future<Output = io::Result<()>>;
@@ -46,6 +55,10 @@ pub trait Io: Clone + 'static {
 }
 
 /// An open file. Positions and lengths are bytes.
+#[expect(
+    clippy::len_without_is_empty,
+    reason = "the length is asked of the disk, and emptiness never matters"
+)]
 pub trait IoFile: 'static {
     /// Up to `len` bytes from `pos`; fewer only where the file ends.
     fn read_at(&self, pos: u64, len: usize) -> impl Future<Output = io::Result<Bytes>>;

@@ -1,0 +1,203 @@
+//! The back-end of plain blocking system calls: one thread per job, every operation ready at
+//! once. As much first class as io_uring, which many containers forbid.
+
+use std::cell::Cell;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, IoSlice};
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use rustix::buffer::spare_capacity;
+use rustix::io::{Errno, ReadWriteFlags};
+use tokio::task::LocalSet;
+
+use super::backend::{self, JobHandle};
+use super::{Io, IoFile, IoJob, OpenMode, names};
+
+/// Slices that one gathered write takes (Linux: `UIO_MAXIOV`).
+pub(super) const SLICES_MAX: usize = 1024;
+/// A read longer than this is first held against the length of the file, so that a wrong length
+/// costs no memory.
+pub(super) const READ_UNCHECKED_MAX: usize = 1 << 20;
+
+pub(super) fn spawn<J: IoJob>(name: &str, job: J) -> JobHandle {
+    let (running, handle) = JobHandle::new();
+    backend::spawn_thread(name, move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build();
+        let runtime = backend::require("start an I/O runtime", runtime);
+        let tasks = LocalSet::new();
+        runtime.block_on(tasks.run_until(Box::pin(job.run(ThreadIo))));
+        drop((tasks, runtime));
+        drop(running);
+    });
+    handle
+}
+
+#[derive(Clone, Copy, Debug)]
+struct ThreadIo;
+
+impl Io for ThreadIo {
+    type File = ThreadFile;
+
+    async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<ThreadFile> {
+        let file = names::open(path, mode)?;
+        // What another handle left unsynced is unknown: the first durable write syncs the file.
+        let unsynced = Cell::new(true);
+        Ok(ThreadFile { file, unsynced })
+    }
+
+    async fn list(&self, dir: &Path) -> io::Result<Vec<PathBuf>> {
+        names::list(dir)
+    }
+
+    async fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
+        names::create_dir_all(dir)
+    }
+
+    async fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    async fn remove_file(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    async fn remove_dir_all(&self, dir: &Path) -> io::Result<()> {
+        names::remove_dir_all(dir)
+    }
+
+    async fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        names::sync_dir(dir)
+    }
+}
+
+#[derive(Debug)]
+struct ThreadFile {
+    file: File,
+    /// Whether something may be in the page cache only: `RWF_DSYNC` covers its own write alone.
+    unsynced: Cell<bool>,
+}
+
+impl ThreadFile {
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()?;
+        self.unsynced.set(false);
+        Ok(())
+    }
+}
+
+impl IoFile for ThreadFile {
+    async fn read_at(&self, pos: u64, len: usize) -> io::Result<Bytes> {
+        let len = readable(&self.file, pos, len)?;
+        let mut buf = Vec::with_capacity(len);
+        while buf.len() < len {
+            let from = pos + buf.len() as u64;
+            match rustix::io::pread(&self.file, spare_capacity(&mut buf), from) {
+                Ok(0) => break,
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        buf.truncate(len);
+        Ok(Bytes::from(buf))
+    }
+
+    async fn write_all_at(&self, bufs: Vec<Bytes>, pos: u64) -> io::Result<()> {
+        self.unsynced.set(true);
+        write_all(&self.file, &bufs, pos, ReadWriteFlags::empty())?;
+        Ok(())
+    }
+
+    async fn write_durable_at(&self, bufs: Vec<Bytes>, pos: u64) -> io::Result<()> {
+        let alone = !self.unsynced.replace(true);
+        let flags = if alone {
+            ReadWriteFlags::DSYNC
+        } else {
+            ReadWriteFlags::empty()
+        };
+        match write_all(&self.file, &bufs, pos, flags)? {
+            Calls::One if alone => {
+                self.unsynced.set(false);
+                Ok(())
+            }
+            Calls::One | Calls::Several => self.sync(),
+        }
+    }
+
+    async fn sync_data(&self) -> io::Result<()> {
+        self.sync()
+    }
+
+    async fn len(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    async fn set_len(&self, len: u64) -> io::Result<()> {
+        self.unsynced.set(true);
+        self.file.set_len(len)
+    }
+}
+
+/// How much of `len` bytes from `pos` there can be.
+pub(super) fn readable(file: &File, pos: u64, len: usize) -> io::Result<usize> {
+    if len <= READ_UNCHECKED_MAX {
+        return Ok(len);
+    }
+    let left = file.metadata()?.len().saturating_sub(pos);
+    Ok(usize::try_from(left).map_or(len, |left| len.min(left)))
+}
+
+/// Whether one system call took a whole gathered write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Calls {
+    One,
+    Several,
+}
+
+fn write_all(file: &File, bufs: &[Bytes], pos: u64, flags: ReadWriteFlags) -> io::Result<Calls> {
+    let mut slices: Vec<IoSlice<'_>> = bufs
+        .iter()
+        .filter(|buf| !buf.is_empty())
+        .map(|buf| IoSlice::new(buf))
+        .collect();
+    let mut left = &mut slices[..];
+    let (mut pos, mut flags, mut calls) = (pos, flags, 0);
+    while !left.is_empty() {
+        let batch = &left[..left.len().min(SLICES_MAX)];
+        match write_once(file, batch, pos, flags) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                calls += 1;
+                pos += written as u64;
+                IoSlice::advance_slices(&mut left, written);
+            }
+            Err(Errno::INTR) => {}
+            // A kernel or file system without the flag: counts as a call, so a sync follows.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) if !flags.is_empty() => {
+                flags = ReadWriteFlags::empty();
+                calls += 1;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(if calls == 1 {
+        Calls::One
+    } else {
+        Calls::Several
+    })
+}
+
+fn write_once(
+    file: &File,
+    slices: &[IoSlice<'_>],
+    pos: u64,
+    flags: ReadWriteFlags,
+) -> rustix::io::Result<usize> {
+    if flags.is_empty() {
+        rustix::io::pwritev(file, slices, pos)
+    } else {
+        rustix::io::pwritev2(file, slices, pos, flags)
+    }
+}
