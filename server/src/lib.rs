@@ -1,1 +1,7 @@
+//! The Trilog server and command line: one binary.
+//!
+//! Modules point downward only: `cli` over `dev` over `boot`, which alone sees everything; below
+//! it the edges (`http` and the dialects), which never import one another; `config` sees none of
+//! them.
 
+pub mod config;

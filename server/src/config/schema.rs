@@ -1,0 +1,257 @@
+//! Every key a node can be configured with. The doc comment of a key is what `config init` says
+//! about it.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::section::{Section, Setting, quoted, section};
+use super::{ByteSize, Duration};
+
+const fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)
+}
+
+section! {
+    /// Who this node is.
+    Node {
+        /// The number of this node, unique in the cluster and never zero.
+        id: u32 = 1,
+        /// Where the log, the view state and the node's identity are kept.
+        data_dir: PathBuf = PathBuf::from("/var/lib/trilog"),
+        /// What this node would fail together with (a rack, a zone). Replicas of a partition
+        /// spread over the racks there are.
+        rack: Option<String> = None,
+        /// How long a stop may take to hand over leaderships and write out what is in memory.
+        shutdown_timeout: Duration = Duration::from_secs(30),
+    }
+}
+
+section! {
+    /// Which cluster it belongs to.
+    Cluster {
+        /// Peer addresses (host:port) of nodes to find the cluster by, the same list on each of
+        /// them. None makes a cluster of one, which others can join.
+        seeds: Vec<String> = Vec::new(),
+    }
+}
+
+section! {
+    /// Where it listens. Without authentication only loopback addresses are accepted.
+    Listen {
+        /// The native gRPC API and the command line.
+        grpc: SocketAddr = loopback(7400),
+        /// The other nodes of the cluster.
+        peer: SocketAddr = loopback(7401),
+        /// Metrics and health.
+        http: SocketAddr = loopback(8222),
+        /// Reserved for Kafka clients.
+        kafka: SocketAddr = loopback(9092),
+        /// Reserved for NATS clients.
+        nats: SocketAddr = loopback(4222),
+        /// Reserved for MQTT devices.
+        mqtt: SocketAddr = loopback(1883),
+    }
+}
+
+section! {
+    /// What it tells others to connect to (host:port), where that differs from where it listens.
+    Advertise {
+        /// For clients of the native API.
+        grpc: Option<String> = None,
+        /// For the other nodes.
+        peer: Option<String> = None,
+    }
+}
+
+section! {
+    /// The log on disk, and the memory before it.
+    Storage {
+        /// How files are written: `uring`, `threads`, or `auto` for io_uring where a probe at
+        /// start finds it working.
+        io: IoChoice = IoChoice::Auto,
+        /// Size of one write-ahead log file; each is written whole once, when it is first made.
+        wal_file_size: ByteSize = ByteSize::mib(64),
+        /// How many such files are kept and used in turn.
+        wal_files: u32 = 16,
+        /// Memory for records that are not yet in a segment file; past it, produce is refused.
+        pinned_size: ByteSize = ByteSize::mib(256),
+        /// Memory for recent records, which readers at the tail are served from.
+        cache_size: ByteSize = ByteSize::mib(256),
+        /// Size at which a segment file is closed and the next one begun.
+        segment_size: ByteSize = ByteSize::mib(128),
+        /// How much is gathered before a segment file is written to.
+        fill_size: ByteSize = ByteSize::kib(256),
+    }
+}
+
+section! {
+    /// Consensus between the nodes.
+    Raft {
+        /// How often a leader is heard from.
+        heartbeat_interval: Duration = Duration::from_millis(100),
+        /// Shortest silence after which a follower stands for election; each draws a time between
+        /// the two, so that they do not all stand at once.
+        election_timeout_min: Duration = Duration::from_millis(300),
+        /// Longest such silence.
+        election_timeout_max: Duration = Duration::from_millis(400),
+        /// A partition that saw no write for so long stops its own heartbeats.
+        quiesce_after: Duration = Duration::from_secs(10),
+        /// A node whose clock is further than this from the others' gives up its leaderships.
+        clock_skew_max: Duration = Duration::from_secs(1),
+    }
+}
+
+section! {
+    /// What one client may ask for.
+    Limits {
+        /// Largest record batch, in every dialect.
+        batch_size: ByteSize = ByteSize::mib(1),
+        /// Connections of native clients at once.
+        connections: u32 = 4096,
+        /// Bytes one connection may have on their way into the log.
+        inflight_size: ByteSize = ByteSize::mib(16),
+    }
+}
+
+section! {
+    /// What it says while it runs, on standard error.
+    Log {
+        /// `text`, `json`, or `auto` for text on a terminal and JSON elsewhere.
+        format: LogFormat = LogFormat::Auto,
+        /// `error`, `warn`, `info`, `debug` or `trace`; per module as in `info,trilog_raft=debug`.
+        level: String = "info".to_owned(),
+    }
+}
+
+/// A choice among words: how it is written in the file, in variables and in flags.
+macro_rules! choice {
+    ($(#[doc = $about:literal])+ $name:ident { $( $(#[doc = $doc:literal])+ $variant:ident = $text:literal, )+ }) => {
+        $(#[doc = $about])+
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(rename_all = "lowercase")]
+        pub enum $name {
+            #[default]
+            $( $(#[doc = $doc])+ $variant, )+
+        }
+
+        impl Setting for $name {
+            fn from_text(text: &str) -> Result<Self, String> {
+                match text.trim() {
+                    $( $text => Ok(Self::$variant), )+
+                    _ => Err(format!("expected {}, found {text:?}", [$($text),+].join(", "))),
+                }
+            }
+
+            fn to_toml(&self) -> Option<String> {
+                Some(quoted(match self { $( Self::$variant => $text, )+ }))
+            }
+        }
+    };
+}
+
+choice! {
+    /// Which back-end does file I/O.
+    IoChoice {
+        /// io_uring if a probe at start succeeds, else threads.
+        Auto = "auto",
+        /// io_uring, or refuse to start.
+        Uring = "uring",
+        /// Plain system calls on threads.
+        Threads = "threads",
+    }
+}
+
+choice! {
+    /// How log lines look.
+    LogFormat {
+        /// Text on a terminal, JSON elsewhere.
+        Auto = "auto",
+        /// One readable line per event.
+        Text = "text",
+        /// One JSON object per line.
+        Json = "json",
+    }
+}
+
+/// Declares the whole configuration from its sections.
+macro_rules! config {
+    ($( $name:ident : $section:ident, )+) => {
+        /// Everything a node can be configured with, as it is in force.
+        #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct Config {
+            $( pub $name: $section, )+
+        }
+
+        impl Config {
+            /// The sections in the order they are shown.
+            pub fn sections(&self) -> Vec<(&'static str, &dyn Section)> {
+                vec![$( (stringify!($name), &self.$name as &dyn Section) ),+]
+            }
+
+            /// One section by its name.
+            pub(super) fn section_mut(&mut self, name: &str) -> Option<&mut dyn Section> {
+                match name {
+                    $( stringify!($name) => Some(&mut self.$name), )+
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+config! {
+    node: Node,
+    cluster: Cluster,
+    listen: Listen,
+    advertise: Advertise,
+    storage: Storage,
+    raft: Raft,
+    limits: Limits,
+    log: Log,
+}
+
+impl Config {
+    /// Where clients of the native API are told to connect.
+    pub fn advertised_grpc(&self) -> String {
+        let advertised = self.advertise.grpc.clone();
+        advertised.unwrap_or_else(|| self.listen.grpc.to_string())
+    }
+
+    /// Where the other nodes are told to connect.
+    pub fn advertised_peer(&self) -> String {
+        let advertised = self.advertise.peer.clone();
+        advertised.unwrap_or_else(|| self.listen.peer.to_string())
+    }
+
+    /// Every key as `section.field`.
+    pub fn keys(&self) -> Vec<String> {
+        self.sections()
+            .iter()
+            .flat_map(|(name, section)| {
+                let fields = section.fields().iter();
+                fields.map(move |field| format!("{name}.{}", field.name))
+            })
+            .collect()
+    }
+
+    /// The value of `section.field` as TOML; nothing when unset or unknown.
+    pub fn get(&self, key: &str) -> Option<String> {
+        let (section, field) = key.split_once('.')?;
+        let sections = self.sections();
+        let (_, section) = sections.iter().find(|(name, _)| *name == section)?;
+        section.get(field)
+    }
+
+    /// Reads one key from text, as a variable or a flag gives it.
+    pub(super) fn set(&mut self, key: &str, text: &str) -> Result<(), String> {
+        let (section, field) = key
+            .split_once('.')
+            .ok_or_else(|| format!("{key:?} is not of the form section.key"))?;
+        self.section_mut(section)
+            .ok_or_else(|| format!("there is no section {section:?}"))?
+            .set(field, text)
+    }
+}

@@ -1,0 +1,260 @@
+//! What a readable configuration may still get wrong: values out of bounds, or at odds with one
+//! another.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use super::error::Problem;
+use super::{ByteSize, Config, Duration, Loaded};
+
+/// Rounds of the write-ahead log are padded to this, and so must its files be.
+const WAL_BLOCK: u64 = 4096;
+/// One file is being written, one is reserved for votes, one is being released, one is free.
+const WAL_FILES_MIN: u32 = 4;
+const WAL_FILES_MAX: u32 = 1024;
+
+/// Everything wrong with a configuration, or nothing.
+pub(super) fn problems(loaded: &Loaded) -> Vec<Problem> {
+    let mut check = Check {
+        loaded,
+        problems: Vec::new(),
+    };
+    let config = &loaded.config;
+    check.node(config);
+    check.listeners(config);
+    check.addresses(config);
+    check.storage(config);
+    check.raft(config);
+    check.limits(config);
+    check.problems
+}
+
+struct Check<'a> {
+    loaded: &'a Loaded,
+    problems: Vec<Problem>,
+}
+
+impl Check<'_> {
+    fn refuse(&mut self, key: &str, message: impl std::fmt::Display) {
+        let problem = Problem::value(self.loaded.origin(key), key, message);
+        self.problems.push(problem);
+    }
+
+    fn refuse_with_hint(&mut self, key: &str, message: impl std::fmt::Display, hint: String) {
+        let problem = Problem::value(self.loaded.origin(key), key, message).with_hint(hint);
+        self.problems.push(problem);
+    }
+
+    fn size(&mut self, key: &str, value: ByteSize, least: ByteSize, most: ByteSize) {
+        if value < least || value > most {
+            self.refuse(key, format_args!("is {value}; it can be {least} to {most}"));
+        }
+    }
+
+    fn span(&mut self, key: &str, value: Duration, least: Duration, most: Duration) {
+        if value < least || value > most {
+            self.refuse(key, format_args!("is {value}; it can be {least} to {most}"));
+        }
+    }
+
+    fn node(&mut self, config: &Config) {
+        if config.node.id == 0 {
+            self.refuse("node.id", "is 0; nodes are numbered from 1");
+        }
+        if config.node.data_dir.as_os_str().is_empty() {
+            self.refuse("node.data_dir", "is empty");
+        }
+        if config
+            .node
+            .rack
+            .as_ref()
+            .is_some_and(|rack| rack.len() > 64)
+        {
+            self.refuse("node.rack", "is longer than 64 bytes");
+        }
+        let (least, most) = (Duration::from_secs(1), Duration::from_secs(3600));
+        let timeout = config.node.shutdown_timeout;
+        self.span("node.shutdown_timeout", timeout, least, most);
+    }
+
+    fn listeners(&mut self, config: &Config) {
+        let listen = &config.listen;
+        let mut taken: BTreeMap<SocketAddr, &str> = BTreeMap::new();
+        for (key, address) in [
+            ("listen.grpc", listen.grpc),
+            ("listen.peer", listen.peer),
+            ("listen.http", listen.http),
+            ("listen.kafka", listen.kafka),
+            ("listen.nats", listen.nats),
+            ("listen.mqtt", listen.mqtt),
+        ] {
+            if !address.ip().is_loopback() {
+                self.refuse_with_hint(
+                    key,
+                    format_args!(
+                        "is {address}, which others can reach, and nobody is asked who they are"
+                    ),
+                    format!(
+                        "use 127.0.0.1:{port}; from elsewhere, tunnel to it: \
+                         ssh -L {port}:127.0.0.1:{port} HOST",
+                        port = address.port()
+                    ),
+                );
+            }
+            if address.port() == 0 {
+                continue;
+            }
+            if let Some(other) = taken.insert(address, key) {
+                self.refuse(key, format_args!("is {address}, as is {other}"));
+            }
+        }
+    }
+
+    fn addresses(&mut self, config: &Config) {
+        let advertised = [
+            ("advertise.grpc", &config.advertise.grpc),
+            ("advertise.peer", &config.advertise.peer),
+        ];
+        for (key, address) in advertised {
+            if let Some(address) = address
+                && let Err(message) = host_and_port(address)
+            {
+                self.refuse(key, format_args!("is {address:?}: {message}"));
+            }
+        }
+        for seed in &config.cluster.seeds {
+            if let Err(message) = host_and_port(seed) {
+                self.refuse("cluster.seeds", format_args!("names {seed:?}: {message}"));
+            }
+        }
+        if config.cluster.seeds.len() > 64 {
+            self.refuse("cluster.seeds", "are more than 64; a few are enough");
+        }
+    }
+
+    fn storage(&mut self, config: &Config) {
+        let storage = &config.storage;
+        let gib = |count: u64| ByteSize::mib(count << 10);
+        let sizes = [
+            (
+                "storage.wal_file_size",
+                storage.wal_file_size,
+                ByteSize::mib(4),
+                gib(4),
+            ),
+            (
+                "storage.pinned_size",
+                storage.pinned_size,
+                ByteSize::mib(8),
+                gib(1024),
+            ),
+            (
+                "storage.cache_size",
+                storage.cache_size,
+                ByteSize::bytes(0),
+                gib(1024),
+            ),
+            (
+                "storage.segment_size",
+                storage.segment_size,
+                ByteSize::mib(1),
+                gib(4),
+            ),
+            (
+                "storage.fill_size",
+                storage.fill_size,
+                ByteSize::kib(4),
+                ByteSize::mib(16),
+            ),
+        ];
+        for (key, value, least, most) in sizes {
+            self.size(key, value, least, most);
+        }
+        if !storage.wal_file_size.get().is_multiple_of(WAL_BLOCK) {
+            self.refuse("storage.wal_file_size", "is not a multiple of 4KiB");
+        }
+        if !(WAL_FILES_MIN..=WAL_FILES_MAX).contains(&storage.wal_files) {
+            let files = storage.wal_files;
+            self.refuse(
+                "storage.wal_files",
+                format_args!("is {files}; it can be {WAL_FILES_MIN} to {WAL_FILES_MAX}"),
+            );
+        }
+        if storage.fill_size > storage.segment_size {
+            self.refuse("storage.fill_size", "is larger than storage.segment_size");
+        }
+    }
+
+    fn raft(&mut self, config: &Config) {
+        let raft = &config.raft;
+        let minute = Duration::from_secs(60);
+        let spans = [
+            (
+                "raft.heartbeat_interval",
+                raft.heartbeat_interval,
+                Duration::from_millis(10),
+                minute,
+            ),
+            (
+                "raft.quiesce_after",
+                raft.quiesce_after,
+                Duration::from_secs(1),
+                Duration::from_secs(86_400),
+            ),
+            (
+                "raft.clock_skew_max",
+                raft.clock_skew_max,
+                Duration::from_millis(10),
+                minute,
+            ),
+        ];
+        for (key, value, least, most) in spans {
+            self.span(key, value, least, most);
+        }
+        if raft.election_timeout_min.get() < raft.heartbeat_interval.get() * 2 {
+            let (shortest, beat) = (raft.election_timeout_min, raft.heartbeat_interval);
+            self.refuse_with_hint(
+                "raft.election_timeout_min",
+                format_args!("is {shortest}, and heartbeats come every {beat}"),
+                "make it at least twice raft.heartbeat_interval, or a single late heartbeat \
+                 starts an election"
+                    .to_owned(),
+            );
+        }
+        if raft.election_timeout_max <= raft.election_timeout_min {
+            self.refuse(
+                "raft.election_timeout_max",
+                "is not above raft.election_timeout_min",
+            );
+        }
+        if raft.election_timeout_max > minute {
+            self.refuse("raft.election_timeout_max", "is above 60s");
+        }
+    }
+
+    fn limits(&mut self, config: &Config) {
+        let limits = &config.limits;
+        let (least, most) = (ByteSize::kib(1), ByteSize::mib(6));
+        self.size("limits.batch_size", limits.batch_size, least, most);
+        if limits.connections == 0 {
+            self.refuse("limits.connections", "is 0: nobody could connect");
+        }
+        if limits.inflight_size < limits.batch_size {
+            self.refuse("limits.inflight_size", "is smaller than limits.batch_size");
+        }
+    }
+}
+
+fn host_and_port(text: &str) -> Result<(), &'static str> {
+    let (host, port) = text.rsplit_once(':').ok_or("expected host:port")?;
+    if host.is_empty() || host.contains(char::is_whitespace) {
+        return Err("the host is missing");
+    }
+    if host.contains(':') && !(host.starts_with('[') && host.ends_with(']')) {
+        return Err("write an IPv6 address in brackets, as in [::1]:7401");
+    }
+    match port.parse::<u16>() {
+        Ok(0) | Err(_) => Err("the port must be a number from 1 to 65535"),
+        Ok(_) => Ok(()),
+    }
+}
