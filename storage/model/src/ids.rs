@@ -79,10 +79,6 @@ impl ReplicaId {
     }
 
     #[must_use]
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "the upper half of a u64 fits a u32"
-    )]
     pub const fn node(self) -> NodeId {
         NodeId((self.0 >> 32) as u32)
     }

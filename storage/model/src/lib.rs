@@ -2,6 +2,7 @@
 //!
 //! Plain data: no I/O, no async, no knowledge of consensus, files or dialects.
 
+pub mod batch;
 mod ids;
 mod time;
 
