@@ -1,0 +1,558 @@
+//! The commands of the controller, as messages, and the strict way to read them.
+//!
+//! ```text
+//! Envelope { level, body }     body = one encoded CommandBody, opened only if the level is active
+//! ```
+//!
+//! Protobuf readers skip what they do not know. A state machine must not: two builds would apply
+//! the same entry differently. So a body is accepted only if it encodes back to the very same
+//! bytes, and only if nothing in it needs a level above the one its envelope names.
+//!
+//! Tags are never reused. Tag 7 of `CreateTopic` and tag 5 of `AlterTopic` are set aside for
+//! subject bindings.
+
+use bytes::Bytes;
+use prost::Message;
+
+use super::level::BASE_LEVEL;
+
+/// The longest command that is read, in bytes.
+pub const MAX_COMMAND_BYTES: usize = 1 << 20;
+
+/// Why bytes are not a command that may be applied.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    #[error("the command needs feature level {needs}, the active level is {active}")]
+    Level { needs: u32, active: u32 },
+    #[error("the command is malformed: {0}")]
+    Malformed(&'static str),
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Envelope {
+    #[prost(uint32, tag = "1")]
+    level: u32,
+    #[prost(bytes = "bytes", tag = "2")]
+    body: Bytes,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct CommandBody {
+    #[prost(
+        oneof = "Command",
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17"
+    )]
+    command: Option<Command>,
+}
+
+/// One change of the cluster's metadata.
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum Command {
+    /// The first command of a cluster.
+    #[prost(message, tag = "1")]
+    Bootstrap(Bootstrap),
+    /// A node joins, or tells on start where it is now and what it can follow.
+    #[prost(message, tag = "2")]
+    RegisterNode(RegisterNode),
+    /// A node lost its disk and comes back under a new identity.
+    #[prost(message, tag = "3")]
+    ReplaceNode(ReplaceNode),
+    /// A node's data directory is damaged: its replicas give up their votes and rejoin.
+    #[prost(message, tag = "4")]
+    StepAside(StepAside),
+    /// No new replicas for this node; what it holds moves away.
+    #[prost(message, tag = "5")]
+    DrainNode(NodeRef),
+    /// Ends a drain.
+    #[prost(message, tag = "6")]
+    ResumeNode(NodeRef),
+    /// A drained node leaves the cluster.
+    #[prost(message, tag = "7")]
+    RemoveNode(NodeRef),
+    #[prost(message, tag = "8")]
+    CreateTopic(CreateTopic),
+    #[prost(message, tag = "9")]
+    AlterTopic(AlterTopic),
+    #[prost(message, tag = "10")]
+    DeleteTopic(DeleteTopic),
+    /// A new set of replicas for a group; the group's leader then works towards it.
+    #[prost(message, tag = "11")]
+    AssignReplicas(AssignReplicas),
+    /// A group's leader has reached the assigned set.
+    #[prost(message, tag = "12")]
+    ReportSettled(ReportSettled),
+    /// A node no longer holds replicas that were taken from it.
+    #[prost(message, tag = "13")]
+    ReportClosed(ReportClosed),
+    /// Which voter should lead a group when it can.
+    #[prost(message, tag = "14")]
+    PreferLeader(PreferLeader),
+    #[prost(message, tag = "15")]
+    SetClusterConfig(SetClusterConfig),
+    #[prost(message, tag = "16")]
+    ActivateLevel(ActivateLevel),
+    #[prost(message, tag = "17")]
+    AllocateProducerIds(AllocateProducerIds),
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct Bootstrap {
+    /// A `ClusterId`.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub cluster: Bytes,
+    /// The first node, which has formed the controller group alone, as replica incarnation 1.
+    #[prost(message, required, tag = "2")]
+    pub node: RegisterNode,
+    /// The level to begin with.
+    #[prost(uint32, tag = "3")]
+    pub level: u32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct RegisterNode {
+    #[prost(uint32, tag = "1")]
+    pub node: u32,
+    /// A `NodeIdentity`.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub identity: Bytes,
+    /// Empty: none.
+    #[prost(string, tag = "3")]
+    pub rack: String,
+    #[prost(message, repeated, tag = "4")]
+    pub endpoints: Vec<Endpoint>,
+    #[prost(uint32, tag = "5")]
+    pub min_level: u32,
+    #[prost(uint32, tag = "6")]
+    pub max_level: u32,
+    /// The build, for people.
+    #[prost(string, tag = "7")]
+    pub version: String,
+    /// The cluster the node believes in, where it has been in one already; else empty.
+    #[prost(bytes = "bytes", tag = "8")]
+    pub cluster: Bytes,
+}
+
+/// Where a node is reached for one purpose, as clients or peers are told.
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
+pub struct Endpoint {
+    #[prost(enumeration = "Purpose", tag = "1")]
+    pub purpose: i32,
+    #[prost(string, tag = "2")]
+    pub host: String,
+    #[prost(uint32, tag = "3")]
+    pub port: u32,
+}
+
+impl Endpoint {
+    #[must_use]
+    pub fn new(purpose: Purpose, host: &str, port: u16) -> Self {
+        Self {
+            purpose: purpose.into(),
+            host: host.to_owned(),
+            port: u32::from(port),
+        }
+    }
+}
+
+/// What an endpoint serves. The numbers are on disk: never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum Purpose {
+    Unset = 0,
+    Peer = 1,
+    Grpc = 2,
+    Http = 3,
+    Kafka = 4,
+    Nats = 5,
+    Mqtt = 6,
+    MqttWebsocket = 7,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ReplaceNode {
+    /// The node as it is now, with its new identity.
+    #[prost(message, required, tag = "1")]
+    pub node: RegisterNode,
+    /// The identity that is gone, so that only the one that was meant is replaced.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub old_identity: Bytes,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct StepAside {
+    #[prost(uint32, tag = "1")]
+    pub node: u32,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub identity: Bytes,
+    /// The groups whose replicas are damaged; the node's replicas in others are untouched.
+    #[prost(message, repeated, tag = "3")]
+    pub replicas: Vec<ReplicaRef>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct ReplicaRef {
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    /// A `ReplicaId`.
+    #[prost(uint64, tag = "2")]
+    pub replica: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct NodeRef {
+    #[prost(uint32, tag = "1")]
+    pub node: u32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct CreateTopic {
+    /// A `TopicId`, drawn by the proposer.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub id: Bytes,
+    #[prost(string, tag = "2")]
+    pub name: String,
+    /// Zero: the cluster's default.
+    #[prost(uint32, tag = "3")]
+    pub partitions: u32,
+    /// Zero: the cluster's default, as far as there are nodes, and growing with them.
+    #[prost(uint32, tag = "4")]
+    pub replication: u32,
+    #[prost(message, repeated, tag = "5")]
+    pub configs: Vec<ConfigEntry>,
+    /// Empty: the controller places. Else one per partition; `partitions` and `replication` are
+    /// then zero.
+    #[prost(message, repeated, tag = "6")]
+    pub assignments: Vec<Assignment>,
+    #[prost(enumeration = "TopicKind", tag = "8")]
+    pub kind: i32,
+}
+
+/// Who a topic belongs to. The numbers are on disk: never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, prost::Enumeration)]
+#[repr(i32)]
+pub enum TopicKind {
+    /// A user's.
+    User = 0,
+    /// Built in and visible; cannot be deleted.
+    BuiltIn = 1,
+    /// A view's own log; hidden from the dialects' outbound subjects, cannot be deleted.
+    Internal = 2,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct ConfigEntry {
+    #[prost(string, tag = "1")]
+    pub key: String,
+    #[prost(string, tag = "2")]
+    pub value: String,
+}
+
+/// The nodes of one partition, the preferred leader first.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Assignment {
+    #[prost(uint32, repeated, tag = "1")]
+    pub nodes: Vec<u32>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct AlterTopic {
+    /// A `TopicId`.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub id: Bytes,
+    #[prost(message, repeated, tag = "2")]
+    pub configs: Vec<ConfigChange>,
+    /// The new number of partitions; zero: as it is.
+    #[prost(uint32, tag = "3")]
+    pub partitions: u32,
+    /// Empty: the controller places. Else one per added partition.
+    #[prost(message, repeated, tag = "4")]
+    pub assignments: Vec<Assignment>,
+    /// The new replication; zero: as it is. The balancer then moves replicas.
+    #[prost(uint32, tag = "6")]
+    pub replication: u32,
+}
+
+/// One step of an incremental change.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct ConfigChange {
+    #[prost(string, tag = "1")]
+    pub key: String,
+    #[prost(enumeration = "ConfigOp", tag = "2")]
+    pub op: i32,
+    #[prost(string, tag = "3")]
+    pub value: String,
+}
+
+impl ConfigChange {
+    #[must_use]
+    pub fn set(key: &str, value: &str) -> Self {
+        Self {
+            key: key.to_owned(),
+            op: ConfigOp::Set.into(),
+            value: value.to_owned(),
+        }
+    }
+
+    #[must_use]
+    pub fn delete(key: &str) -> Self {
+        Self {
+            key: key.to_owned(),
+            op: ConfigOp::Delete.into(),
+            value: String::new(),
+        }
+    }
+}
+
+/// Kafka's incremental operations, with Kafka's numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, prost::Enumeration)]
+#[repr(i32)]
+pub enum ConfigOp {
+    Set = 0,
+    /// Back to the default.
+    Delete = 1,
+    /// Lists only.
+    Append = 2,
+    /// Lists only.
+    Subtract = 3,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct DeleteTopic {
+    /// A `TopicId`.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub id: Bytes,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct AssignReplicas {
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    /// The generation this was decided on; another one refuses it.
+    #[prost(uint64, tag = "2")]
+    pub generation: u64,
+    /// Nodes, in order of preference.
+    #[prost(uint32, repeated, tag = "3")]
+    pub voters: Vec<u32>,
+    /// Nodes that follow without a vote. For the controller group: derived, left empty.
+    #[prost(uint32, repeated, tag = "4")]
+    pub learners: Vec<u32>,
+    /// One of the voters.
+    #[prost(uint32, tag = "5")]
+    pub preferred: u32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ReportSettled {
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    /// The generation of the assignment that was reached.
+    #[prost(uint64, tag = "2")]
+    pub generation: u64,
+    /// The term of the leader that says so.
+    #[prost(uint64, tag = "3")]
+    pub term: u64,
+    /// `ReplicaId`s of the committed membership.
+    #[prost(uint64, repeated, tag = "4")]
+    pub voters: Vec<u64>,
+    #[prost(uint64, repeated, tag = "5")]
+    pub learners: Vec<u64>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ReportClosed {
+    #[prost(uint32, tag = "1")]
+    pub node: u32,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub identity: Bytes,
+    #[prost(message, repeated, tag = "3")]
+    pub replicas: Vec<ReplicaRef>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct PreferLeader {
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    #[prost(uint32, tag = "2")]
+    pub node: u32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct SetClusterConfig {
+    #[prost(message, repeated, tag = "1")]
+    pub configs: Vec<ConfigChange>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct ActivateLevel {
+    #[prost(uint32, tag = "1")]
+    pub level: u32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct AllocateProducerIds {
+    #[prost(uint32, tag = "1")]
+    pub node: u32,
+}
+
+impl Command {
+    /// The level everything in this command needs.
+    #[must_use]
+    pub fn level(&self) -> u32 {
+        match self {
+            Self::Bootstrap(_)
+            | Self::RegisterNode(_)
+            | Self::ReplaceNode(_)
+            | Self::StepAside(_)
+            | Self::DrainNode(_)
+            | Self::ResumeNode(_)
+            | Self::RemoveNode(_)
+            | Self::CreateTopic(_)
+            | Self::AlterTopic(_)
+            | Self::DeleteTopic(_)
+            | Self::AssignReplicas(_)
+            | Self::ReportSettled(_)
+            | Self::ReportClosed(_)
+            | Self::PreferLeader(_)
+            | Self::SetClusterConfig(_)
+            | Self::ActivateLevel(_)
+            | Self::AllocateProducerIds(_) => BASE_LEVEL,
+        }
+    }
+
+    /// The bytes to propose.
+    #[must_use]
+    pub fn to_bytes(&self) -> Bytes {
+        let body = CommandBody {
+            command: Some(self.clone()),
+        };
+        Envelope {
+            level: self.level(),
+            body: body.encode_to_vec().into(),
+        }
+        .encode_to_vec()
+        .into()
+    }
+
+    /// Reads a proposed command under the cluster's active level.
+    pub fn from_bytes(bytes: &[u8], active: u32) -> Result<Self, CommandError> {
+        if bytes.len() > MAX_COMMAND_BYTES {
+            return Err(CommandError::Malformed("longer than any command may be"));
+        }
+        let envelope =
+            Envelope::decode(bytes).map_err(|_| CommandError::Malformed("not an envelope"))?;
+        if envelope.level > active {
+            return Err(CommandError::Level {
+                needs: envelope.level,
+                active,
+            });
+        }
+        if envelope.encode_to_vec() != bytes {
+            return Err(CommandError::Malformed("the envelope has unknown parts"));
+        }
+        let body = CommandBody::decode(envelope.body.clone())
+            .map_err(|_| CommandError::Malformed("not a command"))?;
+        if body.encode_to_vec() != envelope.body {
+            return Err(CommandError::Malformed("the command has unknown parts"));
+        }
+        let command = body
+            .command
+            .ok_or(CommandError::Malformed("the command is empty"))?;
+        if command.level() > envelope.level {
+            return Err(CommandError::Malformed(
+                "the command needs a level above the one it names",
+            ));
+        }
+        Ok(command)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Command {
+        Command::CreateTopic(CreateTopic {
+            id: Bytes::from_static(&[7; 16]),
+            name: "orders".into(),
+            partitions: 3,
+            replication: 1,
+            configs: vec![ConfigEntry {
+                key: "retention.ms".into(),
+                value: "-1".into(),
+            }],
+            assignments: vec![],
+            kind: TopicKind::User.into(),
+        })
+    }
+
+    #[test]
+    fn a_command_survives_the_round_trip() {
+        let command = sample();
+        assert_eq!(
+            Command::from_bytes(&command.to_bytes(), BASE_LEVEL),
+            Ok(command)
+        );
+    }
+
+    #[test]
+    fn a_command_above_the_active_level_is_refused_unread() {
+        let bytes = Envelope {
+            level: 9,
+            body: Bytes::from_static(b"\xff\xff"),
+        }
+        .encode_to_vec();
+        assert_eq!(
+            Command::from_bytes(&bytes, 8),
+            Err(CommandError::Level {
+                needs: 9,
+                active: 8
+            })
+        );
+    }
+
+    #[test]
+    fn unknown_commands_and_unknown_fields_are_refused_and_not_skipped() {
+        // A newer build's command: field 100 of the body, an empty message.
+        let unknown = Envelope {
+            level: BASE_LEVEL,
+            body: Bytes::from_static(&[0xa2, 0x06, 0x00]),
+        };
+        assert!(matches!(
+            Command::from_bytes(&unknown.encode_to_vec(), BASE_LEVEL),
+            Err(CommandError::Malformed(_))
+        ));
+        // A newer build's field 50, a varint, inside a known command.
+        let mut inner = NodeRef { node: 3 }.encode_to_vec();
+        inner.extend([0x90, 0x03, 0x01]);
+        let mut body = vec![5 << 3 | 2, u8::try_from(inner.len()).unwrap()];
+        body.extend(inner);
+        let extended = Envelope {
+            level: BASE_LEVEL,
+            body: body.into(),
+        };
+        assert_eq!(
+            Command::from_bytes(&extended.encode_to_vec(), BASE_LEVEL),
+            Err(CommandError::Malformed("the command has unknown parts"))
+        );
+        let mut tail = sample().to_bytes().to_vec();
+        tail.extend([0x98, 0x06, 0x01]);
+        assert_eq!(
+            Command::from_bytes(&tail, BASE_LEVEL),
+            Err(CommandError::Malformed("the envelope has unknown parts"))
+        );
+    }
+
+    #[test]
+    fn truncations_and_noise_never_panic() {
+        let whole = sample().to_bytes();
+        for len in 0..whole.len() {
+            assert!(Command::from_bytes(&whole[..len], BASE_LEVEL).is_err());
+        }
+        for bit in 0..whole.len() * 8 {
+            let mut damaged = whole.to_vec();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            drop(Command::from_bytes(&damaged, BASE_LEVEL));
+        }
+        assert!(Command::from_bytes(&vec![0; MAX_COMMAND_BYTES + 1], BASE_LEVEL).is_err());
+    }
+}

@@ -1,0 +1,34 @@
+//! Feature levels: what keeps releases N and N+1 from reading one command differently.
+//!
+//! Every build knows the levels it can follow; the cluster has one active level, raised by a
+//! command once every node can follow it. A command names the level it needs. What lies above
+//! the active level is refused, by builds that know it and by builds that do not, alike.
+//!
+//! What applying a command of a level does, placement included, is frozen: a change of outcome
+//! takes a new level.
+
+/// The level every build follows.
+pub const BASE_LEVEL: u32 = 1;
+
+/// The newest level this build can follow.
+pub const BUILD_LEVEL: u32 = 1;
+
+/// The levels a build can follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LevelRange {
+    pub min: u32,
+    pub max: u32,
+}
+
+impl LevelRange {
+    /// What this build can follow.
+    pub const BUILD: Self = Self {
+        min: BASE_LEVEL,
+        max: BUILD_LEVEL,
+    };
+
+    #[must_use]
+    pub const fn contains(self, level: u32) -> bool {
+        self.min <= level && level <= self.max
+    }
+}
