@@ -5,3 +5,4 @@
 //! them.
 
 pub mod config;
+pub mod view;

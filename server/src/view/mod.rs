@@ -1,0 +1,14 @@
+//! Views: folds of a partition's committed entries, alike on every replica.
+//!
+//! A view judges a request on the leader against what is applied and what is already on its way
+//! (`judge`), and replays committed entries on every replica (`replay`). Both are pure: no I/O,
+//! no clock; time arrives in the entry. The reply to a request is released when its entry
+//! commits. Views know no dialect, no socket and no file.
+
+pub mod command;
+pub mod partition_state;
+pub mod producers;
+
+pub use command::PartitionCommand;
+pub use partition_state::{PartitionState, SharedState};
+pub use producers::{Producers, Publisher, Verdict};

@@ -1,0 +1,312 @@
+//! The replicated state of one data partition: where it starts and ends, its time, and the
+//! windows of its producers.
+//!
+//! Rebuilt by replaying committed entries in order; kept in the key-value store between flushes,
+//! so that a restart replays only what came after. Equal entries give an equal state, and
+//! [`PartitionState::hash`], on every replica.
+
+use std::hash::Hasher;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use prost::Message;
+use trilog_model::batch::BatchHeader;
+use trilog_model::{Offset, Timestamp};
+use trilog_storage::frame::FrameHeader;
+
+use super::command::{Action, PartitionCommand};
+use super::producers::{Change, Producers, Publisher, Window};
+
+/// The state as its view and its partition share it.
+pub type SharedState = Arc<Mutex<PartitionState>>;
+
+/// See the module's text.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PartitionState {
+    log_start: Offset,
+    next_offset: Offset,
+    time: Timestamp,
+    producers: Producers,
+}
+
+/// What one entry changed beyond the position, for the store.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Replayed {
+    pub producers: Option<Change>,
+}
+
+/// Why an entry or stored bytes cannot be folded. The replica must stop rather than drift.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StateError {
+    #[error("the entry holds no readable record batch: {0}")]
+    Batch(String),
+    #[error("the entry's command is unknown to this build")]
+    Command,
+    #[error("stored partition state is unreadable")]
+    Stored,
+}
+
+impl PartitionState {
+    /// Folds one committed entry.
+    pub fn replay(
+        &mut self,
+        header: &FrameHeader,
+        records: &[u8],
+        command: &[u8],
+    ) -> Result<Replayed, StateError> {
+        self.time = self.time.max(header.append_time);
+        let mut replayed = Replayed::default();
+        if header.record_count > 0 {
+            replayed.producers = self.replay_batch(header, records)?;
+            self.next_offset = header.next_offset();
+        }
+        if !command.is_empty() {
+            self.replay_command(command)?;
+        }
+        Ok(replayed)
+    }
+
+    fn replay_batch(
+        &mut self,
+        header: &FrameHeader,
+        records: &[u8],
+    ) -> Result<Option<Change>, StateError> {
+        let batch =
+            BatchHeader::parse(records).map_err(|error| StateError::Batch(error.to_string()))?;
+        if !batch.is_idempotent() {
+            return Ok(None);
+        }
+        let publisher = Publisher {
+            producer_id: batch.producer_id,
+            epoch: batch.producer_epoch,
+            first_sequence: batch.base_sequence,
+            records: batch.record_count,
+        };
+        Ok(Some(self.producers.replay(
+            &publisher,
+            header.base_offset,
+            header.append_time,
+        )))
+    }
+
+    fn replay_command(&mut self, command: &[u8]) -> Result<(), StateError> {
+        let command = PartitionCommand::decode(command).map_err(|_| StateError::Command)?;
+        match command.action.ok_or(StateError::Command)? {
+            Action::Trim(trim) => {
+                let wanted = Offset(trim.data_start).min(self.next_offset);
+                self.log_start = self.log_start.max(wanted);
+            }
+            Action::Tick(_) => {}
+        }
+        Ok(())
+    }
+
+    /// The first offset served.
+    #[must_use]
+    pub fn log_start(&self) -> Offset {
+        self.log_start
+    }
+
+    /// The offset of the next record to be committed.
+    #[must_use]
+    pub fn next_offset(&self) -> Offset {
+        self.next_offset
+    }
+
+    /// The latest append time seen: the only clock retention and expiry know.
+    #[must_use]
+    pub fn time(&self) -> Timestamp {
+        self.time
+    }
+
+    #[must_use]
+    pub fn producers(&self) -> &Producers {
+        &self.producers
+    }
+
+    /// The part that changes with every entry, as stored.
+    #[must_use]
+    pub fn encode_position(&self) -> [u8; 24] {
+        let mut out = [0; 24];
+        out[..8].copy_from_slice(&self.log_start.get().to_be_bytes());
+        out[8..16].copy_from_slice(&self.next_offset.get().to_be_bytes());
+        out[16..].copy_from_slice(&self.time.nanos().to_be_bytes());
+        out
+    }
+
+    /// Puts together what the store held: the position, and each producer's window.
+    pub fn from_stored<'a>(
+        position: &[u8],
+        windows: impl IntoIterator<Item = (i64, &'a [u8])>,
+    ) -> Result<Self, StateError> {
+        let number = |at: usize| {
+            let bytes = position
+                .get(at..at + 8)
+                .and_then(|bytes| bytes.try_into().ok());
+            bytes.map(u64::from_be_bytes).ok_or(StateError::Stored)
+        };
+        let mut state = Self {
+            log_start: Offset(number(0)?),
+            next_offset: Offset(number(8)?),
+            time: Timestamp(number(16)?),
+            producers: Producers::default(),
+        };
+        for (id, window) in windows {
+            let window = Window::decode(window).ok_or(StateError::Stored)?;
+            state.producers.restore(id, window);
+        }
+        Ok(state)
+    }
+
+    /// The whole state, for a replica that starts from a descriptor.
+    #[must_use]
+    pub fn snapshot(&self) -> Vec<u8> {
+        let producers = self.producers.iter().map(|(id, window)| StoredProducer {
+            producer_id: id,
+            window: window.encode(),
+        });
+        StoredState {
+            position: self.encode_position().to_vec(),
+            producers: producers.collect(),
+        }
+        .encode_to_vec()
+    }
+
+    /// Reads what [`PartitionState::snapshot`] wrote.
+    pub fn restore(bytes: &[u8]) -> Result<Self, StateError> {
+        let stored = StoredState::decode(bytes).map_err(|_| StateError::Stored)?;
+        let windows = stored
+            .producers
+            .iter()
+            .map(|p| (p.producer_id, p.window.as_slice()));
+        Self::from_stored(&stored.position, windows)
+    }
+
+    /// Equal on every replica at equal applied index.
+    #[must_use]
+    pub fn hash(&self) -> u64 {
+        let mut hasher = Fnv(0xcbf2_9ce4_8422_2325);
+        hasher.write(&self.snapshot());
+        hasher.finish()
+    }
+}
+
+/// FNV-1a: stable over builds and machines, unlike the standard hasher.
+struct Fnv(u64);
+
+impl Hasher for Fnv {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+struct StoredState {
+    #[prost(bytes = "vec", tag = "1")]
+    position: Vec<u8>,
+    #[prost(message, repeated, tag = "2")]
+    producers: Vec<StoredProducer>,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+struct StoredProducer {
+    #[prost(sint64, tag = "1")]
+    producer_id: i64,
+    #[prost(bytes = "vec", tag = "2")]
+    window: Vec<u8>,
+}
+
+#[cfg(test)]
+mod tests {
+    use trilog_model::batch::{BatchBuilder, Compression, ProducerState};
+    use trilog_model::{EntryId, GroupId};
+    use trilog_storage::frame::{Frame, FrameKind};
+
+    use super::*;
+
+    /// The frame of one record by producer 9 with this sequence, at this offset.
+    fn entry(sequence: i32, offset: u64, command: Option<PartitionCommand>) -> Frame {
+        let command = command.map(|command| command.encoded()).unwrap_or_default();
+        let id = EntryId::new(1, offset);
+        let mut frame = Frame::bare(FrameKind::Data, GroupId(2), id, command);
+        let mut batch = BatchBuilder::new(Compression::None);
+        batch.set_producer(ProducerState {
+            id: 9,
+            epoch: 0,
+            sequence,
+        });
+        batch.push(5, Some(b"key"), Some(b"value"), &[]).unwrap();
+        frame.records = batch.build().unwrap();
+        frame.header.record_count = 1;
+        frame.header.base_offset = Offset(offset);
+        frame.header.append_time = Timestamp(1_000 + offset);
+        frame
+    }
+
+    fn replayed(frames: &[Frame]) -> PartitionState {
+        let mut state = PartitionState::default();
+        for frame in frames {
+            state
+                .replay(&frame.header, &frame.records, &frame.command)
+                .unwrap();
+        }
+        state
+    }
+
+    #[test]
+    fn the_same_entries_give_the_same_state_and_hash() {
+        let trim = PartitionCommand::trim(Offset(1));
+        let frames = [
+            entry(0, 0, None),
+            entry(1, 1, None),
+            entry(2, 2, Some(trim)),
+        ];
+        let (one, two) = (replayed(&frames), replayed(&frames));
+        assert_eq!(one.hash(), two.hash());
+        assert_ne!(one.hash(), replayed(&frames[..2]).hash());
+        assert_eq!(one.log_start(), Offset(1));
+        assert_eq!(one.next_offset(), Offset(3));
+        assert_eq!(one.time(), Timestamp(1_002));
+    }
+
+    #[test]
+    fn a_restored_snapshot_is_the_state_it_was_taken_of() {
+        let state = replayed(&[entry(0, 0, None), entry(1, 1, None)]);
+        assert_eq!(PartitionState::restore(&state.snapshot()), Ok(state));
+        assert_eq!(PartitionState::restore(b"\xff"), Err(StateError::Stored));
+    }
+
+    #[test]
+    fn a_trim_never_passes_the_end_nor_goes_back() {
+        let mut state = replayed(&[entry(0, 0, None), entry(1, 1, None)]);
+        let header = entry(2, 2, None).header;
+        let header = FrameHeader {
+            record_count: 0,
+            ..header
+        };
+        for (wanted, start) in [(1, 1), (0, 1), (99, 2)] {
+            let command = PartitionCommand::trim(Offset(wanted)).encoded();
+            state.replay(&header, &[], &command).unwrap();
+            assert_eq!(state.log_start(), Offset(start));
+        }
+    }
+
+    #[test]
+    fn an_unknown_command_stops_the_replica() {
+        let mut state = PartitionState::default();
+        let header = FrameHeader {
+            record_count: 0,
+            ..entry(0, 0, None).header
+        };
+        assert_eq!(
+            state.replay(&header, &[], &[0x7a, 0]),
+            Err(StateError::Command)
+        );
+    }
+}
