@@ -5,4 +5,5 @@
 //! them.
 
 pub mod config;
+pub mod http;
 pub mod view;
