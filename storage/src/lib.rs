@@ -6,3 +6,5 @@
 pub mod env;
 pub mod frame;
 pub mod io;
+pub mod log;
+pub mod store;

@@ -1,0 +1,81 @@
+//! The sizes a store works with.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+
+/// The configuration of one data directory's store.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    /// The data directory; created if it is not there.
+    pub dir: PathBuf,
+    /// Bytes of one write-ahead log file. A restart may change it only for an empty directory.
+    pub wal_file_bytes: u64,
+    /// Write-ahead log files.
+    pub wal_files: u32,
+    /// Bytes one round of the write-ahead log gathers at most.
+    pub wal_round_bytes: u64,
+    /// Bytes of entries that stand in no segment yet, over all groups, beyond which callers are
+    /// told to hold back. Never more than three eighths of the write-ahead log.
+    pub pinned_bytes: u64,
+    /// Bytes of entries kept in memory, over all groups, after they reached a segment.
+    pub cache_bytes: u64,
+    /// A segment is sealed when it has grown to this.
+    pub segment_bytes: u64,
+    /// A segment is sealed when it spans this much append time.
+    pub segment_age: Duration,
+    /// Committed bytes of one group that make a run worth writing to its segment.
+    pub fill_bytes: u64,
+    /// Committed entries reach their segment after this long, however few they are.
+    pub fill_age: Duration,
+    /// Threads that fill segments.
+    pub fill_workers: u32,
+    /// Threads that read segments.
+    pub read_workers: u32,
+    /// Bytes per second the background scrub reads; zero turns it off.
+    pub scrub_bytes_per_second: u64,
+}
+
+impl StoreConfig {
+    /// The defaults of a server.
+    #[must_use]
+    pub fn new(dir: PathBuf) -> Self {
+        Self {
+            dir,
+            wal_file_bytes: 64 * MIB,
+            wal_files: 16,
+            wal_round_bytes: 4 * MIB,
+            pinned_bytes: 256 * MIB,
+            cache_bytes: 256 * MIB,
+            segment_bytes: 128 * MIB,
+            segment_age: Duration::from_hours(24),
+            fill_bytes: 256 * KIB,
+            fill_age: Duration::from_secs(2),
+            fill_workers: 2,
+            read_workers: 2,
+            scrub_bytes_per_second: 4 * MIB,
+        }
+    }
+
+    /// The defaults of `trilog dev`: three nodes share one machine.
+    #[must_use]
+    pub fn dev(dir: PathBuf) -> Self {
+        Self {
+            wal_file_bytes: 16 * MIB,
+            wal_files: 8,
+            pinned_bytes: 48 * MIB,
+            cache_bytes: 64 * MIB,
+            fill_workers: 1,
+            read_workers: 1,
+            ..Self::new(dir)
+        }
+    }
+
+    /// The pinned budget that the write-ahead log can carry.
+    pub(crate) fn pinned_budget(&self) -> u64 {
+        let wal = self.wal_file_bytes * u64::from(self.wal_files);
+        self.pinned_bytes.min(wal / 8 * 3)
+    }
+}

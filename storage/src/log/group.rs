@@ -1,0 +1,471 @@
+//! One group's log: its end in memory, its notes in the write-ahead log, its body in segments.
+//!
+//! All state sits under one mutex per group, held for memory work only. What goes to the
+//! write-ahead log is submitted under that mutex, so that the order on disk is the order of
+//! changes. Ends are exclusive inside (`durable`, `committed`): every entry below them.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use trilog_model::{EntryId, GroupId, LogIndex, ReplicaId, Term};
+
+use super::config::StoreConfig;
+use super::memory::Resident;
+use super::note::Note;
+use super::segments::Segments;
+use super::shared::Shared;
+use super::tip::{Break, Tip};
+use super::types::{
+    AppendDone, AppendError, Appending, LogStart, LogState, StoreError, TermStart, Vote,
+};
+use super::wal_runs::WalRuns;
+use crate::frame::{Frame, FrameHeader};
+
+/// A handle to one group's log; clones share it.
+#[derive(Clone, Debug)]
+pub struct GroupLog(pub(crate) Arc<Group>);
+
+/// The log of one group.
+#[derive(Debug)]
+pub(crate) struct Group {
+    pub(crate) id: GroupId,
+    pub(crate) replica: ReplicaId,
+    pub(crate) dir: PathBuf,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) state: Mutex<GroupState>,
+}
+
+/// Everything about a group that changes.
+#[derive(Debug)]
+pub(crate) struct GroupState {
+    pub(crate) vote: Option<Vote>,
+    pub(crate) log_start: Option<LogStart>,
+    pub(crate) tip: Tip,
+    pub(crate) resident: Resident,
+    pub(crate) terms: Vec<TermStart>,
+    pub(crate) durable: LogIndex,
+    pub(crate) committed: LogIndex,
+    /// The committed end the write-ahead log last heard of.
+    pub(crate) hinted: LogIndex,
+    pub(crate) segments: Segments,
+    pub(crate) runs: WalRuns,
+    pub(crate) cuts: Cuts,
+    /// The group waits in the fill queue, or is being filled.
+    pub(crate) fill_queued: bool,
+    /// The filled end as the last tick saw it: what it still sees is old.
+    pub(crate) seen_filled: LogIndex,
+    pub(crate) removed: bool,
+}
+
+/// Truncations whose write-ahead log frame is not durable yet: entries submitted before one
+/// become durable only below it.
+#[derive(Debug, Default)]
+pub(crate) struct Cuts {
+    generation: u64,
+    open: Vec<(u64, LogIndex)>,
+}
+
+impl Cuts {
+    fn cut(&mut self, end: LogIndex) -> u64 {
+        self.generation += 1;
+        self.open.push((self.generation, end));
+        self.generation
+    }
+
+    /// What remains of entries up to `end`, submitted in `generation`.
+    fn clip(&self, generation: u64, end: LogIndex) -> LogIndex {
+        let later = self.open.iter().filter(|(cut, _)| *cut > generation);
+        later.map(|&(_, at)| at).fold(end, LogIndex::min)
+    }
+
+    fn close(&mut self, generation: u64) {
+        self.open.retain(|(cut, _)| *cut > generation);
+    }
+}
+
+impl GroupState {
+    pub(crate) fn new(tip: Tip) -> Self {
+        Self {
+            vote: None,
+            log_start: None,
+            tip,
+            resident: Resident::starting_at(tip.next_index),
+            terms: Vec::new(),
+            durable: tip.next_index,
+            committed: tip.next_index,
+            hinted: tip.next_index,
+            segments: Segments::starting_at(tip),
+            runs: WalRuns::default(),
+            cuts: Cuts::default(),
+            fill_queued: false,
+            seen_filled: tip.next_index,
+            removed: false,
+        }
+    }
+
+    /// Takes in an entry that continues the chain.
+    pub(crate) fn push(&mut self, frame: Frame) {
+        let header = &frame.header;
+        if self.terms.last().is_none_or(|last| last.term < header.term) {
+            self.terms.push(TermStart {
+                term: header.term,
+                index: header.index,
+                offset: header.base_offset,
+            });
+        }
+        self.tip = Tip::after(header);
+        self.resident.push(frame);
+    }
+
+    /// Drops entries from `end` on, which must not lie below what is filled. Returns their bytes.
+    pub(crate) fn cut(&mut self, end: LogIndex) -> u64 {
+        let bytes = self.resident.bytes(end, self.resident.end());
+        self.resident.cut(end);
+        let before = end.get().checked_sub(1).map(LogIndex);
+        self.tip = match before.and_then(|index| self.resident.get(index)) {
+            Some(frame) => Tip::after(&frame.header),
+            None => self.segments.filled(),
+        };
+        self.terms.retain(|start| start.index < end);
+        self.durable = self.durable.min(end);
+        self.committed = self.committed.min(end);
+        self.hinted = self.hinted.min(end);
+        self.runs.cut(end);
+        bytes
+    }
+
+    /// The term of an entry, where it is still known.
+    pub(crate) fn term_of(&self, index: LogIndex) -> Option<Term> {
+        if index >= self.tip.next_index {
+            return None;
+        }
+        let after = self.terms.partition_point(|start| start.index <= index);
+        Some(self.terms.get(after.checked_sub(1)?)?.term)
+    }
+
+    /// Where committed and durable entries end, which segments may take.
+    pub(crate) fn fillable(&self) -> LogIndex {
+        self.committed.min(self.durable)
+    }
+
+    /// Whether the group is worth a fill worker's time now.
+    fn wants_fill(&self, config: &StoreConfig) -> bool {
+        let from = self.segments.filled().next_index;
+        self.resident.bytes(from, self.fillable()) >= config.fill_bytes
+    }
+
+    fn log_state(&self) -> LogState {
+        let last_below = |end: LogIndex| end.get().checked_sub(1).map(LogIndex);
+        LogState {
+            log_start: self.log_start.clone(),
+            last: self.tip.last,
+            next_offset: self.tip.next_offset,
+            data_start: self.segments.data_start(self.log_start.as_ref()),
+            vote: self.vote,
+            durable: last_below(self.durable),
+            committed: last_below(self.committed),
+            filled: last_below(self.segments.filled().next_index),
+        }
+    }
+}
+
+impl GroupLog {
+    pub fn group(&self) -> GroupId {
+        self.0.id
+    }
+
+    pub fn replica(&self) -> ReplicaId {
+        self.0.replica
+    }
+
+    /// The log as it stands now.
+    pub fn state(&self) -> LogState {
+        self.0.state.lock().log_state()
+    }
+
+    /// The first entry of each term, as far as entries are retained.
+    pub fn term_starts(&self) -> Vec<TermStart> {
+        self.0.state.lock().terms.clone()
+    }
+
+    /// The term of an entry, if the log still knows it.
+    pub fn term_of(&self, index: LogIndex) -> Option<Term> {
+        self.0.state.lock().term_of(index)
+    }
+
+    /// The headers of `from..to`, from memory alone; `None` unless all of them are there.
+    pub fn headers(&self, from: LogIndex, to: LogIndex) -> Option<Vec<FrameHeader>> {
+        self.0.state.lock().resident.headers(from, to)
+    }
+
+    /// Appends entries, all or none. They are readable on return; `done` runs when they are
+    /// durable, after the `done` of every earlier append.
+    pub fn append(
+        &self,
+        mut frames: Vec<Frame>,
+        mode: Appending,
+        done: AppendDone,
+    ) -> Result<(), AppendError> {
+        let group = &self.0;
+        let shared = &group.shared;
+        shared.check()?;
+        let now = shared.clock.now();
+        let mut bytes = 0;
+        {
+            let mut state = group.state.lock();
+            if state.removed {
+                return Err(StoreError::NoSuchGroup(group.id).into());
+            }
+            let mut tip = state.tip;
+            for frame in &mut frames {
+                if mode == Appending::Assign {
+                    frame.header.group = group.id;
+                    frame.header.base_offset = tip.next_offset;
+                    frame.header.append_time = now.max(tip.next_time);
+                }
+                admit(group.id, &tip, &frame.header)?;
+                tip = Tip::after(&frame.header);
+                bytes += frame.header.frame_len() as u64;
+            }
+            let from = state.tip.next_index;
+            for frame in &frames {
+                state.push(frame.clone());
+            }
+            if state.wants_hint(&shared.config) {
+                state.hinted = state.committed;
+                frames.push(Note::Committed(state.hinted).to_frame(group.id));
+            }
+            group.submit_entries(&state, from, tip.next_index, frames, done);
+        }
+        shared.budget.pin(bytes);
+        Ok(())
+    }
+
+    /// Keeps the vote; durable on return.
+    pub async fn save_vote(&self, vote: Vote) -> Result<(), StoreError> {
+        let durable = {
+            let mut state = self.0.state.lock();
+            state.vote = Some(vote);
+            self.0.submit_note(&Note::Vote(vote))
+        };
+        written(durable).await
+    }
+
+    /// Drops every entry after `last` (all of them for `None`); gone from memory at once, and
+    /// from disk on return. Committed entries are never dropped.
+    pub async fn truncate_after(&self, last: Option<LogIndex>) -> Result<(), StoreError> {
+        let end = last.map_or(LogIndex(0), LogIndex::next);
+        let (generation, durable) = {
+            let mut state = self.0.state.lock();
+            if end >= state.tip.next_index {
+                return Ok(());
+            }
+            if end < state.committed.max(state.segments.filled().next_index) {
+                return Err(StoreError::BelowCommitted {
+                    group: self.0.id,
+                    last,
+                });
+            }
+            let bytes = state.cut(end);
+            self.0.shared.budget.unpin(bytes);
+            let generation = state.cuts.cut(end);
+            (generation, self.0.submit_note(&Note::Cut(end)))
+        };
+        written(durable).await?;
+        self.0.state.lock().cuts.close(generation);
+        Ok(())
+    }
+
+    /// Moves the log start. X may lie beyond the last entry (or name another entry than the log
+    /// has there): then the log is emptied and continues after X. Durable on return; segments
+    /// below the data start are deleted later. A start that lies lower changes nothing.
+    pub async fn set_log_start(&self, start: LogStart) -> Result<(), StoreError> {
+        let (generation, durable) = {
+            let mut state = self.0.state.lock();
+            let Some(start) = state.raised(start) else {
+                return Ok(());
+            };
+            let emptied = state.is_foreign(start.purged);
+            let generation = if emptied {
+                self.0.empty(&mut state, &start);
+                state.cuts.cut(LogIndex(0))
+            } else {
+                state.committed = state.committed.max(start.purged.index.next());
+                0
+            };
+            state.log_start = Some(start.clone());
+            (
+                generation,
+                self.0.submit_note(&Note::LogStart { start, emptied }),
+            )
+        };
+        written(durable).await?;
+        let mut state = self.0.state.lock();
+        state.cuts.close(generation);
+        let floor = state
+            .log_start
+            .as_ref()
+            .map(|start| start.purged.index.next());
+        state.durable = state.durable.max(floor.unwrap_or_default());
+        drop(state);
+        Ok(())
+    }
+
+    /// Entries up to `index` are committed: segments may take them, nothing may cut them.
+    pub fn commit(&self, index: LogIndex) {
+        let mut state = self.0.state.lock();
+        let end = index.next().min(state.tip.next_index);
+        if end > state.committed {
+            state.committed = end;
+            self.0.queue_fill(&mut state);
+        }
+    }
+}
+
+impl GroupState {
+    /// `start` merged with the present one; `None` if it raises nothing.
+    fn raised(&self, start: LogStart) -> Option<LogStart> {
+        let Some(old) = &self.log_start else {
+            return Some(start);
+        };
+        let data_start = start.data_start.max(old.data_start);
+        let newer = if start.purged.index > old.purged.index {
+            start
+        } else if data_start > old.data_start {
+            old.clone()
+        } else {
+            return None;
+        };
+        Some(LogStart {
+            data_start,
+            ..newer
+        })
+    }
+
+    /// Whether the log does not hold X: it ends before, or has another entry there.
+    fn is_foreign(&self, purged: EntryId) -> bool {
+        purged.index >= self.tip.next_index
+            || self
+                .term_of(purged.index)
+                .is_some_and(|term| term != purged.term)
+    }
+
+    fn wants_hint(&self, config: &StoreConfig) -> bool {
+        self.committed > self.hinted
+            && self.resident.bytes(self.hinted, self.committed) >= config.fill_bytes
+    }
+}
+
+impl Group {
+    /// Submits entries to the write-ahead log; the caller holds the state.
+    fn submit_entries(
+        self: &Arc<Self>,
+        state: &GroupState,
+        from: LogIndex,
+        to: LogIndex,
+        frames: Vec<Frame>,
+        done: AppendDone,
+    ) {
+        let group = Arc::clone(self);
+        let generation = state.cuts.generation;
+        self.shared.submit(frames, false, move |result| {
+            done(result.map(|file| group.appended(generation, from, to, file)));
+        });
+    }
+
+    /// Entries `from..to`, submitted in `generation`, are durable in a write-ahead log file.
+    fn appended(self: &Arc<Self>, generation: u64, from: LogIndex, to: LogIndex, file: u64) {
+        let mut state = self.state.lock();
+        let to = state.cuts.clip(generation, to);
+        if from < to {
+            state.durable = state.durable.max(to);
+            state.runs.record(from, to, file);
+            let synced = state.segments.synced().next_index;
+            state.runs.release(synced);
+            self.queue_fill(&mut state);
+        }
+    }
+
+    /// Submits a note; the caller holds the state.
+    fn submit_note(self: &Arc<Self>, note: &Note) -> oneshot::Receiver<Result<(), StoreError>> {
+        let (sender, receiver) = oneshot::channel();
+        let frame = note.to_frame(self.id);
+        self.shared.submit(vec![frame], true, move |result| {
+            // The waiter may be gone; the note stands all the same.
+            let _ = sender.send(result.map(drop));
+        });
+        receiver
+    }
+
+    /// Empties the log and continues it after `start`.
+    fn empty(&self, state: &mut GroupState, start: &LogStart) {
+        let filled = state.segments.filled().next_index;
+        let end = state.resident.end();
+        let budget = &self.shared.budget;
+        budget.unpin(state.resident.bytes(filled, end));
+        budget.uncache(state.resident.bytes(state.resident.first(), filled));
+        let tip = Tip::at_start(start);
+        state.tip = tip;
+        state.resident = Resident::starting_at(tip.next_index);
+        state.terms.clear();
+        state.durable = tip.next_index;
+        state.committed = tip.next_index;
+        state.hinted = tip.next_index;
+        state.runs.cut(LogIndex(0));
+        state.segments.restart(tip);
+    }
+
+    /// Hands the group to the fill workers if it has a run for them.
+    pub(crate) fn queue_fill(self: &Arc<Self>, state: &mut GroupState) {
+        if !state.fill_queued && state.wants_fill(&self.shared.config) {
+            state.fill_queued = true;
+            self.shared.fill(self);
+        }
+    }
+
+    /// Drops cached frames below `end`.
+    pub(crate) fn evict(&self, end: LogIndex) {
+        let mut state = self.state.lock();
+        let end = end.min(state.segments.filled().next_index);
+        let first = state.resident.first();
+        self.shared.budget.uncache(state.resident.bytes(first, end));
+        state.resident.evict(end);
+    }
+}
+
+/// Waits for a submitted note.
+pub(crate) async fn written(
+    durable: oneshot::Receiver<Result<(), StoreError>>,
+) -> Result<(), StoreError> {
+    durable.await.unwrap_or(Err(StoreError::Closed))
+}
+
+/// Whether an entry may follow `tip`.
+fn admit(group: GroupId, tip: &Tip, header: &FrameHeader) -> Result<(), AppendError> {
+    let id = header.id();
+    if header.group != group || !header.kind.is_entry() {
+        return Err(AppendError::Foreign { id, group });
+    }
+    tip.check(header).map_err(|broken| match broken {
+        Break::Index => AppendError::Gap {
+            expected: tip.next_index,
+            found: header.index,
+        },
+        Break::Term => AppendError::TermRegressed {
+            previous: tip.last.map(|last| last.term).unwrap_or_default(),
+            found: id,
+        },
+        Break::Offset => AppendError::Diverged {
+            id,
+            expected: tip.next_offset,
+            found: header.base_offset,
+        },
+        Break::Time => AppendError::TimeDiverged {
+            id,
+            earliest: tip.next_time,
+            found: header.append_time,
+        },
+    })
+}
