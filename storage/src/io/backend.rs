@@ -1,11 +1,12 @@
 //! Which back-end runs the I/O jobs of a process, and how a job is started and awaited.
 
-use std::convert::Infallible;
+use std::any::Any;
 use std::io;
 
 use tokio::sync::oneshot;
 use tracing::error;
 
+use super::sim::SimDisk;
 use super::{IoJob, threads};
 
 /// A way to run [`IoJob`]s. Cheap to clone; every clone is the same disk.
@@ -14,6 +15,8 @@ use super::{IoJob, threads};
 pub enum Backend {
     /// Blocking system calls, a thread per job.
     Threads,
+    /// A simulated disk, in which jobs are local tasks.
+    Sim(SimDisk),
 }
 
 impl Backend {
@@ -22,6 +25,7 @@ impl Backend {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Threads => "threads",
+            Self::Sim(_) => "sim",
         }
     }
 
@@ -34,6 +38,7 @@ impl Backend {
     pub fn spawn<J: IoJob>(&self, name: &str, job: J) -> JobHandle {
         match self {
             Self::Threads => threads::spawn(name, job),
+            Self::Sim(disk) => disk.spawn(job),
         }
     }
 }
@@ -42,20 +47,23 @@ impl Backend {
 #[derive(Debug)]
 #[must_use = "a job that nobody joins is not drained at shutdown"]
 pub struct JobHandle {
-    /// Nothing is ever sent: the job's end drops the sender.
-    over: oneshot::Receiver<Infallible>,
+    /// The job's end drops the sender; only a simulated job's panic is ever sent.
+    over: oneshot::Receiver<Box<dyn Any + Send>>,
 }
 
 impl JobHandle {
     /// The handle, and the token that the job holds until it is over.
-    pub(super) fn new() -> (oneshot::Sender<Infallible>, Self) {
+    pub(super) fn new() -> (oneshot::Sender<Box<dyn Any + Send>>, Self) {
         let (running, over) = oneshot::channel();
         (running, Self { over })
     }
 
-    /// Waits for the job to end, whether by itself or, simulated, with its disk's power.
+    /// Waits for the job to end, whether by itself or, simulated, with its disk's power. A
+    /// simulated job's panic goes on here.
     pub async fn join(self) {
-        let _ = self.over.await;
+        if let Ok(panic) = self.over.await {
+            std::panic::resume_unwind(panic);
+        }
     }
 }
 

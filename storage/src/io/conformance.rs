@@ -11,6 +11,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use tokio::sync::{mpsc, oneshot};
 
+use super::sim::{self, SimConfig, SimDisk};
 use super::{Backend, Io, IoFile, IoJob, OpenMode};
 
 /// One subject of the suite.
@@ -261,6 +262,13 @@ async fn rename<I: Io>(io: I, dir: &Path) {
         "a handle follows its file, not the name"
     );
     assert!(io.rename(&from, &to).await.is_err());
+
+    io.create_dir_all(&dir.join("p").join("q")).await.unwrap();
+    fresh(&io, &dir.join("p").join("q").join("a")).await;
+    io.rename(&dir.join("p"), &dir.join("r")).await.unwrap();
+    let moved = dir.join("r").join("q").join("a");
+    io.open(&moved, OpenMode::Read).await.unwrap();
+    assert!(io.list(&dir.join("p")).await.is_err());
 }
 
 async fn removal<I: Io>(io: I, dir: &Path) {
@@ -340,4 +348,14 @@ async fn spawn_and_wait<I: Io>(io: I, dir: &Path) {
 async fn threads_pass_the_suite() {
     let root = tempfile::tempdir().unwrap();
     check(&Backend::Threads, root.path()).await;
+}
+
+#[test]
+fn the_simulated_disk_passes_the_suite() {
+    for config in [SimConfig::default(), SimConfig::instant()] {
+        sim::block_on(async {
+            let disk = SimDisk::with_config(1, config);
+            check(&disk.backend(), Path::new("/data")).await;
+        });
+    }
 }

@@ -14,6 +14,7 @@ mod backend;
 #[cfg(test)]
 mod conformance;
 mod names;
+pub mod sim;
 mod threads;
 
 use std::future::Future;
