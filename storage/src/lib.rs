@@ -4,7 +4,9 @@
 //! Storage keeps terms, votes and indexes and never interprets consensus; it knows no dialect.
 
 pub mod env;
+pub mod fatal;
 pub mod frame;
 pub mod io;
 pub mod log;
 pub mod store;
+pub mod wal;

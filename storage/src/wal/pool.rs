@@ -1,0 +1,247 @@
+//! The fixed set of slot files: which hold frames, which are ready for use, which must be made.
+//!
+//! ```text
+//! absent ──┐                        ┌──────── release ─────────┐
+//! short ───┴─> filling ──> ready ───┴──> used (a file number) ─┘
+//! ```
+//!
+//! One ready file is the reserve: only reserved units may begin it.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::{Path, PathBuf};
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+
+use super::{WalPressure, WalStatus};
+
+/// Ready files kept for reserved units.
+const RESERVE: usize = 1;
+/// Ready files that the filler keeps up, the reserve included.
+const READY_AIM: usize = RESERVE + 1;
+
+/// The number in a slot file's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Slot(pub(super) u32);
+
+impl Slot {
+    pub(super) fn path(self, dir: &Path) -> PathBuf {
+        dir.join(format!("{:02}.wal", self.0))
+    }
+
+    /// The slot that `name` is the file of, if it is one.
+    pub(super) fn from_name(name: &Path) -> Option<Self> {
+        let stem = name.to_str()?.strip_suffix(".wal")?;
+        let slot = Self(stem.parse().ok()?);
+        (slot.path(Path::new("")) == name).then_some(slot)
+    }
+}
+
+/// What a scan found of the slots.
+#[derive(Debug, Default)]
+pub(super) struct Slots {
+    pub(super) used: BTreeMap<u64, Slot>,
+    pub(super) ready: VecDeque<Slot>,
+    /// Files that exist and are not as long as they should be.
+    pub(super) short: BTreeSet<Slot>,
+    pub(super) absent: BTreeSet<Slot>,
+}
+
+/// What the filler has to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Errand {
+    Create(Slot),
+    Lengthen(Slot),
+    /// Nothing until the pool says so.
+    Rest,
+    /// Nothing until the disk may have room again.
+    Retry,
+    End,
+}
+
+#[derive(Debug)]
+pub(super) struct Pool {
+    state: Mutex<State>,
+    errand: Notify,
+    pressure: watch::Sender<WalPressure>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    slots: Slots,
+    filling: Option<Slot>,
+    /// The newest used file whose header is durable.
+    current: u64,
+    /// Whether the disk has no room for more files.
+    blocked: bool,
+    /// Whether the writer holds units that it cannot place.
+    starved: bool,
+    ended: bool,
+}
+
+impl State {
+    fn growable(&self) -> usize {
+        if self.blocked {
+            return 0;
+        }
+        self.slots.absent.len() + self.slots.short.len() + usize::from(self.filling.is_some())
+    }
+
+    fn pressure(&self) -> WalPressure {
+        let free = self.slots.ready.len() + self.growable();
+        if self.starved && self.growable() == 0 {
+            WalPressure::Full
+        } else if free < self.slots.used.len() {
+            WalPressure::Low
+        } else {
+            WalPressure::None
+        }
+    }
+}
+
+impl Pool {
+    pub(super) fn new() -> Self {
+        Self {
+            state: Mutex::default(),
+            errand: Notify::new(),
+            pressure: watch::Sender::new(WalPressure::None),
+        }
+    }
+
+    /// Takes over what the scan found; the filler has work from now on.
+    pub(super) fn install(&self, slots: Slots) {
+        self.change(|state| {
+            state.current = slots.used.keys().next_back().copied().unwrap_or(0);
+            state.slots = slots;
+        });
+        self.errand.notify_one();
+    }
+
+    /// A ready slot for file number `file`, unless only the reserve is left and it is not for
+    /// that. The very first file need not wait for a reserve.
+    pub(super) fn begin(&self, file: u64, reserved: bool) -> Option<Slot> {
+        let slot = self.change(|state| {
+            let slots = &mut state.slots;
+            let keep = if reserved || slots.used.is_empty() {
+                0
+            } else {
+                RESERVE
+            };
+            if slots.ready.len() <= keep {
+                return None;
+            }
+            let slot = slots.ready.pop_front()?;
+            slots.used.insert(file, slot);
+            Some(slot)
+        });
+        self.errand.notify_one();
+        slot
+    }
+
+    /// The header of `file` is durable.
+    pub(super) fn began(&self, file: u64) {
+        self.state.lock().current = file;
+    }
+
+    /// Whether there is a reserve.
+    pub(super) fn has_reserve(&self) -> bool {
+        self.state.lock().slots.ready.len() >= RESERVE
+    }
+
+    pub(super) fn set_starved(&self, starved: bool) {
+        self.change(|state| state.starved = starved);
+    }
+
+    /// Frees the files before number `before`, never the current one.
+    pub(super) fn release(&self, before: u64) {
+        self.change(|state| {
+            let before = before.min(state.current);
+            let kept = state.slots.used.split_off(&before);
+            let freed = std::mem::replace(&mut state.slots.used, kept);
+            state.slots.ready.extend(freed.into_values());
+        });
+        self.errand.notify_one();
+    }
+
+    pub(super) fn end(&self) {
+        self.state.lock().ended = true;
+        self.errand.notify_one();
+    }
+
+    pub(super) fn ended(&self) -> bool {
+        self.state.lock().ended
+    }
+
+    /// What the filler should do now. On a disk known to be full only a `retry` tries again.
+    pub(super) fn next_errand(&self, retry: bool) -> Errand {
+        self.change(|state| {
+            if state.ended {
+                return Errand::End;
+            }
+            if state.slots.ready.len() >= READY_AIM {
+                return Errand::Rest;
+            }
+            if state.blocked && !retry {
+                return Errand::Retry;
+            }
+            let errand = if let Some(slot) = state.slots.short.pop_first() {
+                Errand::Lengthen(slot)
+            } else if let Some(slot) = state.slots.absent.pop_first() {
+                Errand::Create(slot)
+            } else {
+                return Errand::Rest;
+            };
+            if let Errand::Create(slot) | Errand::Lengthen(slot) = errand {
+                state.filling = Some(slot);
+            }
+            errand
+        })
+    }
+
+    /// Waits until the answer of [`Self::next_errand`] may be another.
+    pub(super) async fn errand_changed(&self) {
+        self.errand.notified().await;
+    }
+
+    /// The slot of the last errand is ready.
+    pub(super) fn filled(&self) {
+        self.change(|state| {
+            state.slots.ready.extend(state.filling.take());
+            state.blocked = false;
+        });
+    }
+
+    /// The disk has no room for the slot of the last errand, whose file is gone again.
+    pub(super) fn not_filled(&self) {
+        self.change(|state| {
+            state.slots.absent.extend(state.filling.take());
+            state.blocked = true;
+        });
+    }
+
+    pub(super) fn watch(&self) -> watch::Receiver<WalPressure> {
+        self.pressure.subscribe()
+    }
+
+    pub(super) fn describe(&self, status: &mut WalStatus) {
+        let state = self.state.lock();
+        let count = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
+        status.oldest_file = state.slots.used.keys().next().copied().unwrap_or(0);
+        status.current_file = state.current;
+        status.used_files = count(state.slots.used.len());
+        status.free_files = count(state.slots.ready.len());
+        status.growth_blocked = state.blocked;
+    }
+
+    fn change<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
+        let mut state = self.state.lock();
+        let result = change(&mut state);
+        let pressure = state.pressure();
+        self.pressure.send_if_modified(|seen| {
+            let changed = *seen != pressure;
+            *seen = pressure;
+            changed
+        });
+        result
+    }
+}

@@ -1,0 +1,375 @@
+//! The one job that writes: takes what queued, lays it out as a round, makes it durable, tells
+//! the waiters, and again.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use rand::RngCore;
+use rand::rngs::SmallRng;
+use tokio::time::Instant;
+
+use super::format::{BLOCK, BLOCK_BYTES, FileHeader, HEADER_LEN, padded};
+use super::queue::Unit;
+use super::round::{Place, Round, RoundBuilder};
+use super::scan::Tail;
+use super::{Shared, WalConfig, WalError, WalPosition, WalWriting};
+use crate::fatal::{Fatal, FatalSink};
+use crate::io::{Io, IoFile, OpenMode};
+
+/// How long after the last round with frames a seal follows.
+const SEAL_AFTER: Duration = Duration::from_millis(50);
+
+pub(super) struct Writer<I: Io> {
+    io: I,
+    config: WalConfig,
+    shared: Arc<Shared>,
+    signatures: SmallRng,
+    fatal: FatalSink,
+    /// The last durable round.
+    tail: Tail,
+    /// Whether the last frames lie beyond every durable mark on disk.
+    seal_due: bool,
+    current: Option<Current<I::File>>,
+    /// Units to be written in order, and those that overtake them into the reserve.
+    pending: VecDeque<Unit>,
+    urgent: VecDeque<Unit>,
+    builder: RoundBuilder,
+    writing: WalWriting,
+}
+
+/// The file being written.
+struct Current<F> {
+    file: F,
+    number: u64,
+    signature: u64,
+    /// Where the next round goes.
+    pos: u64,
+    /// The header block, until the first round takes it along.
+    header: Option<Bytes>,
+    /// Whether the file was the reserve when it was begun.
+    reserve: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lane {
+    Pending,
+    Urgent,
+}
+
+impl<I: Io> Writer<I> {
+    pub(super) fn new(
+        io: I,
+        config: WalConfig,
+        shared: Arc<Shared>,
+        signatures: SmallRng,
+        fatal: FatalSink,
+        recovered: (Tail, bool),
+    ) -> Self {
+        let builder = RoundBuilder::new(config.max_round_bytes);
+        let (tail, seal_due) = recovered;
+        shared.publish(tail.round, &WalWriting::default());
+        Self {
+            io,
+            config,
+            shared,
+            signatures,
+            fatal,
+            tail,
+            seal_due,
+            current: None,
+            pending: VecDeque::new(),
+            urgent: VecDeque::new(),
+            builder,
+            writing: WalWriting::default(),
+        }
+    }
+
+    /// Writes until the log is closed and everything that can be written is.
+    pub(super) async fn run(mut self) {
+        let end = match self.serve().await {
+            Ok(()) => WalError::Closed,
+            Err(source) => {
+                let fatal = Fatal {
+                    what: "write to the write-ahead log",
+                    source: Arc::new(source),
+                };
+                self.fatal.fire(fatal.clone());
+                WalError::Fatal(fatal)
+            }
+        };
+        self.refuse(&end).await;
+    }
+
+    async fn serve(&mut self) -> io::Result<()> {
+        loop {
+            let taken = self.shared.queue.take(&mut self.pending);
+            if let Some(since) = taken.since {
+                self.writing.stages.queued += since.elapsed();
+            }
+            match self.next_lane().await? {
+                Some(lane) => self.write_round(lane).await?,
+                None if taken.closed => return self.seal().await,
+                None => self.rest().await?,
+            }
+        }
+    }
+
+    /// Answers everything with `end` until no one can submit any more.
+    async fn refuse(&mut self, end: &WalError) {
+        loop {
+            let taken = self.shared.queue.take(&mut self.pending);
+            for unit in self.urgent.drain(..).chain(self.pending.drain(..)) {
+                self.shared.queue.answer(unit, Err(end.clone()));
+            }
+            if taken.closed {
+                return;
+            }
+            self.shared.queue.heard().await;
+        }
+    }
+
+    /// Waits for something to do; seals the log when there is nothing for a while.
+    async fn rest(&mut self) -> io::Result<()> {
+        let heard = self.shared.queue.heard();
+        if !self.seal_due {
+            heard.await;
+        } else if tokio::time::timeout(SEAL_AFTER, heard).await.is_err() {
+            self.seal().await?;
+        }
+        Ok(())
+    }
+
+    /// Which units come next, with a file for the first of them; none if there are none or no
+    /// file is free.
+    async fn next_lane(&mut self) -> io::Result<Option<Lane>> {
+        self.answer_placed(Lane::Urgent);
+        if let Some(len) = next_len(&self.urgent)
+            && self.make_room(len, true).await?
+        {
+            return Ok(Some(Lane::Urgent));
+        }
+        self.answer_placed(Lane::Pending);
+        let Some(len) = next_len(&self.pending) else {
+            return Ok(None);
+        };
+        if self.make_room(len, false).await? {
+            self.shared.pool.set_starved(false);
+            return Ok(Some(Lane::Pending));
+        }
+        self.shared.pool.set_starved(true);
+        self.prefer_reserved();
+        if let Some(len) = next_len(&self.urgent)
+            && self.make_room(len, true).await?
+        {
+            return Ok(Some(Lane::Urgent));
+        }
+        Ok(None)
+    }
+
+    /// Lets reserved units overtake, with whatever of their groups was submitted before them, so
+    /// that the order within a group stands.
+    fn prefer_reserved(&mut self) {
+        if !self.pending.iter().any(|unit| unit.reserved) {
+            return;
+        }
+        let mut groups = BTreeSet::new();
+        let mut kept = VecDeque::new();
+        let mut chosen = VecDeque::new();
+        while let Some(unit) = self.pending.pop_back() {
+            let members = || unit.frames.iter().map(|frame| frame.header.group);
+            if unit.reserved || members().any(|group| groups.contains(&group)) {
+                groups.extend(members());
+                chosen.push_front(unit);
+            } else {
+                kept.push_front(unit);
+            }
+        }
+        self.pending = kept;
+        self.urgent.append(&mut chosen);
+    }
+
+    /// Sees to a current file that takes a frame of `len` bytes; false if there is none.
+    async fn make_room(&mut self, len: usize, reserved: bool) -> io::Result<bool> {
+        if let Some(current) = &self.current
+            && padded(HEADER_LEN + len) <= self.room()
+            && (reserved || !current.reserve || self.shared.pool.has_reserve())
+        {
+            return Ok(true);
+        }
+        self.begin_file(reserved).await
+    }
+
+    /// Bytes left for rounds with frames: the last block is kept for a seal.
+    fn room(&self) -> usize {
+        self.current.as_ref().map_or(0, |current| {
+            let end = self.config.file_bytes - BLOCK_BYTES;
+            usize::try_from(end.saturating_sub(current.pos)).unwrap_or(usize::MAX)
+        })
+    }
+
+    async fn begin_file(&mut self, reserved: bool) -> io::Result<bool> {
+        let number = self.tail.file + 1;
+        let pool = &self.shared.pool;
+        let Some(slot) = pool.begin(number, reserved) else {
+            return Ok(false);
+        };
+        let reserve = reserved && !pool.has_reserve();
+        let path = slot.path(&self.config.dir);
+        let file = self.io.open(&path, OpenMode::Write).await?;
+        let signature = self.signatures.next_u64();
+        let header = FileHeader {
+            file: number,
+            signature,
+            first_round: self.tail.round + 1,
+            file_bytes: self.config.file_bytes,
+            predecessor_crc: self.tail.crc,
+        };
+        let mut block = BytesMut::zeroed(BLOCK);
+        block[..HEADER_LEN].copy_from_slice(&header.encode());
+        self.tail.file = number;
+        self.current = Some(Current {
+            file,
+            number,
+            signature,
+            pos: BLOCK_BYTES,
+            header: Some(block.freeze()),
+            reserve,
+        });
+        Ok(true)
+    }
+
+    async fn write_round(&mut self, lane: Lane) -> io::Result<()> {
+        let began = Instant::now();
+        let room = self.room();
+        let position = self.next_position();
+        let units = match lane {
+            Lane::Pending => &mut self.pending,
+            Lane::Urgent => &mut self.urgent,
+        };
+        self.builder.begin();
+        'full: for unit in units {
+            for frame in &unit.frames[unit.placed..] {
+                if !self.builder.fits(frame, room) {
+                    break 'full;
+                }
+                self.builder.push(frame, &mut self.writing);
+                unit.placed += 1;
+                unit.position.get_or_insert(position);
+            }
+        }
+        self.writing.stages.gather += began.elapsed();
+        self.write(position.round).await?;
+        self.seal_due = true;
+        let written = Instant::now();
+        self.answer_placed(lane);
+        self.writing.stages.complete += written.elapsed();
+        Ok(())
+    }
+
+    /// Writes an empty round, whose durable mark covers the last frames, if that is due.
+    async fn seal(&mut self) -> io::Result<()> {
+        if !self.seal_due {
+            return Ok(());
+        }
+        self.seal_due = false;
+        // Without a file the mark has to wait for the next round with frames.
+        if self.current.is_none() && !self.begin_file(false).await? {
+            return Ok(());
+        }
+        self.builder.begin();
+        self.write(self.tail.round + 1).await
+    }
+
+    fn next_position(&self) -> WalPosition {
+        WalPosition {
+            file: self.tail.file,
+            round: self.tail.round + 1,
+        }
+    }
+
+    /// Makes what the builder holds durable as round number `round`.
+    async fn write(&mut self, round: u64) -> io::Result<()> {
+        let Some(current) = &mut self.current else {
+            return Ok(());
+        };
+        let round = self.builder.finish(Place {
+            file: current.number,
+            signature: current.signature,
+            round,
+            durable: self.tail.round,
+            predecessor_crc: self.tail.crc,
+        });
+        let Round {
+            mut slices,
+            len,
+            crc,
+            frames,
+            buffer,
+        } = round;
+        let mut pos = current.pos;
+        let mut bytes = len as u64;
+        let header = current.header.take();
+        let begins = header.is_some();
+        if let Some(block) = header {
+            slices.insert(0, block);
+            pos -= BLOCK_BYTES;
+            bytes += BLOCK_BYTES;
+        }
+        let began = Instant::now();
+        current.file.write_durable_at(slices, pos).await?;
+        self.writing.stages.write += began.elapsed();
+        current.pos += len as u64;
+        self.tail.round += 1;
+        self.tail.crc = crc;
+        self.builder.reuse(buffer);
+        self.count(frames, bytes);
+        if begins {
+            self.shared.pool.began(self.tail.file);
+        }
+        self.shared.publish(self.tail.round, &self.writing);
+        Ok(())
+    }
+
+    fn count(&mut self, frames: u64, bytes: u64) {
+        let writing = &mut self.writing;
+        writing.syncs += 1;
+        writing.bytes += bytes;
+        writing.frames += frames;
+        writing.frames_per_round_max = writing.frames_per_round_max.max(frames);
+        if frames == 0 {
+            writing.seals += 1;
+        } else {
+            writing.rounds += 1;
+        }
+    }
+
+    /// Answers the units at the front of a lane whose frames are all durable.
+    fn answer_placed(&mut self, lane: Lane) {
+        let here = WalPosition {
+            file: self.tail.file,
+            round: self.tail.round,
+        };
+        let units = match lane {
+            Lane::Pending => &mut self.pending,
+            Lane::Urgent => &mut self.urgent,
+        };
+        while units.front().is_some_and(Unit::is_placed) {
+            if let Some(unit) = units.pop_front() {
+                self.writing.units += 1;
+                // A unit without frames is as durable as what came before it.
+                let position = unit.position.unwrap_or(here);
+                self.shared.queue.answer(unit, Ok(position));
+            }
+        }
+    }
+}
+
+/// Bytes of the frame that a lane goes on with.
+fn next_len(lane: &VecDeque<Unit>) -> Option<usize> {
+    let unit = lane.front()?;
+    let frame = unit.frames.get(unit.placed)?;
+    Some(frame.header.frame_len())
+}
