@@ -87,9 +87,10 @@ impl WalConfig {
 
     fn validate(&self) -> Result<(), WalError> {
         let round = self.max_round_bytes as u64;
+        let whole_blocks = |bytes: u64| bytes != 0 && bytes.is_multiple_of(BLOCK_BYTES);
         let reason = if self.files < 4 {
             "there must be at least 4 files"
-        } else if self.file_bytes % BLOCK_BYTES != 0 || round % BLOCK_BYTES != 0 || round == 0 {
+        } else if !whole_blocks(self.file_bytes) || !whole_blocks(round) {
             "sizes must be multiples of 4 KiB"
         } else if self.file_bytes > u64::from(u32::MAX) {
             "a file must be smaller than 4 GiB"

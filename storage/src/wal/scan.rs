@@ -164,7 +164,9 @@ impl Scan<'_> {
                 round: header.round,
             };
             if header.round >= self.from {
-                frames.into_iter().for_each(|f| (self.visit)(position, f));
+                for frame in frames {
+                    (self.visit)(position, frame);
+                }
             }
             pos += format::padded(header.len()) as u64;
         }
