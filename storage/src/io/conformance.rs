@@ -12,7 +12,7 @@ use futures::FutureExt;
 use tokio::sync::{mpsc, oneshot};
 
 use super::sim::{self, SimConfig, SimDisk};
-use super::{Backend, Io, IoFile, IoJob, OpenMode};
+use super::{Backend, Choice, Io, IoFile, IoJob, OpenMode};
 
 /// One subject of the suite.
 #[derive(Clone, Copy, Debug)]
@@ -357,5 +357,35 @@ fn the_simulated_disk_passes_the_suite() {
             let disk = SimDisk::with_config(1, config);
             check(&disk.backend(), Path::new("/data")).await;
         });
+    }
+}
+
+#[tokio::test]
+#[expect(clippy::print_stderr, reason = "what is skipped is said")]
+async fn io_uring_passes_the_suite() {
+    let root = tempfile::tempdir().unwrap();
+    match Backend::probe(Choice::Uring, root.path()) {
+        Ok(probe) => {
+            assert_eq!(probe.backend.name(), "uring");
+            check(&probe.backend, root.path()).await;
+        }
+        Err(refused) => eprintln!("SKIPPED: {refused}"),
+    }
+}
+
+#[test]
+fn the_probe_leaves_no_file_and_reports_a_refusal() {
+    let root = tempfile::tempdir().unwrap();
+    let probe = Backend::probe(Choice::Auto, root.path()).unwrap();
+    assert_eq!(probe.refusal.is_some(), probe.backend.name() == "threads");
+    assert_eq!(root.path().read_dir().unwrap().count(), 0);
+
+    let nowhere = root.path().join("none");
+    let probe = Backend::probe(Choice::Auto, &nowhere).unwrap();
+    assert!(probe.refusal.is_some() && probe.backend.name() == "threads");
+    Backend::probe(Choice::Uring, &nowhere).unwrap_err();
+    Backend::probe(Choice::Threads, &nowhere).unwrap();
+    for choice in [Choice::Auto, Choice::Uring, Choice::Threads] {
+        assert_eq!(choice.to_string().parse(), Ok(choice));
     }
 }

@@ -16,6 +16,7 @@ mod conformance;
 mod names;
 pub mod sim;
 mod threads;
+mod uring;
 
 use std::future::Future;
 use std::io;
@@ -23,7 +24,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-pub use backend::{Backend, JobHandle};
+pub use backend::{Backend, Choice, JobHandle, Probe, ProbeError, UnknownChoice};
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,11 +1,16 @@
-//! Opening, naming and removing files with plain system calls: rare operations that both real
-//! back-ends do on the spot.
+//! Opening, naming, removing and measuring files with plain system calls: rare operations that
+//! both real back-ends do on the spot.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use super::OpenMode;
+
+/// A read longer than this is first held against the length of the file, so that a wrong length
+/// costs no memory.
+const READ_UNCHECKED_MAX: usize = 1 << 20;
 
 pub(super) fn open(path: &Path, mode: OpenMode) -> io::Result<File> {
     let mut options = File::options();
@@ -56,4 +61,18 @@ pub(super) fn remove_dir_all(dir: &Path) -> io::Result<()> {
 
 pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
+}
+
+pub(super) fn len(file: impl AsFd) -> io::Result<u64> {
+    let stat = rustix::fs::fstat(file)?;
+    Ok(u64::try_from(stat.st_size).unwrap_or(0))
+}
+
+/// How much of `len` bytes from `pos` it makes sense to ask for.
+pub(super) fn readable(file: impl AsFd, pos: u64, wanted: usize) -> io::Result<usize> {
+    if wanted <= READ_UNCHECKED_MAX {
+        return Ok(wanted);
+    }
+    let left = len(file)?.saturating_sub(pos);
+    Ok(usize::try_from(left).map_or(wanted, |left| wanted.min(left)))
 }

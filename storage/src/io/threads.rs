@@ -16,9 +16,6 @@ use super::{Io, IoFile, IoJob, OpenMode, names};
 
 /// Slices that one gathered write takes (Linux: `UIO_MAXIOV`).
 pub(super) const SLICES_MAX: usize = 1024;
-/// A read longer than this is first held against the length of the file, so that a wrong length
-/// costs no memory.
-pub(super) const READ_UNCHECKED_MAX: usize = 1 << 20;
 
 pub(super) fn spawn<J: IoJob>(name: &str, job: J) -> JobHandle {
     let (running, handle) = JobHandle::new();
@@ -90,7 +87,7 @@ impl ThreadFile {
 
 impl IoFile for ThreadFile {
     async fn read_at(&self, pos: u64, len: usize) -> io::Result<Bytes> {
-        let len = readable(&self.file, pos, len)?;
+        let len = names::readable(&self.file, pos, len)?;
         let mut buf = Vec::with_capacity(len);
         while buf.len() < len {
             let from = pos + buf.len() as u64;
@@ -131,22 +128,13 @@ impl IoFile for ThreadFile {
     }
 
     async fn len(&self) -> io::Result<u64> {
-        Ok(self.file.metadata()?.len())
+        names::len(&self.file)
     }
 
     async fn set_len(&self, len: u64) -> io::Result<()> {
         self.unsynced.set(true);
         self.file.set_len(len)
     }
-}
-
-/// How much of `len` bytes from `pos` there can be.
-pub(super) fn readable(file: &File, pos: u64, len: usize) -> io::Result<usize> {
-    if len <= READ_UNCHECKED_MAX {
-        return Ok(len);
-    }
-    let left = file.metadata()?.len().saturating_sub(pos);
-    Ok(usize::try_from(left).map_or(len, |left| len.min(left)))
 }
 
 /// Whether one system call took a whole gathered write.
