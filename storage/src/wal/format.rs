@@ -25,7 +25,7 @@
 //! durable: its header is a durable mark too. The signature is random for each use of a file, so
 //! that what an earlier use left behind is never taken for a round.
 
-use bytes::{Buf, BufMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 /// The unit of writing: no block is ever rewritten but a recycled file's first.
 pub(super) const BLOCK: usize = 4096;
@@ -78,6 +78,13 @@ impl FileHeader {
         buf.put_u32_le(self.predecessor_crc);
         seal(&mut out);
         out
+    }
+
+    /// The file's first block.
+    pub(super) fn block(&self) -> Bytes {
+        let mut block = BytesMut::zeroed(BLOCK);
+        block[..HEADER_LEN].copy_from_slice(&self.encode());
+        block.freeze()
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, NotAHeader> {

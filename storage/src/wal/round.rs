@@ -38,6 +38,9 @@ pub(super) struct Round {
     /// The checksum that the next round names.
     pub(super) crc: u32,
     pub(super) frames: u64,
+    /// Bytes of large payload parts, and how many of them are slices of their own.
+    pub(super) large_bytes: u64,
+    pub(super) shared_bytes: u64,
     /// The buffer behind the slices, to be given back to the builder.
     pub(super) buffer: Bytes,
 }
@@ -57,6 +60,8 @@ pub(super) struct RoundBuilder {
     frame_bytes_max: usize,
     shared: Vec<Shared>,
     shared_bytes: usize,
+    /// Bytes of the payload parts that are too large to be copied.
+    large_bytes: u64,
     frames: u32,
     frames_crc: u32,
 }
@@ -69,6 +74,7 @@ impl RoundBuilder {
             frame_bytes_max,
             shared: Vec::new(),
             shared_bytes: 0,
+            large_bytes: 0,
             frames: 0,
             frames_crc: 0,
         }
@@ -80,6 +86,7 @@ impl RoundBuilder {
         self.buffer.put_bytes(0, HEADER_LEN);
         self.shared.clear();
         self.shared_bytes = 0;
+        self.large_bytes = 0;
         self.frames = 0;
         self.frames_crc = 0;
     }
@@ -120,12 +127,12 @@ impl RoundBuilder {
     fn push_part(&mut self, part: &Bytes, from: usize, writing: &mut WalWriting) {
         let len = (part.len() - from) as u64;
         if is_shared(part.len()) {
+            self.large_bytes += len;
             self.shared_bytes += part.len() - from;
             self.shared.push(Shared {
                 after: self.buffer.len(),
                 part: part.slice(from..),
             });
-            writing.payload_bytes_shared += len;
         } else {
             self.buffer.put_slice(&part[from..]);
             writing.payload_bytes_gathered += len;
@@ -157,12 +164,13 @@ impl RoundBuilder {
         self.buffer.put_bytes(0, len - self.len());
         let buffer = std::mem::take(&mut self.buffer).freeze();
         let mut slices = Vec::with_capacity(self.shared.len() * SLICES_PER_SHARED + 1);
-        let mut from = 0;
+        let (mut from, mut shared_bytes) = (0, 0);
         for Shared { after, part } in self.shared.drain(..) {
             if after > from {
                 slices.push(buffer.slice(from..after));
                 from = after;
             }
+            shared_bytes += part.len() as u64;
             slices.push(part);
         }
         if from < buffer.len() {
@@ -173,6 +181,8 @@ impl RoundBuilder {
             len,
             crc: format::crc_of(&header),
             frames: u64::from(self.frames),
+            large_bytes: self.large_bytes,
+            shared_bytes,
             buffer,
         }
     }

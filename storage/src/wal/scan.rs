@@ -6,6 +6,10 @@
 //! header carry: a mark at or beyond the missing round proves that it was durable, and then this
 //! is corruption; without one the round was never acknowledged, and it is cut.
 //!
+//! What no mark proves may have been read from the page cache of a kernel that failed to write it
+//! and then called it clean. It is therefore written again, as it stands, before it is yielded
+//! as durable; a sync alone would prove nothing.
+//!
 //! A mark is never beyond what was durable when it was written, and a recovery never cuts what
 //! was durable, so the greatest mark found anywhere among the files that matter is the judge,
 //! even where earlier recoveries have cut tails before.
@@ -64,6 +68,7 @@ pub(super) async fn scan<I: Io>(
         tail: Tail::default(),
         framed: 0,
         mark: from.round.saturating_sub(1),
+        unproven: Vec::new(),
         torn: None,
         rounds: 0,
         bytes_read: 0,
@@ -76,6 +81,7 @@ pub(super) async fn scan<I: Io>(
     if scan.mark > scan.tail.round {
         return Err(scan.rounds_missing(scan.tail.file, 0));
     }
+    scan.rewrite_unproven(&chain).await?;
     for link in &chain {
         let synced = link.seen.file.sync_data().await;
         synced.map_err(WalError::io("sync", &link.seen.path))?;
@@ -103,10 +109,20 @@ struct Scan<'a> {
     framed: u64,
     /// The newest round that is proven to have been durable.
     mark: u64,
+    /// The last rounds of the file being read, those that nothing proves yet.
+    unproven: Vec<Whole>,
     torn: Option<TornTail>,
     rounds: u64,
     bytes_read: u64,
     visit: &'a mut Visit,
+}
+
+/// A round that was read, every byte of its frames as written, and where it stands.
+struct Whole {
+    header: RoundHeader,
+    pos: u64,
+    /// Padding included.
+    bytes: Bytes,
 }
 
 impl Scan<'_> {
@@ -148,30 +164,47 @@ impl Scan<'_> {
     ) -> Result<u64, WalError> {
         let mut reader = Reader::new(&link.seen, self.step);
         let mut pos = format::BLOCK_BYTES;
+        self.unproven.clear();
         while limit.is_none_or(|limit| self.tail.round + 1 < limit) {
-            let Some((header, crc, frames)) = self.round(link, &mut reader, pos).await? else {
+            let mut read = self.round(link, &mut reader, pos).await?;
+            if read.is_none() {
+                // A disk may err once; what it says twice is taken for the end.
+                reader.forget();
+                read = self.round(link, &mut reader, pos).await?;
+            }
+            let Some((whole, frames)) = read else {
                 break;
             };
-            self.tail.round = header.round;
-            self.tail.crc = crc;
-            self.mark = self.mark.max(header.durable);
-            self.rounds += 1;
-            if !frames.is_empty() {
-                self.framed = header.round;
-            }
-            let position = WalPosition {
-                file: header.file,
-                round: header.round,
-            };
-            if header.round >= self.from {
-                for frame in frames {
-                    (self.visit)(position, frame);
-                }
-            }
-            pos += format::padded(header.len()) as u64;
+            pos += whole.bytes.len() as u64;
+            self.found(whole, frames);
         }
         self.bytes_read += reader.bytes_read;
         Ok(pos)
+    }
+
+    /// Goes on to the next round.
+    fn found(&mut self, whole: Whole, frames: Vec<Frame>) {
+        let RoundHeader {
+            file,
+            round,
+            durable,
+            ..
+        } = whole.header;
+        self.tail.round = round;
+        self.tail.crc = format::crc_of(&whole.bytes);
+        self.mark = self.mark.max(durable);
+        self.rounds += 1;
+        if !frames.is_empty() {
+            self.framed = round;
+        }
+        self.unproven
+            .retain(|earlier| earlier.header.round > durable);
+        self.unproven.push(whole);
+        if round >= self.from {
+            for frame in frames {
+                (self.visit)(WalPosition { file, round }, frame);
+            }
+        }
     }
 
     /// The round at `pos`, if it is whole and the one that follows.
@@ -180,7 +213,7 @@ impl Scan<'_> {
         link: &Link<F>,
         reader: &mut Reader<'_, F>,
         pos: u64,
-    ) -> Result<Option<(RoundHeader, u32, Vec<Frame>)>, WalError> {
+    ) -> Result<Option<(Whole, Vec<Frame>)>, WalError> {
         let bytes = reader.get(pos, HEADER_LEN).await?;
         let header = match RoundHeader::decode(&bytes) {
             Ok(header) => header,
@@ -191,14 +224,21 @@ impl Scan<'_> {
             && header.signature == link.header.signature
             && header.round == self.tail.round + 1
             && header.predecessor_crc == self.tail.crc;
-        if !follows || pos + header.len() as u64 > link.seen.len {
+        let len = format::padded(header.len());
+        if !follows || pos + len as u64 > link.seen.len {
             return Ok(None);
         }
-        let body = reader
-            .get(pos + HEADER_LEN as u64, header.frame_bytes as usize)
-            .await?;
-        let frames = frames_of(&header, body)?;
-        Ok(frames.map(|frames| (header, format::crc_of(&bytes), frames)))
+        let whole = reader.get(pos, len).await?;
+        if whole.len() != len || whole[..HEADER_LEN] != bytes[..] {
+            return Ok(None);
+        }
+        let frames = frames_of(&header, whole.slice(HEADER_LEN..header.len()))?;
+        let whole = Whole {
+            header,
+            pos,
+            bytes: whole,
+        };
+        Ok(frames.map(|frames| (whole, frames)))
     }
 
     /// Looks behind the end of the last file for rounds that prove more to have been durable.
@@ -272,6 +312,27 @@ impl Scan<'_> {
         Ok(found)
     }
 
+    /// Writes the rounds at the end that no mark proves once more, with the file's header if
+    /// that may be as new as they are.
+    async fn rewrite_unproven<F: IoFile>(&mut self, chain: &[Link<F>]) -> Result<(), WalError> {
+        let Some(Link { seen, header }) = chain.last() else {
+            return Ok(());
+        };
+        let mark = self.mark;
+        self.unproven.retain(|whole| whole.header.round > mark);
+        let mut from = self.unproven.first().map_or(0, |whole| whole.pos);
+        let mut slices = Vec::new();
+        if header.first_round > mark {
+            from = 0;
+            slices.push(header.block());
+        } else if self.unproven.is_empty() {
+            return Ok(());
+        }
+        slices.extend(self.unproven.drain(..).map(|whole| whole.bytes));
+        let written = seen.file.write_durable_at(slices, from).await;
+        written.map_err(WalError::io("write", &seen.path))
+    }
+
     fn rounds_missing(&self, file: u64, pos: u64) -> WalError {
         WalError::Corrupt {
             file,
@@ -341,6 +402,11 @@ impl<'a, F: IoFile> Reader<'a, F> {
             window_at: 0,
             bytes_read: 0,
         }
+    }
+
+    /// Reads the next bytes from the disk, whether or not they were read before.
+    fn forget(&mut self) {
+        self.window = Bytes::new();
     }
 
     /// `len` bytes from `pos`, fewer only where the file ends.

@@ -76,7 +76,11 @@ pub(super) async fn survey<I: Io>(
     let (mut chain, mut strays) = (Vec::new(), Vec::new());
     for slot in names.iter().filter_map(|name| Slot::from_name(name)) {
         slots.absent.remove(&slot);
-        let seen = look(io, slot, slot.path(&config.dir)).await?;
+        let mut seen = look(io, slot, slot.path(&config.dir)).await?;
+        if !matches!(seen.head, Head::Readable(_)) {
+            // A disk may err once.
+            seen = look(io, slot, slot.path(&config.dir)).await?;
+        }
         match seen.head {
             Head::Readable(header) if header.file >= first => {
                 chain.push(Link { seen, header });

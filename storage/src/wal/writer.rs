@@ -6,12 +6,12 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use rand::RngCore;
 use rand::rngs::SmallRng;
 use tokio::time::Instant;
 
-use super::format::{BLOCK, BLOCK_BYTES, FileHeader, HEADER_LEN, padded};
+use super::format::{BLOCK_BYTES, FileHeader, HEADER_LEN, padded};
 use super::queue::Unit;
 use super::round::{Place, Round, RoundBuilder};
 use super::scan::Tail;
@@ -227,15 +227,13 @@ impl<I: Io> Writer<I> {
             file_bytes: self.config.file_bytes,
             predecessor_crc: self.tail.crc,
         };
-        let mut block = BytesMut::zeroed(BLOCK);
-        block[..HEADER_LEN].copy_from_slice(&header.encode());
         self.tail.file = number;
         self.current = Some(Current {
             file,
             number,
             signature,
             pos: BLOCK_BYTES,
-            header: Some(block.freeze()),
+            header: Some(header.block()),
             reserve,
         });
         Ok(true)
@@ -302,21 +300,21 @@ impl<I: Io> Writer<I> {
             durable: self.tail.round,
             predecessor_crc: self.tail.crc,
         });
+        count(&mut self.writing, &round);
         let Round {
             mut slices,
             len,
             crc,
-            frames,
             buffer,
+            ..
         } = round;
         let mut pos = current.pos;
-        let mut bytes = len as u64;
         let header = current.header.take();
         let begins = header.is_some();
         if let Some(block) = header {
             slices.insert(0, block);
             pos -= BLOCK_BYTES;
-            bytes += BLOCK_BYTES;
+            self.writing.bytes += BLOCK_BYTES;
         }
         let began = Instant::now();
         current.file.write_durable_at(slices, pos).await?;
@@ -325,25 +323,11 @@ impl<I: Io> Writer<I> {
         self.tail.round += 1;
         self.tail.crc = crc;
         self.builder.reuse(buffer);
-        self.count(frames, bytes);
         if begins {
             self.shared.pool.began(self.tail.file);
         }
         self.shared.publish(self.tail.round, &self.writing);
         Ok(())
-    }
-
-    fn count(&mut self, frames: u64, bytes: u64) {
-        let writing = &mut self.writing;
-        writing.syncs += 1;
-        writing.bytes += bytes;
-        writing.frames += frames;
-        writing.frames_per_round_max = writing.frames_per_round_max.max(frames);
-        if frames == 0 {
-            writing.seals += 1;
-        } else {
-            writing.rounds += 1;
-        }
     }
 
     /// Answers the units at the front of a lane whose frames are all durable.
@@ -372,4 +356,18 @@ fn next_len(lane: &VecDeque<Unit>) -> Option<usize> {
     let unit = lane.front()?;
     let frame = unit.frames.get(unit.placed)?;
     Some(frame.header.frame_len())
+}
+
+fn count(writing: &mut WalWriting, round: &Round) {
+    writing.syncs += 1;
+    writing.bytes += round.len as u64;
+    writing.frames += round.frames;
+    writing.frames_per_round_max = writing.frames_per_round_max.max(round.frames);
+    writing.payload_bytes_shared += round.shared_bytes;
+    writing.payload_bytes_large_copied += round.large_bytes - round.shared_bytes;
+    if round.frames == 0 {
+        writing.seals += 1;
+    } else {
+        writing.rounds += 1;
+    }
 }
