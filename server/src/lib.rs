@@ -4,6 +4,9 @@
 //! it the edges (`http` and the dialects), which never import one another; `config` sees none of
 //! them.
 
+pub mod boot;
+pub mod cli;
 pub mod config;
+pub mod dev;
 pub mod http;
 pub mod view;

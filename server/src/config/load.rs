@@ -18,7 +18,12 @@ use super::{Config, validate};
 const PREFIX: &str = "TRILOG_";
 
 /// Variables with that prefix which are not configuration of a node.
-const OTHER_VARIABLES: [&str; 3] = ["TRILOG_CACHE", "TRILOG_COMMIT", "TRILOG_SERVER"];
+const OTHER_VARIABLES: [&str; 4] = [
+    "TRILOG_CACHE",
+    "TRILOG_COMMIT",
+    "TRILOG_CONFIG",
+    "TRILOG_SERVER",
+];
 
 /// A configuration file is small; anything larger is the wrong file.
 const FILE_BYTES_MAX: u64 = 1 << 20;

@@ -1,0 +1,95 @@
+//! The command line: one tree of commands over one binary.
+//!
+//! Owns arguments, presentation and exit codes. Standard output belongs to [`output`] alone, so
+//! that what a program reads there is never mixed with remarks for people.
+
+mod config;
+mod dev;
+mod logging;
+mod output;
+mod server;
+
+use std::io;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+/// A replicated commit log that speaks three dialects.
+#[derive(Debug, Parser)]
+#[command(
+    name = "trilog",
+    version,
+    arg_required_else_help = true,
+    max_term_width = 100
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run one node of a cluster
+    Server(server::ServerArgs),
+    /// Run a whole cluster on this machine, for trying things out
+    Dev(dev::DevArgs),
+    /// Write, check and show the configuration of a node
+    Config(config::ConfigArgs),
+    /// Print the completion script of a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Parses the arguments and runs the command; the exit code is 0 for success, 1 for failure and 2
+/// for arguments that make no sense.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever read our output has had enough of it, which is no failure.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("trilog: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Config(args) => config::run(args),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "trilog", &mut script);
+            output::bytes(&script)?;
+            Ok(())
+        }
+        Command::Server(args) => runtime()?.block_on(server::run(args)),
+        Command::Dev(args) => runtime()?.block_on(dev::run(args)),
+    }
+}
+
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let cause = cause.downcast_ref::<io::Error>();
+        cause.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tree_of_commands_is_sound() {
+        Cli::command().debug_assert();
+    }
+}
