@@ -1,21 +1,32 @@
 //! The controller: the one Raft group that decides what the cluster is made of.
 
 mod cluster_config;
+mod cluster_map;
 mod command;
 mod config_key;
 mod ids;
 mod level;
 mod names;
 mod nearest;
+mod placement;
 mod reply;
+mod state;
 mod topic_config;
 
 pub use cluster_config::{ClusterConfigView, cluster_key, cluster_keys};
+pub use cluster_map::{
+    ClusterMap, GroupPlace, Node, NodeState, Partition, Replica, Replication, Retired, Standing,
+    Topic,
+};
 pub use config_key::{ConfigKey, ConfigSource, ConfigType, ConfigValue, Effect};
 pub use ids::{ClusterId, InvalidIdentity, NodeIdentity, TopicId};
 pub use level::{BASE_LEVEL, BUILD_LEVEL, LevelRange};
 pub use names::{MAX_NAME_LEN, check_topic_name, collision_key};
 pub use reply::{ControllerError, Outcome, Reply, decode_outcome, encode_outcome};
+pub use state::{
+    ControllerState, MAX_GROUPS, MAX_NODES, MAX_PARTITIONS, MAX_VOTERS, PRODUCER_ID_BLOCK,
+    RestoreError,
+};
 pub use topic_config::{
     Discard, MAX_BATCH_BYTES, TOPIC_KEYS, TimestampType, TopicConfig, TopicConfigView, topic_key,
 };

@@ -1,0 +1,189 @@
+//! Where replicas are to be, and what their leaders and holders report.
+
+use std::collections::BTreeSet;
+
+use trilog_model::{GroupId, NodeId, ReplicaId, Term};
+
+use super::super::cluster_map::{Partition, Replica, Standing};
+use super::super::command::{AssignReplicas, PreferLeader, ReportSettled};
+use super::super::reply::{ControllerError, Outcome, Reply};
+use super::topics::invalid_assignment;
+use super::{ControllerState, sorted};
+
+/// Voters the controller group has at most.
+const MAX_CONTROLLER_VOTERS: usize = 5;
+
+impl ControllerState {
+    pub(super) fn assign_replicas(&mut self, command: &AssignReplicas) -> Outcome {
+        let group = GroupId(command.group);
+        let current = self.partition(group)?;
+        check_generation(current, command.generation)?;
+        let current = Partition::clone(current);
+        let voters: Vec<NodeId> = command.voters.iter().copied().map(NodeId).collect();
+        let learners = self.read_learners(group, command, &voters)?;
+        self.check_voter_set(&voters)?;
+        let preferred = NodeId(command.preferred);
+        if !voters.contains(&preferred) {
+            return Err(invalid_assignment("the preferred leader is no voter"));
+        }
+        let newcomers = voters
+            .iter()
+            .chain(&learners)
+            .filter(|node| reusable(&current, **node).is_none());
+        let mut wanted = 0;
+        for node in newcomers {
+            wanted += 1;
+            if group != GroupId::CONTROLLER && !self.node(*node)?.is_active() {
+                return Err(invalid_assignment(&format!("node {node} is draining")));
+            }
+        }
+        self.reserve(0, wanted)?;
+        let next = self.retarget(&current, &voters, &learners, preferred);
+        if next.replicas == current.replicas && next.preferred == current.preferred {
+            return Ok(Reply::Done);
+        }
+        self.put_partition(Partition {
+            generation: current.generation + 1,
+            ..next
+        });
+        self.touch();
+        Ok(Reply::Done)
+    }
+
+    fn read_learners(
+        &self,
+        group: GroupId,
+        command: &AssignReplicas,
+        voters: &[NodeId],
+    ) -> Result<Vec<NodeId>, ControllerError> {
+        if group == GroupId::CONTROLLER {
+            if !command.learners.is_empty() {
+                return Err(invalid_assignment(
+                    "the controller's learners are all other nodes",
+                ));
+            }
+            if voters.len() > MAX_CONTROLLER_VOTERS {
+                return Err(invalid_assignment(&format!(
+                    "the controller has at most {MAX_CONTROLLER_VOTERS} voters"
+                )));
+            }
+            let members = self.tables.nodes.values().filter(|node| node.is_member());
+            return Ok(members
+                .map(|node| node.id)
+                .filter(|node| !voters.contains(node))
+                .collect());
+        }
+        let learners: Vec<NodeId> = command.learners.iter().copied().map(NodeId).collect();
+        let distinct: BTreeSet<&NodeId> = learners.iter().chain(voters).collect();
+        if distinct.len() != learners.len() + voters.len() {
+            return Err(invalid_assignment("a node is named twice"));
+        }
+        Ok(learners)
+    }
+
+    /// The partition with these nodes as its target. Replicas that are there keep their data and
+    /// identity; what is no longer wanted stays listed until the leader reports it gone.
+    fn retarget(
+        &mut self,
+        current: &Partition,
+        voters: &[NodeId],
+        learners: &[NodeId],
+        preferred: NodeId,
+    ) -> Partition {
+        let mut replicas = Vec::new();
+        let wanted = voters
+            .iter()
+            .map(|node| (*node, Standing::Voter))
+            .chain(learners.iter().map(|node| (*node, Standing::Learner)));
+        for (node, target) in wanted {
+            let replica = reusable(current, node).copied();
+            let replica = replica.unwrap_or_else(|| Replica {
+                id: self.new_replica(node),
+                settled: Standing::Absent,
+                target,
+                lost: false,
+            });
+            replicas.push(Replica { target, ..replica });
+        }
+        let kept: BTreeSet<ReplicaId> = replicas.iter().map(|replica| replica.id).collect();
+        let leaving = current.replicas.iter().filter(|r| !kept.contains(&r.id));
+        replicas.extend(leaving.map(|replica| Replica {
+            target: Standing::Absent,
+            ..*replica
+        }));
+        Partition {
+            replicas,
+            preferred,
+            ..current.clone()
+        }
+    }
+
+    pub(super) fn report_settled(&mut self, command: &ReportSettled) -> Outcome {
+        let group = GroupId(command.group);
+        let current = self.partition(group)?;
+        check_generation(current, command.generation)?;
+        let targets = |standing| current.target_set(standing).iter().map(|id| id.0).collect();
+        let agrees = sorted(command.voters.clone()) == sorted(targets(Standing::Voter))
+            && sorted(command.learners.clone()) == sorted(targets(Standing::Learner))
+            && Term(command.term) >= current.term;
+        if !agrees {
+            return Err(ControllerError::NotSettled { group: group.get() });
+        }
+        if current.is_settled() && !current.replicas.iter().any(|r| !r.is_wanted()) {
+            return Ok(Reply::Done);
+        }
+        let mut settled = Partition::clone(current);
+        settled.term = Term(command.term);
+        let (wanted, gone): (Vec<Replica>, Vec<Replica>) =
+            settled.replicas.iter().partition(|r| r.is_wanted());
+        settled.replicas = wanted
+            .into_iter()
+            .map(|replica| Replica {
+                settled: replica.target,
+                ..replica
+            })
+            .collect();
+        self.put_partition(settled);
+        for replica in gone.iter().filter(|replica| !replica.lost) {
+            self.retire(group, replica.id);
+        }
+        self.touch();
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn prefer_leader(&mut self, command: PreferLeader) -> Outcome {
+        let group = GroupId(command.group);
+        let node = NodeId(command.node);
+        let current = self.partition(group)?;
+        if !current.voter_nodes().any(|voter| voter == node) {
+            return Err(invalid_assignment("the preferred leader is no voter"));
+        }
+        if current.preferred != node {
+            let mut partition = Partition::clone(current);
+            partition.preferred = node;
+            self.put_partition(partition);
+            self.touch();
+        }
+        Ok(Reply::Done)
+    }
+}
+
+fn check_generation(partition: &Partition, given: u64) -> Result<(), ControllerError> {
+    if partition.generation == given {
+        return Ok(());
+    }
+    Err(ControllerError::StaleGeneration {
+        group: partition.group.get(),
+        given,
+        current: partition.generation,
+    })
+}
+
+/// The replica on `node` that can be kept: the newest one, unless its data is given up.
+fn reusable(partition: &Partition, node: NodeId) -> Option<&Replica> {
+    partition
+        .replicas
+        .iter()
+        .filter(|replica| replica.id.node() == node && !replica.lost)
+        .max_by_key(|replica| replica.id)
+}
