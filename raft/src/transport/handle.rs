@@ -1,19 +1,23 @@
 //! The handle everyone else uses: calls, streams and the address book of one node.
 
 use std::fmt;
+use std::io;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
 use tokio::time::Instant;
 use trilog_model::NodeId;
+use trilog_storage::env::Entropy;
 
 use super::book::AddressBook;
+use super::endpoint::{Endpoint, TransportConfig};
+use super::net::Net;
 use super::peer::{Kind, PeerError, PeerHandler, Target};
 use super::stats::TransportStats;
 use super::stream::{StreamReceiver, StreamSender};
+use super::tcp::TcpNet;
 
 /// Which cluster a node belongs to. Checked on every link; nodes of another are refused.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,65 +35,55 @@ impl fmt::Debug for ClusterId {
     }
 }
 
-/// What carries a [`Transport`]'s traffic.
-pub(super) trait Carrier: Send + Sync + fmt::Debug {
-    fn node(&self) -> NodeId;
-    fn join_cluster(&self, cluster: ClusterId);
-    fn register(&self, kinds: Range<u16>, handler: Arc<dyn PeerHandler>);
-    fn call(
-        &self,
-        target: Target,
-        payload: Vec<Bytes>,
-        deadline: Instant,
-    ) -> BoxFuture<'_, Result<Bytes, PeerError>>;
-    fn introduce(
-        &self,
-        address: String,
-        kind: Kind,
-        payload: Vec<Bytes>,
-        deadline: Instant,
-    ) -> BoxFuture<'_, Result<(NodeId, Bytes), PeerError>>;
-    fn open_stream(
-        &self,
-        target: Target,
-        deadline: Instant,
-    ) -> BoxFuture<'_, Result<(StreamSender, StreamReceiver), PeerError>>;
-    fn stats(&self) -> TransportStats;
-    fn close(&self) -> BoxFuture<'_, ()>;
-    fn abort(&self);
-}
-
 /// A node's links to its peers, over TCP or a simulated network; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Transport {
-    carrier: Arc<dyn Carrier>,
-    book: AddressBook,
+    endpoint: Arc<Endpoint>,
 }
 
 impl Transport {
-    pub(super) fn new(carrier: Arc<dyn Carrier>, book: AddressBook) -> Self {
-        Self { carrier, book }
+    /// Listens for peers at `address` (port 0 takes a free one) and connects over TCP.
+    ///
+    /// The transport's tasks live until [`Transport::close`] or [`Transport::abort`].
+    pub async fn tcp(config: TransportConfig, address: &str, entropy: Entropy) -> io::Result<Self> {
+        let net = TcpNet::bind(address).await?;
+        Ok(Self::over(config, Box::new(net), entropy))
+    }
+
+    pub(super) fn over(config: TransportConfig, net: Box<dyn Net>, entropy: Entropy) -> Self {
+        Self {
+            endpoint: Endpoint::start(config, net, entropy),
+        }
+    }
+
+    pub(super) fn endpoint(&self) -> Weak<Endpoint> {
+        Arc::downgrade(&self.endpoint)
+    }
+
+    /// Where this node listens.
+    pub fn address(&self) -> String {
+        self.endpoint.net.address()
     }
 
     /// This node.
     pub fn node(&self) -> NodeId {
-        self.carrier.node()
+        self.endpoint.identity().node
     }
 
     /// Where the other nodes are; edits take effect at once.
-    pub const fn book(&self) -> &AddressBook {
-        &self.book
+    pub fn book(&self) -> &AddressBook {
+        &self.endpoint.book
     }
 
     /// From now on this node belongs to a cluster: for one that started without.
     pub fn join_cluster(&self, cluster: ClusterId) {
-        self.carrier.join_cluster(cluster);
+        self.endpoint.join_cluster(cluster);
     }
 
     /// Serves a range of kinds from now on. Kinds nobody serves are refused as
     /// [`Unserved`](super::Refusal::Unserved).
     pub fn register(&self, kinds: Range<u16>, handler: Arc<dyn PeerHandler>) {
-        self.carrier.register(kinds, handler);
+        self.endpoint.register(kinds, handler);
     }
 
     /// Calls a peer and waits for its answer, connecting first if need be.
@@ -103,7 +97,7 @@ impl Transport {
         timeout: Duration,
     ) -> Result<Bytes, PeerError> {
         let deadline = Instant::now() + timeout;
-        self.carrier.call(target, payload, deadline).await
+        self.endpoint.call(target, payload, deadline).await
     }
 
     /// Calls whoever listens at an address, over a connection of its own: how a node without a
@@ -116,7 +110,7 @@ impl Transport {
         timeout: Duration,
     ) -> Result<(NodeId, Bytes), PeerError> {
         let deadline = Instant::now() + timeout;
-        self.carrier
+        self.endpoint
             .introduce(address.into(), kind, payload, deadline)
             .await
     }
@@ -129,21 +123,21 @@ impl Transport {
         timeout: Duration,
     ) -> Result<(StreamSender, StreamReceiver), PeerError> {
         let deadline = Instant::now() + timeout;
-        self.carrier.open_stream(target, deadline).await
+        self.endpoint.open_stream(target, deadline).await
     }
 
     /// Counters since the start.
     pub fn stats(&self) -> TransportStats {
-        self.carrier.stats()
+        self.endpoint.counters.snapshot()
     }
 
     /// Stops serving and calling, writes what is queued (bounded in time), closes every link.
     pub async fn close(&self) {
-        self.carrier.close().await;
+        self.endpoint.close().await;
     }
 
     /// Drops every link at once, as a crash would.
     pub fn abort(&self) {
-        self.carrier.abort();
+        self.endpoint.end();
     }
 }

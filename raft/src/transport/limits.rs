@@ -74,7 +74,7 @@ impl Default for Timings {
             keep_alive: Duration::from_millis(500),
             silence: Duration::from_secs(2),
             backoff_min: Duration::from_millis(20),
-            backoff_max: Duration::from_secs(1),
+            backoff_max: Duration::from_millis(500),
             linger: Duration::from_secs(1),
         }
     }

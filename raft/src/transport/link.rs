@@ -5,7 +5,7 @@
 //! fails with the same reason, and a new link starts empty.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -42,6 +42,11 @@ pub(super) struct Link {
     streams: Mutex<BTreeMap<u64, Arc<Stream>>>,
     next_id: AtomicU64,
     broken: OnceLock<PeerError>,
+    /// One side has said that it starts nothing new here.
+    draining: AtomicBool,
+    /// Something arrived, or was written, since whoever watches the link last looked.
+    pub(super) heard: AtomicBool,
+    pub(super) wrote: AtomicBool,
     stop: CancellationToken,
 }
 
@@ -61,6 +66,9 @@ impl Link {
             streams: Mutex::default(),
             next_id: AtomicU64::new(1),
             broken: OnceLock::new(),
+            draining: AtomicBool::new(false),
+            heard: AtomicBool::new(true),
+            wrote: AtomicBool::new(true),
             stop: CancellationToken::new(),
         })
     }
@@ -86,8 +94,20 @@ impl Link {
         &self.stop
     }
 
-    pub(super) fn is_live(&self) -> bool {
-        self.broken.get().is_none()
+    /// Whether calls and streams may still start here.
+    pub(super) fn is_open(&self) -> bool {
+        self.broken.get().is_none() && !self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Nothing new starts on this link; what is in progress may finish.
+    pub(super) fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Says goodbye and lets the writer end once it wrote what is queued.
+    pub(super) fn finish(&self) {
+        self.drain();
+        self.outbox.finish(OutFrame::bare(Op::Goodbye, 0));
     }
 
     pub(super) fn push(&self, frame: OutFrame) {
@@ -115,7 +135,7 @@ impl Link {
         self.stop.cancel();
     }
 
-    fn why(&self) -> PeerError {
+    pub(super) fn why(&self) -> PeerError {
         self.broken.get().cloned().unwrap_or(PeerError::Closed)
     }
 
@@ -288,6 +308,13 @@ impl Link {
         Ok(())
     }
 
+    pub(super) fn broken(&self, reason: &str) -> PeerError {
+        PeerError::Broken {
+            node: self.peer,
+            reason: reason.to_owned(),
+        }
+    }
+
     pub(super) fn unreachable(&self, reason: &str) -> PeerError {
         PeerError::Unreachable {
             node: self.peer,
@@ -307,11 +334,16 @@ pub(super) struct Reserved<'a> {
 impl Reserved<'_> {
     /// Spends the room on a frame.
     pub(super) fn send(self, header: &FrameHeader, payload: Vec<Bytes>) -> Result<(), PeerError> {
+        self.send_frame(OutFrame::new(header, payload))
+    }
+
+    /// As [`Reserved::send`], for a frame made before.
+    pub(super) fn send_frame(self, frame: OutFrame) -> Result<(), PeerError> {
         self.link
             .outstanding
             .fetch_add(self.cost, Ordering::Relaxed);
         self.permit.forget();
-        if self.link.outbox.push(OutFrame::new(header, payload)) {
+        if self.link.outbox.push(frame) {
             Ok(())
         } else {
             Err(self.link.why())

@@ -9,23 +9,36 @@
 //!   connection => reader task ─> handler | waiting call | queue of a stream
 //! ```
 
-#![allow(dead_code, reason = "what carries the traffic lands next")]
-
 mod book;
+mod connector;
+mod drive;
+mod endpoint;
 mod frame;
 mod handle;
+mod handshake;
 mod limits;
 mod link;
+mod net;
 mod outbox;
 mod peer;
+mod reader;
 mod registry;
+mod service;
+pub mod sim;
 mod stats;
 mod stream;
+mod tcp;
+mod writer;
 
 pub use book::AddressBook;
+pub use endpoint::TransportConfig;
 pub use frame::{COVERED, FrameDecoder, FrameError, FrameHeader, HEADER_LEN, Op};
 pub use handle::{ClusterId, Transport};
+pub use handshake::HandshakeError;
 pub use limits::{Limits, Timings};
 pub use peer::{Kind, Lane, PeerCall, PeerError, PeerHandler, PeerStream, Refusal, Route, Target};
 pub use stats::TransportStats;
 pub use stream::{Lease, StreamReceiver, StreamSender};
+
+#[cfg(test)]
+mod tests;

@@ -17,7 +17,7 @@ pub(super) struct OutFrame {
     pub(super) header: [u8; HEADER_LEN],
     pub(super) payload: Vec<Bytes>,
     /// A slot that is free again once the frame is written.
-    _slot: Option<OwnedSemaphorePermit>,
+    pub(super) slot: Option<OwnedSemaphorePermit>,
 }
 
 impl OutFrame {
@@ -25,7 +25,7 @@ impl OutFrame {
         Self {
             header: header.over(&payload).encode(),
             payload,
-            _slot: None,
+            slot: None,
         }
     }
 
@@ -33,18 +33,22 @@ impl OutFrame {
         Self {
             header: FrameHeader::bare(op, id).encode(),
             payload: Vec::new(),
-            _slot: None,
+            slot: None,
         }
-    }
-
-    pub(super) fn holding(mut self, slot: OwnedSemaphorePermit) -> Self {
-        self._slot = Some(slot);
-        self
     }
 
     pub(super) fn len(&self) -> usize {
         HEADER_LEN + self.payload.iter().map(Bytes::len).sum::<usize>()
     }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Open,
+    /// Takes nothing new; what is queued still leaves.
+    Finishing,
+    Closed,
 }
 
 #[derive(Debug, Default)]
@@ -53,7 +57,7 @@ struct Queue {
     bytes: usize,
     /// Credits owed per stream, merged until the writer takes them.
     credits: BTreeMap<u64, u32>,
-    closed: bool,
+    state: State,
 }
 
 /// The queue between those who send on a link and its writer task.
@@ -65,10 +69,10 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
-    /// Queues a frame; false once the link is closed.
+    /// Queues a frame; false once the link closes.
     pub(super) fn push(&self, frame: OutFrame) -> bool {
         let mut queue = self.queue.lock();
-        if queue.closed {
+        if queue.state != State::Open {
             return false;
         }
         let was_empty = queue.frames.is_empty() && queue.credits.is_empty();
@@ -84,7 +88,7 @@ impl Outbox {
     /// Queues the return of credit for a stream.
     pub(super) fn push_credit(&self, stream: u64, bytes: u32) {
         let mut queue = self.queue.lock();
-        if queue.closed {
+        if queue.state != State::Open {
             return;
         }
         let was_empty = queue.frames.is_empty() && queue.credits.is_empty();
@@ -96,18 +100,13 @@ impl Outbox {
         }
     }
 
-    /// Bytes queued and not yet taken by the writer.
-    pub(super) fn queued_bytes(&self) -> usize {
-        self.queue.lock().bytes
-    }
-
     /// Waits until fewer than `limit` bytes are queued, or the link is closed.
     pub(super) async fn wait_below(&self, limit: usize) {
         loop {
             let drained = self.drained.notified();
             {
                 let queue = self.queue.lock();
-                if queue.closed || queue.bytes < limit {
+                if queue.state == State::Closed || queue.bytes < limit {
                     return;
                 }
             }
@@ -116,7 +115,7 @@ impl Outbox {
     }
 
     /// Moves everything that is ready to the back of `batch`. Waits for the first frame; false
-    /// once the link is closed.
+    /// once nothing more will come.
     ///
     /// # Cancel safety
     /// Nothing is taken unless it completes.
@@ -125,7 +124,7 @@ impl Outbox {
             if self.take_ready(batch) {
                 return true;
             }
-            if self.queue.lock().closed {
+            if self.queue.lock().state != State::Open {
                 return false;
             }
             self.filled.notified().await;
@@ -156,10 +155,21 @@ impl Outbox {
         true
     }
 
+    /// Queues a last frame; the writer ends after it.
+    pub(super) fn finish(&self, last: OutFrame) {
+        self.push(last);
+        let mut queue = self.queue.lock();
+        if queue.state == State::Open {
+            queue.state = State::Finishing;
+        }
+        drop(queue);
+        self.filled.notify_one();
+    }
+
     /// Refuses and drops everything from now on.
     pub(super) fn close(&self) {
         let mut queue = self.queue.lock();
-        queue.closed = true;
+        queue.state = State::Closed;
         queue.bytes = 0;
         let dropped = std::mem::take(&mut queue.frames);
         queue.credits.clear();

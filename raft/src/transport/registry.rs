@@ -9,10 +9,13 @@ use parking_lot::RwLock;
 
 use super::peer::{Kind, PeerHandler};
 
+/// A handler and the end of the range it registered for.
+type Registered = (u16, Arc<dyn PeerHandler>);
+
 /// Handlers by the first kind of the range each registered for.
 #[derive(Default)]
 pub(super) struct Registry {
-    ranges: RwLock<BTreeMap<u16, (u16, Arc<dyn PeerHandler>)>>,
+    ranges: RwLock<BTreeMap<u16, Registered>>,
 }
 
 impl Registry {
