@@ -7,6 +7,7 @@ pub mod env;
 pub mod fatal;
 pub mod frame;
 pub mod io;
+pub mod kv;
 pub mod log;
 pub mod store;
 pub mod wal;
