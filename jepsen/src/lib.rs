@@ -1,1 +1,1 @@
-
+//! Real processes, injected faults, and checkers of the histories they leave.
