@@ -1,17 +1,29 @@
 //! The store of one data directory: its write-ahead log and the logs of its groups.
+//!
+//! ```text
+//! checkpoint        what recovery starts from
+//! wal/NN.wal        the write-ahead log, all groups together
+//! p/<group>@<replica>/<base index>.seg, .idx
+//!                   committed entries of one group
+//! *.damaged-N       what was set aside when the directory turned out to be damaged
+//! ```
 
-use std::collections::BTreeMap;
+mod open;
+
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use trilog_model::{GroupId, ReplicaId};
 
-use crate::env::{Clock, Entropy};
-use crate::io::Backend;
+use crate::fatal::Fatal;
+use crate::io::JobHandle;
 use crate::log::{
-    Budget, Fatal, Group, GroupLog, GroupState, Pressure, Shared, StoreConfig, StoreError, Tip,
+    FillTask, Group, GroupLog, GroupState, KeeperTask, Pressure, Shared, StoreError, Tip,
 };
+use crate::wal::WalStatus;
+
+pub use open::OpenReport;
 
 /// A data directory, open. Clones share it.
 #[derive(Clone, Debug)]
@@ -20,21 +32,8 @@ pub struct Store(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     shared: Arc<Shared>,
-    groups: Mutex<BTreeMap<GroupId, GroupLog>>,
-}
-
-/// What opening a data directory found.
-#[derive(Clone, Debug, Default)]
-pub struct OpenReport {
-    /// The groups that were recovered.
-    pub groups: Vec<(GroupId, ReplicaId)>,
-    /// The directory was damaged where it counts: it was set aside and the store is empty. The
-    /// groups listed must rejoin under new incarnations.
-    pub step_aside: bool,
-    /// Bytes read to recover.
-    pub bytes_read: u64,
-    /// Whether the write-ahead log ended in a write that was never completed.
-    pub torn_tail: bool,
+    keeper: mpsc::UnboundedSender<KeeperTask>,
+    jobs: Mutex<Vec<JobHandle>>,
 }
 
 /// Counters of a store.
@@ -45,93 +44,66 @@ pub struct StoreStats {
     pub pinned_bytes: u64,
     /// Bytes of entries kept in memory for readers.
     pub cached_bytes: u64,
+    /// The write-ahead log's own counters; none once it is closed.
+    pub wal: Option<WalStatus>,
 }
 
 impl Store {
-    /// Opens a data directory and recovers its logs.
-    #[expect(clippy::unused_async, reason = "recovery reads files")]
-    pub async fn open(
-        config: StoreConfig,
-        _backend: Backend,
-        clock: Arc<dyn Clock>,
-        _entropy: Entropy,
-    ) -> Result<(Self, OpenReport), StoreError> {
-        let (journal, mut completions) =
-            mpsc::unbounded_channel::<Box<dyn FnOnce(Result<u64, StoreError>) + Send>>();
-        tokio::spawn(async move {
-            while let Some(done) = completions.recv().await {
-                done(Ok(1));
-            }
-        });
-        let shared = Shared {
-            budget: Budget::new(config.pinned_budget(), config.cache_bytes),
-            fatal: watch::Sender::new(None),
-            config,
-            clock,
-            journal,
-        };
-        let inner = Inner {
-            shared: Arc::new(shared),
-            groups: Mutex::new(BTreeMap::new()),
-        };
-        Ok((Self(Arc::new(inner)), OpenReport::default()))
-    }
-
     /// Every group of the directory, in order.
     pub fn groups(&self) -> Vec<GroupId> {
-        self.0.groups.lock().keys().copied().collect()
+        self.0.shared.groups.lock().keys().copied().collect()
     }
 
     pub fn group(&self, group: GroupId) -> Option<GroupLog> {
-        self.0.groups.lock().get(&group).cloned()
+        let found = self.0.shared.groups.lock().get(&group).cloned();
+        found.map(GroupLog)
     }
 
     /// Creates a group; durable on return. The same group and replica again is the same log.
-    #[expect(clippy::unused_async, reason = "waits for the write-ahead log")]
     pub async fn create_group(
         &self,
         group: GroupId,
         replica: ReplicaId,
     ) -> Result<GroupLog, StoreError> {
-        let mut groups = self.0.groups.lock();
-        if let Some(log) = groups.get(&group) {
-            return if log.replica() == replica {
-                Ok(log.clone())
-            } else {
-                Err(StoreError::GroupExists {
-                    group,
-                    replica: log.replica(),
-                })
-            };
+        if self.0.shared.barred.contains(&(group, replica)) {
+            return Err(StoreError::Barred { group, replica });
         }
-        let shared = Arc::clone(&self.0.shared);
-        let log = GroupLog(Arc::new(Group {
-            id: group,
-            replica,
-            dir: shared
-                .config
-                .dir
-                .join("p")
-                .join(format!("{group}@{replica}")),
-            shared,
-            state: Mutex::new(GroupState::new(Tip::default())),
-        }));
-        groups.insert(group, log.clone());
-        Ok(log)
+        let log = {
+            let shared = &self.0.shared;
+            let mut groups = shared.groups.lock();
+            let log = groups.entry(group).or_insert_with(|| {
+                Arc::new(Group {
+                    id: group,
+                    replica,
+                    dir: shared.config.group_dir(group, replica),
+                    shared: Arc::clone(shared),
+                    state: Mutex::new(GroupState::new(Tip::default())),
+                })
+            });
+            Arc::clone(log)
+        };
+        if log.replica != replica {
+            return Err(StoreError::GroupExists {
+                group,
+                replica: log.replica,
+            });
+        }
+        log.create().await?;
+        Ok(GroupLog(log))
     }
 
     /// Removes a group and its data; durable before anything is deleted.
-    #[expect(clippy::unused_async, reason = "waits for the write-ahead log")]
     pub async fn remove_group(&self, group: GroupId) -> Result<(), StoreError> {
-        let removed = self.0.groups.lock().remove(&group);
-        let log = removed.ok_or(StoreError::NoSuchGroup(group))?;
-        log.0.state.lock().removed = true;
+        let found = self.0.shared.groups.lock().get(&group).cloned();
+        let log = found.ok_or(StoreError::NoSuchGroup(group))?;
+        log.remove().await?;
+        self.0.shared.groups.lock().remove(&group);
         Ok(())
     }
 
     /// Set once the store failed for good: the process must exit.
     pub fn fatal(&self) -> watch::Receiver<Option<Fatal>> {
-        self.0.shared.fatal.subscribe()
+        self.0.shared.watch_fatal()
     }
 
     /// Why produce should be refused and replication credit withheld, if it should.
@@ -140,16 +112,65 @@ impl Store {
     }
 
     pub fn stats(&self) -> StoreStats {
+        let shared = &self.0.shared;
         StoreStats {
-            groups: self.0.groups.lock().len(),
-            pinned_bytes: self.0.shared.budget.pinned(),
-            cached_bytes: self.0.shared.budget.cached(),
+            groups: shared.groups.lock().len(),
+            pinned_bytes: shared.budget.pinned(),
+            cached_bytes: shared.budget.cached(),
+            wal: shared.wal().ok().map(|wal| wal.wal().status()),
         }
     }
 
-    /// Drains what is under way, writes a checkpoint and stops all workers.
-    #[expect(clippy::unused_async, reason = "waits for the workers")]
+    /// Moves everything committed into segments and makes a checkpoint.
+    pub async fn checkpoint(&self) -> Result<(), StoreError> {
+        let (done, wait) = oneshot::channel();
+        let asked = self.0.keeper.send(KeeperTask::Checkpoint(done));
+        asked.map_err(|_| StoreError::Closed)?;
+        wait.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    /// Drains what is under way, makes a checkpoint and stops all workers. Logs of this store
+    /// refuse everything from then on.
     pub async fn close(self) -> Result<(), StoreError> {
-        Ok(())
+        let shared = &self.0.shared;
+        if let Some(wal) = shared.take_wal() {
+            wal.close().await;
+        }
+        let outcome = match shared.failure() {
+            Some(failure) => Err(failure),
+            None => self.checkpoint().await,
+        };
+        self.0.stop();
+        shared.reads.stop().await;
+        let jobs = std::mem::take(&mut *self.0.jobs.lock());
+        for job in jobs {
+            job.join().await;
+        }
+        shared.groups.lock().clear();
+        outcome
     }
 }
+
+impl Inner {
+    fn stop(&self) {
+        // Whoever is gone already needs no telling.
+        let _ = self.keeper.send(KeeperTask::Stop);
+        for worker in self.shared.fill_workers() {
+            let _ = worker.send(FillTask::Stop);
+        }
+    }
+}
+
+impl Drop for Inner {
+    /// An abandoned store leaves no threads behind; what is not in a checkpoint is in the
+    /// write-ahead log.
+    fn drop(&mut self) {
+        self.stop();
+        self.shared.reads.stop_unattended();
+        self.shared.take_wal();
+        self.shared.groups.lock().clear();
+    }
+}
+
+#[cfg(test)]
+mod tests;

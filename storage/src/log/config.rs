@@ -1,8 +1,16 @@
 //! The sizes a store works with.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use trilog_model::{GroupId, NodeId, ReplicaId};
+
+use crate::wal::WalConfig;
+
+/// The folder of the write-ahead log.
+pub(crate) const WAL: &str = "wal";
+/// The folder of all groups' segments.
+pub(crate) const SEGMENTS: &str = "p";
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
 
@@ -16,7 +24,7 @@ pub struct StoreConfig {
     /// Write-ahead log files.
     pub wal_files: u32,
     /// Bytes one round of the write-ahead log gathers at most.
-    pub wal_round_bytes: u64,
+    pub wal_round_bytes: usize,
     /// Bytes of entries that stand in no segment yet, over all groups, beyond which callers are
     /// told to hold back. Never more than three eighths of the write-ahead log.
     pub pinned_bytes: u64,
@@ -46,7 +54,7 @@ impl StoreConfig {
             dir,
             wal_file_bytes: 64 * MIB,
             wal_files: 16,
-            wal_round_bytes: 4 * MIB,
+            wal_round_bytes: 4 << 20,
             pinned_bytes: 256 * MIB,
             cache_bytes: 256 * MIB,
             segment_bytes: 128 * MIB,
@@ -70,6 +78,39 @@ impl StoreConfig {
             fill_workers: 1,
             read_workers: 1,
             ..Self::new(dir)
+        }
+    }
+
+    /// The folder of a group's segments.
+    pub(crate) fn group_dir(&self, group: GroupId, replica: ReplicaId) -> PathBuf {
+        self.dir.join(SEGMENTS).join(format!("{group}@{replica}"))
+    }
+
+    /// The group and replica that a folder of segments is named for.
+    pub(crate) fn parse_group_dir(name: &Path) -> Option<(GroupId, ReplicaId)> {
+        let (group, replica) = name.to_str()?.split_once('@')?;
+        let (node, incarnation) = replica.split_once('.')?;
+        let replica = ReplicaId::new(NodeId(node.parse().ok()?), incarnation.parse().ok()?);
+        Some((GroupId(group.parse().ok()?), replica))
+    }
+
+    /// Write-ahead log files that recovery may have to read before a checkpoint is made.
+    pub(crate) fn checkpoint_files(&self) -> u64 {
+        (u64::from(self.wal_files) * 3 / 8).max(1)
+    }
+
+    /// Write-ahead log files that an uncommitted entry may age before it is logged again.
+    pub(crate) fn relog_files(&self) -> u64 {
+        let files = u64::from(self.wal_files);
+        (files / 2).min(files.saturating_sub(3)).max(1)
+    }
+
+    pub(crate) fn wal(&self) -> WalConfig {
+        WalConfig {
+            dir: self.dir.join(WAL),
+            file_bytes: self.wal_file_bytes,
+            files: self.wal_files,
+            max_round_bytes: self.wal_round_bytes,
         }
     }
 

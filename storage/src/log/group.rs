@@ -7,21 +7,23 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 use trilog_model::{EntryId, GroupId, LogIndex, ReplicaId, Term};
 
 use super::config::StoreConfig;
+use super::fill::FillTask;
 use super::memory::Resident;
 use super::note::Note;
 use super::segments::Segments;
-use super::shared::Shared;
+use super::shared::{Room, Shared, WalGuard};
 use super::tip::{Break, Tip};
 use super::types::{
     AppendDone, AppendError, Appending, LogStart, LogState, StoreError, TermStart, Vote,
 };
 use super::wal_runs::WalRuns;
 use crate::frame::{Frame, FrameHeader};
+use crate::wal::WalPosition;
 
 /// A handle to one group's log; clones share it.
 #[derive(Clone, Debug)]
@@ -52,11 +54,27 @@ pub(crate) struct GroupState {
     pub(crate) segments: Segments,
     pub(crate) runs: WalRuns,
     pub(crate) cuts: Cuts,
+    /// Where the write-ahead log says that the group was created, once that is durable.
+    pub(crate) created: Option<WalPosition>,
+    pub(crate) life: Life,
     /// The group waits in the fill queue, or is being filled.
     pub(crate) fill_queued: bool,
+    /// What is committed is filled next, however little it is.
+    pub(crate) fill_forced: bool,
+    /// Segments of a log that was emptied, to be deleted once that is durable.
+    pub(crate) emptied_files: Vec<PathBuf>,
     /// The filled end as the last tick saw it: what it still sees is old.
     pub(crate) seen_filled: LogIndex,
-    pub(crate) removed: bool,
+}
+
+/// Whether a group may still be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Life {
+    Here,
+    /// Its removal is submitted.
+    Removing,
+    /// Its removal is durable.
+    Gone,
 }
 
 /// Truncations whose write-ahead log frame is not durable yet: entries submitted before one
@@ -83,6 +101,15 @@ impl Cuts {
     fn close(&mut self, generation: u64) {
         self.open.retain(|(cut, _)| *cut > generation);
     }
+
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Whether everything was cut and that is not durable yet.
+    pub(crate) fn is_emptying(&self) -> bool {
+        self.open.iter().any(|(_, at)| *at == LogIndex(0))
+    }
 }
 
 impl GroupState {
@@ -99,9 +126,12 @@ impl GroupState {
             segments: Segments::starting_at(tip),
             runs: WalRuns::default(),
             cuts: Cuts::default(),
+            created: None,
+            life: Life::Here,
             fill_queued: false,
+            fill_forced: false,
+            emptied_files: Vec::new(),
             seen_filled: tip.next_index,
-            removed: false,
         }
     }
 
@@ -143,17 +173,6 @@ impl GroupState {
         }
         let after = self.terms.partition_point(|start| start.index <= index);
         Some(self.terms.get(after.checked_sub(1)?)?.term)
-    }
-
-    /// Where committed and durable entries end, which segments may take.
-    pub(crate) fn fillable(&self) -> LogIndex {
-        self.committed.min(self.durable)
-    }
-
-    /// Whether the group is worth a fill worker's time now.
-    fn wants_fill(&self, config: &StoreConfig) -> bool {
-        let from = self.segments.filled().next_index;
-        self.resident.bytes(from, self.fillable()) >= config.fill_bytes
     }
 
     fn log_state(&self) -> LogState {
@@ -210,14 +229,12 @@ impl GroupLog {
     ) -> Result<(), AppendError> {
         let group = &self.0;
         let shared = &group.shared;
-        shared.check()?;
+        let wal = shared.wal()?;
+        frames.iter().try_for_each(|frame| wal.admits(frame))?;
         let now = shared.clock.now();
         let mut bytes = 0;
         {
-            let mut state = group.state.lock();
-            if state.removed {
-                return Err(StoreError::NoSuchGroup(group.id).into());
-            }
+            let mut state = group.alive()?;
             let mut tip = state.tip;
             for frame in &mut frames {
                 if mode == Appending::Assign {
@@ -237,18 +254,22 @@ impl GroupLog {
                 state.hinted = state.committed;
                 frames.push(Note::Committed(state.hinted).to_frame(group.id));
             }
-            group.submit_entries(&state, from, tip.next_index, frames, done);
+            let (group, generation) = (Arc::clone(group), state.cuts.generation);
+            shared.budget.pin(bytes);
+            wal.submit(shared, frames, Room::Common, move |result| {
+                done(result.map(|at| group.appended(generation, from, tip.next_index, at)));
+            });
         }
-        shared.budget.pin(bytes);
         Ok(())
     }
 
     /// Keeps the vote; durable on return.
     pub async fn save_vote(&self, vote: Vote) -> Result<(), StoreError> {
         let durable = {
-            let mut state = self.0.state.lock();
+            let wal = self.0.shared.wal()?;
+            let mut state = self.0.alive()?;
             state.vote = Some(vote);
-            self.0.submit_note(&Note::Vote(vote))
+            self.0.submit_note(&wal, &Note::Vote(vote), |_, _| ())
         };
         written(durable).await
     }
@@ -257,8 +278,9 @@ impl GroupLog {
     /// from disk on return. Committed entries are never dropped.
     pub async fn truncate_after(&self, last: Option<LogIndex>) -> Result<(), StoreError> {
         let end = last.map_or(LogIndex(0), LogIndex::next);
-        let (generation, durable) = {
-            let mut state = self.0.state.lock();
+        let durable = {
+            let wal = self.0.shared.wal()?;
+            let mut state = self.0.alive()?;
             if end >= state.tip.next_index {
                 return Ok(());
             }
@@ -271,46 +293,45 @@ impl GroupLog {
             let bytes = state.cut(end);
             self.0.shared.budget.unpin(bytes);
             let generation = state.cuts.cut(end);
-            (generation, self.0.submit_note(&Note::Cut(end)))
+            self.0.submit_note(&wal, &Note::Cut(end), move |state, _| {
+                state.cuts.close(generation);
+            })
         };
-        written(durable).await?;
-        self.0.state.lock().cuts.close(generation);
-        Ok(())
+        written(durable).await
     }
 
     /// Moves the log start. X may lie beyond the last entry (or name another entry than the log
     /// has there): then the log is emptied and continues after X. Durable on return; segments
     /// below the data start are deleted later. A start that lies lower changes nothing.
     pub async fn set_log_start(&self, start: LogStart) -> Result<(), StoreError> {
-        let (generation, durable) = {
-            let mut state = self.0.state.lock();
+        let durable = {
+            let wal = self.0.shared.wal()?;
+            let mut state = self.0.alive()?;
             let Some(start) = state.raised(start) else {
                 return Ok(());
             };
             let emptied = state.is_foreign(start.purged);
-            let generation = if emptied {
+            let note = Note::LogStart {
+                start: start.clone(),
+                emptied,
+            };
+            wal.admits(&note.to_frame(self.0.id))?;
+            let mut generation = 0;
+            if emptied {
                 self.0.empty(&mut state, &start);
-                state.cuts.cut(LogIndex(0))
+                generation = state.cuts.cut(LogIndex(0));
             } else {
                 state.committed = state.committed.max(start.purged.index.next());
-                0
-            };
-            state.log_start = Some(start.clone());
-            (
-                generation,
-                self.0.submit_note(&Note::LogStart { start, emptied }),
-            )
+            }
+            let floor = start.purged.index.next();
+            state.log_start = Some(start);
+            self.0.submit_note(&wal, &note, move |state, group| {
+                state.cuts.close(generation);
+                state.durable = state.durable.max(floor);
+                group.purge(state);
+            })
         };
-        written(durable).await?;
-        let mut state = self.0.state.lock();
-        state.cuts.close(generation);
-        let floor = state
-            .log_start
-            .as_ref()
-            .map(|start| start.purged.index.next());
-        state.durable = state.durable.max(floor.unwrap_or_default());
-        drop(state);
-        Ok(())
+        written(durable).await
     }
 
     /// Entries up to `index` are committed: segments may take them, nothing may cut them.
@@ -359,53 +380,94 @@ impl GroupState {
 }
 
 impl Group {
-    /// Submits entries to the write-ahead log; the caller holds the state.
-    fn submit_entries(
-        self: &Arc<Self>,
-        state: &GroupState,
-        from: LogIndex,
-        to: LogIndex,
-        frames: Vec<Frame>,
-        done: AppendDone,
-    ) {
-        let group = Arc::clone(self);
-        let generation = state.cuts.generation;
-        self.shared.submit(frames, false, move |result| {
-            done(result.map(|file| group.appended(generation, from, to, file)));
-        });
+    /// The state of a group that is not being removed.
+    fn alive(&self) -> Result<MutexGuard<'_, GroupState>, StoreError> {
+        let state = self.state.lock();
+        match state.life {
+            Life::Here => Ok(state),
+            Life::Removing | Life::Gone => Err(StoreError::NoSuchGroup(self.id)),
+        }
     }
 
-    /// Entries `from..to`, submitted in `generation`, are durable in a write-ahead log file.
-    fn appended(self: &Arc<Self>, generation: u64, from: LogIndex, to: LogIndex, file: u64) {
+    /// Entries `from..to`, submitted in `generation`, are durable in the write-ahead log.
+    pub(crate) fn appended(
+        self: &Arc<Self>,
+        generation: u64,
+        from: LogIndex,
+        to: LogIndex,
+        at: WalPosition,
+    ) {
         let mut state = self.state.lock();
         let to = state.cuts.clip(generation, to);
         if from < to {
             state.durable = state.durable.max(to);
-            state.runs.record(from, to, file);
+            state.runs.record(from, to, at.file);
             let synced = state.segments.synced().next_index;
             state.runs.release(synced);
             self.queue_fill(&mut state);
         }
     }
 
-    /// Submits a note; the caller holds the state.
-    fn submit_note(self: &Arc<Self>, note: &Note) -> oneshot::Receiver<Result<(), StoreError>> {
+    /// Submits a note; the caller holds the state. `settle` changes the state once the note is
+    /// durable, whether or not anyone still waits for it.
+    fn submit_note(
+        self: &Arc<Self>,
+        wal: &WalGuard<'_>,
+        note: &Note,
+        settle: impl FnOnce(&mut GroupState, &Arc<Self>) + Send + 'static,
+    ) -> oneshot::Receiver<Result<(), StoreError>> {
         let (sender, receiver) = oneshot::channel();
+        let group = Arc::clone(self);
         let frame = note.to_frame(self.id);
-        self.shared.submit(vec![frame], true, move |result| {
+        wal.submit(&self.shared, vec![frame], Room::Reserved, move |result| {
+            let result = result.map(|_| settle(&mut group.state.lock(), &group));
             // The waiter may be gone; the note stands all the same.
-            let _ = sender.send(result.map(drop));
+            let _ = sender.send(result);
         });
         receiver
     }
 
+    /// Makes the group's existence durable.
+    pub(crate) async fn create(self: &Arc<Self>) -> Result<(), StoreError> {
+        let (sender, receiver) = oneshot::channel();
+        {
+            let wal = self.shared.wal()?;
+            let _state = self.alive()?;
+            let group = Arc::clone(self);
+            let frame = Note::Created(self.replica).to_frame(self.id);
+            wal.submit(&self.shared, vec![frame], Room::Reserved, move |result| {
+                let result = result.map(|at| {
+                    group.state.lock().created.get_or_insert(at);
+                });
+                let _ = sender.send(result);
+            });
+        }
+        written(receiver).await
+    }
+
+    /// Makes the group's end durable; its files are deleted afterwards.
+    pub(crate) async fn remove(self: &Arc<Self>) -> Result<(), StoreError> {
+        let durable = {
+            let wal = self.shared.wal()?;
+            let mut state = self.alive()?;
+            state.life = Life::Removing;
+            let note = Note::Removed(self.replica);
+            self.submit_note(&wal, &note, |state, group| {
+                state.life = Life::Gone;
+                group.forget(state);
+                state.segments.restart(state.tip);
+                group.shared.doomed.lock().insert((group.id, group.replica));
+            })
+        };
+        written(durable).await?;
+        self.shared
+            .send_fill(self.id, FillTask::Remove(self.id, self.replica));
+        Ok(())
+    }
+
     /// Empties the log and continues it after `start`.
     fn empty(&self, state: &mut GroupState, start: &LogStart) {
-        let filled = state.segments.filled().next_index;
-        let end = state.resident.end();
-        let budget = &self.shared.budget;
-        budget.unpin(state.resident.bytes(filled, end));
-        budget.uncache(state.resident.bytes(state.resident.first(), filled));
+        self.forget(state);
         let tip = Tip::at_start(start);
         state.tip = tip;
         state.resident = Resident::starting_at(tip.next_index);
@@ -414,15 +476,20 @@ impl Group {
         state.committed = tip.next_index;
         state.hinted = tip.next_index;
         state.runs.cut(LogIndex(0));
-        state.segments.restart(tip);
+        let gone = state.segments.restart(tip);
+        if !gone.is_empty() {
+            state.emptied_files.extend(gone);
+        }
     }
 
-    /// Hands the group to the fill workers if it has a run for them.
-    pub(crate) fn queue_fill(self: &Arc<Self>, state: &mut GroupState) {
-        if !state.fill_queued && state.wants_fill(&self.shared.config) {
-            state.fill_queued = true;
-            self.shared.fill(self);
-        }
+    /// Gives back the memory of every entry.
+    fn forget(&self, state: &mut GroupState) {
+        let filled = state.segments.filled().next_index;
+        let (first, end) = (state.resident.first(), state.resident.end());
+        let budget = &self.shared.budget;
+        budget.unpin(state.resident.bytes(filled, end));
+        budget.uncache(state.resident.bytes(first, filled));
+        state.resident = Resident::starting_at(state.tip.next_index);
     }
 
     /// Drops cached frames below `end`.

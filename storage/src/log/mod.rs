@@ -10,15 +10,20 @@
 //! continue, append times that grow. This module keeps the chain and checks it wherever bytes
 //! come back from disk. It stores votes, terms and log starts and decides nothing by them.
 
-#![allow(dead_code, reason = "segments are not wired yet")]
-
 mod budget;
+pub(crate) mod checkpoint;
 mod config;
+mod fill;
+mod filling;
 mod group;
 mod index;
+mod index_cache;
+mod keeper;
 mod memory;
 mod note;
 mod read;
+mod reader;
+mod recovery;
 mod segment;
 mod segments;
 mod shared;
@@ -30,11 +35,15 @@ pub use budget::Pressure;
 pub use config::StoreConfig;
 pub use group::GroupLog;
 pub use types::{
-    AppendDone, AppendError, Appending, Fatal, LogStart, LogState, ReadError, StoreError,
-    TermStart, Vote,
+    AppendDone, AppendError, Appending, LogStart, LogState, ReadError, StoreError, TermStart, Vote,
 };
 
-pub(crate) use budget::Budget;
+pub(crate) use checkpoint::{Checkpoint, CheckpointError, SaveError};
+pub(crate) use config::{SEGMENTS, WAL};
+pub(crate) use fill::{FillJob, FillTask};
 pub(crate) use group::{Group, GroupState};
-pub(crate) use shared::Shared;
+pub(crate) use keeper::{KeeperJob, KeeperTask};
+pub(crate) use reader::ReadPool;
+pub(crate) use recovery::{Recovered, Recovery};
+pub(crate) use shared::{Progress, Shared};
 pub(crate) use tip::Tip;

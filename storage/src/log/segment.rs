@@ -24,7 +24,8 @@ use super::tip::Tip;
 /// The version this build writes and the newest it reads.
 pub(crate) const VERSION: u8 = 1;
 /// Bytes of a segment's header.
-pub(crate) const HEADER_LEN: u64 = 64;
+pub(crate) const HEADER_LEN: u64 = HEADER_BYTES as u64;
+pub(crate) const HEADER_BYTES: usize = 64;
 const MAGIC: u32 = u32::from_le_bytes(*b"TLSG");
 const CRC_AT: usize = 60;
 const SUFFIX: &str = ".seg";

@@ -1,17 +1,23 @@
-//! What all groups of a store share.
+//! What all groups of a store share: the write-ahead log, the workers, the budgets.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use tokio::sync::watch;
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use tokio::sync::{Notify, mpsc, watch};
+use trilog_model::{GroupId, ReplicaId};
 
 use super::budget::Budget;
 use super::config::StoreConfig;
+use super::fill::FillTask;
 use super::group::Group;
-use super::types::{Fatal, StoreError};
+use super::index_cache::IndexCache;
+use super::reader::ReadPool;
+use super::types::StoreError;
 use crate::env::Clock;
+use crate::fatal::{Fatal, FatalSink};
 use crate::frame::Frame;
-
-type Completion = Box<dyn FnOnce(Result<u64, StoreError>) + Send>;
+use crate::wal::{Wal, WalError, WalPosition, WalStart};
 
 /// The store as its groups see it.
 #[derive(Debug)]
@@ -19,33 +25,181 @@ pub(crate) struct Shared {
     pub(crate) config: StoreConfig,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) budget: Budget,
-    pub(crate) fatal: watch::Sender<Option<Fatal>>,
-    pub(crate) journal: tokio::sync::mpsc::UnboundedSender<Completion>,
+    pub(crate) reads: ReadPool,
+    pub(crate) indexes: IndexCache,
+    pub(crate) groups: Mutex<BTreeMap<GroupId, Arc<Group>>>,
+    /// Removed for good, files not deleted yet.
+    pub(crate) doomed: Mutex<BTreeSet<(GroupId, ReplicaId)>>,
+    /// Replicas that must never come back here.
+    pub(crate) barred: BTreeSet<(GroupId, ReplicaId)>,
+    pub(crate) progress: Mutex<Progress>,
+    /// Rung when the keeper should look whether the log needs a checkpoint.
+    pub(crate) bell: Notify,
+    fills: Vec<mpsc::UnboundedSender<FillTask>>,
+    wal: RwLock<Option<Wal>>,
+    fatal: FatalSink,
+    failed: watch::Receiver<Option<Fatal>>,
+}
+
+/// How far the write-ahead log got, as its completions tell.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    /// The position of the last completed unit.
+    pub(crate) last: Option<WalPosition>,
+    /// The first unit seen in each file that is not released.
+    pub(crate) firsts: BTreeMap<u64, WalPosition>,
+    /// Where recovery would start now.
+    pub(crate) start: WalStart,
+}
+
+impl Progress {
+    /// What recovery from `start` on came across, by the first and last position in each file.
+    pub(crate) fn recovered(start: WalStart, positions: &[WalPosition]) -> Self {
+        let mut progress = Self {
+            last: None,
+            firsts: BTreeMap::new(),
+            start,
+        };
+        for position in positions {
+            progress.complete(*position);
+        }
+        progress
+    }
+
+    /// Notices a completed unit; whether it is the first in its file.
+    pub(crate) fn complete(&mut self, position: WalPosition) -> bool {
+        let newer = self.last.is_none_or(|last| last.file < position.file);
+        self.last = self.last.max(Some(position));
+        if newer {
+            self.firsts.entry(position.file).or_insert(position);
+        }
+        newer
+    }
 }
 
 impl Shared {
-    /// Fails once the store has.
-    pub(crate) fn check(&self) -> Result<(), StoreError> {
-        match &*self.fatal.borrow() {
-            Some(fatal) => Err(StoreError::Fatal(fatal.clone())),
-            None => Ok(()),
+    pub(crate) fn new(
+        config: StoreConfig,
+        clock: Arc<dyn Clock>,
+        reads: ReadPool,
+        fills: Vec<mpsc::UnboundedSender<FillTask>>,
+        (wal, progress): (Wal, Progress),
+        barred: BTreeSet<(GroupId, ReplicaId)>,
+        fatal: FatalSink,
+    ) -> Self {
+        Self {
+            budget: Budget::new(config.pinned_budget(), config.cache_bytes),
+            config,
+            clock,
+            reads,
+            indexes: IndexCache::default(),
+            groups: Mutex::default(),
+            doomed: Mutex::default(),
+            barred,
+            progress: Mutex::new(progress),
+            bell: Notify::new(),
+            fills,
+            wal: RwLock::new(Some(wal)),
+            failed: fatal.watch(),
+            fatal,
         }
     }
 
-    /// Submits frames to the write-ahead log; `done` gets the file they went to. Reserved room
-    /// is for notes, without which nothing could be freed.
-    pub(crate) fn submit(
-        &self,
-        frames: Vec<Frame>,
-        _reserved: bool,
-        done: impl FnOnce(Result<u64, StoreError>) + Send + 'static,
-    ) {
-        drop(frames);
-        let _ = self.journal.send(Box::new(done));
+    /// The write-ahead log, unless the store failed or is closed. Taken before a group's lock,
+    /// once per operation.
+    pub(crate) fn wal(&self) -> Result<WalGuard<'_>, StoreError> {
+        if let Some(fatal) = &*self.failed.borrow() {
+            return Err(StoreError::Fatal(fatal.clone()));
+        }
+        let wal = RwLockReadGuard::try_map(self.wal.read(), Option::as_ref);
+        wal.map(WalGuard).map_err(|_| StoreError::Closed)
     }
 
-    /// Hands a group to its fill worker.
-    pub(crate) fn fill(&self, group: &Arc<Group>) {
-        debug_assert!(std::ptr::eq(&raw const *group.shared, self));
+    /// Closes the write-ahead log to everyone.
+    pub(crate) fn take_wal(&self) -> Option<Wal> {
+        self.wal.write().take()
     }
+
+    pub(crate) fn fail(&self, what: &'static str, error: std::io::Error) {
+        self.fatal.fire(Fatal {
+            what,
+            source: Arc::new(error),
+        });
+    }
+
+    pub(crate) fn watch_fatal(&self) -> watch::Receiver<Option<Fatal>> {
+        self.failed.clone()
+    }
+
+    /// The failure that ended the store, if one has.
+    pub(crate) fn failure(&self) -> Option<StoreError> {
+        self.failed.borrow().clone().map(StoreError::Fatal)
+    }
+
+    /// Hands a task to the fill worker of a group.
+    pub(crate) fn send_fill(&self, group: GroupId, task: FillTask) {
+        let workers = self.fills.len() as u64;
+        let at = usize::try_from(group.get() % workers.max(1)).unwrap_or(0);
+        if let Some(worker) = self.fills.get(at) {
+            // A worker that is gone went with the store, or with the simulated machine.
+            let _ = worker.send(task);
+        }
+    }
+
+    pub(crate) fn fill_workers(&self) -> &[mpsc::UnboundedSender<FillTask>] {
+        &self.fills
+    }
+
+    /// A unit was completed.
+    fn completed(&self, position: WalPosition) {
+        let new_file = self.progress.lock().complete(position);
+        if new_file {
+            self.bell.notify_one();
+        }
+    }
+}
+
+/// The open write-ahead log.
+#[derive(Debug)]
+pub(crate) struct WalGuard<'a>(parking_lot::MappedRwLockReadGuard<'a, Wal>);
+
+impl WalGuard<'_> {
+    /// Submits frames that [`WalGuard::admits`] passed; `done` runs when they are durable.
+    pub(crate) fn submit(
+        &self,
+        shared: &Arc<Shared>,
+        frames: Vec<Frame>,
+        room: Room,
+        done: impl FnOnce(Result<WalPosition, StoreError>) + Send + 'static,
+    ) {
+        let shared = Arc::clone(shared);
+        let done = Box::new(move |result: Result<WalPosition, WalError>| {
+            if let Ok(position) = result {
+                shared.completed(position);
+            }
+            done(result.map_err(StoreError::from));
+        });
+        match room {
+            Room::Common => self.0.submit(frames, done),
+            Room::Reserved => self.0.submit_reserved(frames, done),
+        }
+    }
+
+    /// Whether a frame can be written at all. Checked before anything changes: a refusal would
+    /// otherwise come back while the group is locked.
+    pub(crate) fn admits(&self, frame: &Frame) -> Result<(), StoreError> {
+        self.0.check(frame).map_err(StoreError::from)
+    }
+
+    pub(crate) fn wal(&self) -> &Wal {
+        &self.0
+    }
+}
+
+/// Which part of the write-ahead log a unit may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Room {
+    Common,
+    /// Also the reserve: for what lets a full log recover.
+    Reserved,
 }

@@ -8,6 +8,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use trilog_model::{EntryId, GroupId, LogIndex, Offset, ReplicaId, Term, Timestamp};
 
+use crate::fatal::Fatal;
+use crate::wal::WalError;
+
 /// A replica's vote, as consensus hands it down; storage only keeps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Vote {
@@ -119,11 +122,15 @@ pub enum ReadError {
 pub enum StoreError {
     /// The process must exit: what is on disk is no longer known.
     #[error(transparent)]
-    Fatal(Fatal),
+    Fatal(#[from] Fatal),
     #[error("the store is closed")]
     Closed,
     #[error("group {group} exists with replica {replica}")]
     GroupExists { group: GroupId, replica: ReplicaId },
+    /// The replica's data on this node was damaged and set aside: only a new incarnation may
+    /// join.
+    #[error("replica {replica} of group {group} stepped aside and cannot come back")]
+    Barred { group: GroupId, replica: ReplicaId },
     #[error("group {0} does not exist")]
     NoSuchGroup(GroupId),
     #[error("cutting after {last:?} would remove committed entries of group {group}")]
@@ -135,13 +142,26 @@ pub enum StoreError {
     Corrupt { path: PathBuf, what: String },
     #[error("{path} has format version {version}, newer than this build reads")]
     Version { path: PathBuf, version: u8 },
-    #[error("{what} {path}")]
+    /// The write-ahead log refuses or failed.
+    #[error(transparent)]
+    Wal(WalError),
+    #[error("cannot {what} {path}")]
     Io {
         what: &'static str,
         path: PathBuf,
         #[source]
         source: Arc<io::Error>,
     },
+}
+
+impl From<WalError> for StoreError {
+    fn from(error: WalError) -> Self {
+        match error {
+            WalError::Fatal(fatal) => Self::Fatal(fatal),
+            WalError::Closed => Self::Closed,
+            other => Self::Wal(other),
+        }
+    }
 }
 
 impl StoreError {
@@ -159,12 +179,4 @@ impl StoreError {
             what: what.to_string(),
         }
     }
-}
-
-/// A failure after which the process must exit, because a retry could acknowledge lost data.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{what}: {error}")]
-pub struct Fatal {
-    pub what: String,
-    pub error: String,
 }

@@ -234,7 +234,7 @@ impl Wal {
         self.shared.queue.push(Unit::new(frames, reserved, done));
     }
 
-    fn check(&self, frame: &Frame) -> Result<(), WalError> {
+    pub(crate) fn check(&self, frame: &Frame) -> Result<(), WalError> {
         let header = &frame.header;
         if frame.records.len() != header.records_len as usize
             || frame.command.len() != header.command_len as usize

@@ -1,0 +1,514 @@
+//! The checkpoint: what recovery starts from, and what allows write-ahead log files to be used
+//! again. Replaced atomically: the file is synced, renamed over the old one, and the folder
+//! synced.
+//!
+//! ```text
+//! magic "TLCK"  version u8  zero [3]  body length u64
+//! body: wal file u64, round u64 (0, 0: from the beginning)
+//!       groups u32, then per group
+//!         group u64, replica u64, created at: file u64, round u64
+//!         vote u8: term u64, node u64, committed u8
+//!         committed end u64
+//!         log start u8: term u64, index u64, next offset u64, next time u64, data start u64,
+//!                       meta u32 + bytes
+//!         tip
+//!         terms u32: term u64, index u64, offset u64
+//!         segments u32: base index u64, base offset u64, base time u64, bytes u64, tip,
+//!                       last time u64, record time i64, sealed u8
+//!       removed replicas u32: group u64, replica u64
+//!       barred replicas u32: group u64, replica u64
+//! CRC-32C of all before it
+//! tip = last u8: term u64, index u64; next index u64, next offset u64, next time u64
+//! ```
+//!
+//! A `u8` before a colon says whether what follows is there. Integers are little-endian.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut, TryGetError};
+use trilog_model::{EntryId, GroupId, LogIndex, Offset, ReplicaId, Term, Timestamp};
+
+use super::tip::Tip;
+use super::types::{LogStart, TermStart, Vote};
+use crate::io::{Io, IoFile, OpenMode};
+use crate::wal::{WalPosition, WalStart};
+
+/// The version this build writes and the newest it reads.
+pub(crate) const VERSION: u8 = 1;
+const MAGIC: u32 = u32::from_le_bytes(*b"TLCK");
+const HEAD_LEN: usize = 16;
+const CRC_LEN: usize = 4;
+pub(crate) const NAME: &str = "checkpoint";
+const NEW_NAME: &str = "checkpoint.new";
+
+/// Everything a checkpoint holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Checkpoint {
+    pub(crate) start: WalStart,
+    pub(crate) groups: Vec<GroupRecord>,
+    /// Removed groups whose files may still be there.
+    pub(crate) doomed: Vec<(GroupId, ReplicaId)>,
+    /// Replicas whose data was set aside as damaged: they must never come back, for what they
+    /// voted and acknowledged is forgotten.
+    pub(crate) barred: Vec<(GroupId, ReplicaId)>,
+}
+
+/// One group in a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct GroupRecord {
+    pub(crate) group: GroupId,
+    pub(crate) replica: ReplicaId,
+    /// Where the write-ahead log says that the group was created.
+    pub(crate) created: WalPosition,
+    pub(crate) vote: Option<Vote>,
+    pub(crate) committed: LogIndex,
+    pub(crate) log_start: Option<LogStart>,
+    /// Behind the last durable entry of the segments.
+    pub(crate) tip: Tip,
+    pub(crate) terms: Vec<TermStart>,
+    pub(crate) segments: Vec<SegmentRecord>,
+}
+
+/// One segment in a checkpoint, as far as it is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SegmentRecord {
+    pub(crate) base_index: LogIndex,
+    pub(crate) base_offset: Offset,
+    pub(crate) base_time: Timestamp,
+    pub(crate) bytes: u64,
+    pub(crate) tip: Tip,
+    pub(crate) last_time: Timestamp,
+    pub(crate) record_time: i64,
+    pub(crate) sealed: bool,
+}
+
+/// Why bytes are not a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum CheckpointError {
+    #[error("the checkpoint is damaged")]
+    Damaged,
+    #[error("checkpoint format version {0} is newer than this build reads (up to {VERSION})")]
+    Version(u8),
+}
+
+impl From<TryGetError> for CheckpointError {
+    fn from(_: TryGetError) -> Self {
+        Self::Damaged
+    }
+}
+
+pub(crate) fn path(dir: &Path) -> PathBuf {
+    dir.join(NAME)
+}
+
+/// Reads the checkpoint file; `None` if there is none.
+pub(crate) async fn load<I: Io>(io: &I, dir: &Path) -> io::Result<Option<Bytes>> {
+    let file = match io.open(&path(dir), OpenMode::Read).await {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let len = usize::try_from(file.len().await?);
+    let len = len.map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
+    file.read_at(0, len).await.map(Some)
+}
+
+/// What went wrong replacing a checkpoint: the old one still stands.
+#[derive(Debug)]
+pub(crate) enum SaveError {
+    /// Nothing was lost; it may be tried again.
+    Write(io::Error),
+    /// A sync failed: final.
+    Sync(io::Error),
+}
+
+impl SaveError {
+    pub(crate) fn into_inner(self) -> io::Error {
+        match self {
+            Self::Write(error) | Self::Sync(error) => error,
+        }
+    }
+}
+
+/// Replaces the checkpoint file; durable on return.
+pub(crate) async fn save<I: Io>(io: &I, dir: &Path, bytes: Bytes) -> Result<(), SaveError> {
+    let new = dir.join(NEW_NAME);
+    match io.remove_file(&new).await {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(SaveError::Write(error));
+        }
+        Ok(()) | Err(_) => {}
+    }
+    let file = io
+        .open(&new, OpenMode::Create)
+        .await
+        .map_err(SaveError::Write)?;
+    file.write_all_at(vec![bytes], 0)
+        .await
+        .map_err(SaveError::Write)?;
+    file.sync_data().await.map_err(SaveError::Sync)?;
+    io.rename(&new, &path(dir))
+        .await
+        .map_err(SaveError::Write)?;
+    io.sync_dir(dir).await.map_err(SaveError::Sync)
+}
+
+impl Checkpoint {
+    /// The checkpoint of an empty directory.
+    pub(crate) fn empty() -> Self {
+        Self {
+            start: WalStart::Beginning,
+            groups: Vec::new(),
+            doomed: Vec::new(),
+            barred: Vec::new(),
+        }
+    }
+
+    pub(crate) fn encode(&self) -> Bytes {
+        let mut body = BytesMut::new();
+        let start = match self.start {
+            WalStart::Beginning => WalPosition::default(),
+            WalStart::At(position) => position,
+        };
+        put_position(&mut body, start);
+        put_count(&mut body, self.groups.len());
+        for group in &self.groups {
+            group.put(&mut body);
+        }
+        for replicas in [&self.doomed, &self.barred] {
+            put_count(&mut body, replicas.len());
+            for (group, replica) in replicas {
+                body.put_u64_le(group.get());
+                body.put_u64_le(replica.0);
+            }
+        }
+        let mut out = BytesMut::with_capacity(HEAD_LEN + body.len() + CRC_LEN);
+        out.put_u32_le(MAGIC);
+        out.put_u8(VERSION);
+        out.put_bytes(0, 3);
+        out.put_u64_le(body.len() as u64);
+        out.put_slice(&body);
+        let crc = crc32c::crc32c(&out);
+        out.put_u32_le(crc);
+        out.freeze()
+    }
+
+    pub(crate) fn decode(bytes: &Bytes) -> Result<Self, CheckpointError> {
+        let mut head = bytes.clone();
+        let magic = head.try_get_u32_le()?;
+        let version = head.try_get_u8()?;
+        if magic != MAGIC || bytes.len() < HEAD_LEN + CRC_LEN {
+            return Err(CheckpointError::Damaged);
+        }
+        let crc_at = bytes.len() - CRC_LEN;
+        if crc32c::crc32c(&bytes[..crc_at]) != (&bytes[crc_at..]).get_u32_le() {
+            return Err(CheckpointError::Damaged);
+        }
+        if version > VERSION {
+            return Err(CheckpointError::Version(version));
+        }
+        head.advance(3);
+        let mut body = bytes.slice(HEAD_LEN..crc_at);
+        if head.get_u64_le() != body.len() as u64 {
+            return Err(CheckpointError::Damaged);
+        }
+        let start = match get_position(&mut body)? {
+            position if position == WalPosition::default() => WalStart::Beginning,
+            position => WalStart::At(position),
+        };
+        let groups = get_list(&mut body, GroupRecord::get)?;
+        let doomed = get_list(&mut body, get_replica)?;
+        let barred = get_list(&mut body, get_replica)?;
+        if body.has_remaining() {
+            return Err(CheckpointError::Damaged);
+        }
+        Ok(Self {
+            start,
+            groups,
+            doomed,
+            barred,
+        })
+    }
+}
+
+impl GroupRecord {
+    fn put(&self, out: &mut BytesMut) {
+        out.put_u64_le(self.group.get());
+        out.put_u64_le(self.replica.0);
+        put_position(out, self.created);
+        out.put_u8(u8::from(self.vote.is_some()));
+        if let Some(vote) = self.vote {
+            out.put_u64_le(vote.term.get());
+            out.put_u64_le(vote.node.0);
+            out.put_u8(u8::from(vote.committed));
+        }
+        out.put_u64_le(self.committed.get());
+        out.put_u8(u8::from(self.log_start.is_some()));
+        if let Some(start) = &self.log_start {
+            put_entry(out, start.purged);
+            out.put_u64_le(start.next_offset.get());
+            out.put_u64_le(start.next_time.nanos());
+            out.put_u64_le(start.data_start.get());
+            put_count(out, start.meta.len());
+            out.put_slice(&start.meta);
+        }
+        put_tip(out, &self.tip);
+        put_count(out, self.terms.len());
+        for start in &self.terms {
+            out.put_u64_le(start.term.get());
+            out.put_u64_le(start.index.get());
+            out.put_u64_le(start.offset.get());
+        }
+        put_count(out, self.segments.len());
+        for segment in &self.segments {
+            segment.put(out);
+        }
+    }
+
+    fn get(body: &mut Bytes) -> Result<Self, CheckpointError> {
+        Ok(Self {
+            group: GroupId(body.try_get_u64_le()?),
+            replica: ReplicaId(body.try_get_u64_le()?),
+            created: get_position(body)?,
+            vote: get_option(body, |body| {
+                Ok(Vote {
+                    term: Term(body.try_get_u64_le()?),
+                    node: ReplicaId(body.try_get_u64_le()?),
+                    committed: body.try_get_u8()? != 0,
+                })
+            })?,
+            committed: LogIndex(body.try_get_u64_le()?),
+            log_start: get_option(body, |body| {
+                Ok(LogStart {
+                    purged: get_entry(body)?,
+                    next_offset: Offset(body.try_get_u64_le()?),
+                    next_time: Timestamp(body.try_get_u64_le()?),
+                    data_start: Offset(body.try_get_u64_le()?),
+                    meta: get_bytes(body)?,
+                })
+            })?,
+            tip: get_tip(body)?,
+            terms: get_list(body, |body| {
+                Ok(TermStart {
+                    term: Term(body.try_get_u64_le()?),
+                    index: LogIndex(body.try_get_u64_le()?),
+                    offset: Offset(body.try_get_u64_le()?),
+                })
+            })?,
+            segments: get_list(body, SegmentRecord::get)?,
+        })
+    }
+}
+
+impl SegmentRecord {
+    fn put(&self, out: &mut BytesMut) {
+        out.put_u64_le(self.base_index.get());
+        out.put_u64_le(self.base_offset.get());
+        out.put_u64_le(self.base_time.nanos());
+        out.put_u64_le(self.bytes);
+        put_tip(out, &self.tip);
+        out.put_u64_le(self.last_time.nanos());
+        out.put_i64_le(self.record_time);
+        out.put_u8(u8::from(self.sealed));
+    }
+
+    fn get(body: &mut Bytes) -> Result<Self, CheckpointError> {
+        Ok(Self {
+            base_index: LogIndex(body.try_get_u64_le()?),
+            base_offset: Offset(body.try_get_u64_le()?),
+            base_time: Timestamp(body.try_get_u64_le()?),
+            bytes: body.try_get_u64_le()?,
+            tip: get_tip(body)?,
+            last_time: Timestamp(body.try_get_u64_le()?),
+            record_time: body.try_get_i64_le()?,
+            sealed: body.try_get_u8()? != 0,
+        })
+    }
+}
+
+fn put_count(out: &mut BytesMut, count: usize) {
+    // More than four thousand million of anything do not fit a machine.
+    out.put_u32_le(u32::try_from(count).unwrap_or(u32::MAX));
+}
+
+fn put_position(out: &mut BytesMut, position: WalPosition) {
+    out.put_u64_le(position.file);
+    out.put_u64_le(position.round);
+}
+
+fn get_position(body: &mut Bytes) -> Result<WalPosition, CheckpointError> {
+    Ok(WalPosition {
+        file: body.try_get_u64_le()?,
+        round: body.try_get_u64_le()?,
+    })
+}
+
+fn get_replica(body: &mut Bytes) -> Result<(GroupId, ReplicaId), CheckpointError> {
+    Ok((
+        GroupId(body.try_get_u64_le()?),
+        ReplicaId(body.try_get_u64_le()?),
+    ))
+}
+
+fn put_entry(out: &mut BytesMut, id: EntryId) {
+    out.put_u64_le(id.term.get());
+    out.put_u64_le(id.index.get());
+}
+
+fn get_entry(body: &mut Bytes) -> Result<EntryId, CheckpointError> {
+    Ok(EntryId {
+        term: Term(body.try_get_u64_le()?),
+        index: LogIndex(body.try_get_u64_le()?),
+    })
+}
+
+fn put_tip(out: &mut BytesMut, tip: &Tip) {
+    out.put_u8(u8::from(tip.last.is_some()));
+    if let Some(last) = tip.last {
+        put_entry(out, last);
+    }
+    out.put_u64_le(tip.next_index.get());
+    out.put_u64_le(tip.next_offset.get());
+    out.put_u64_le(tip.next_time.nanos());
+}
+
+fn get_tip(body: &mut Bytes) -> Result<Tip, CheckpointError> {
+    Ok(Tip {
+        last: get_option(body, get_entry)?,
+        next_index: LogIndex(body.try_get_u64_le()?),
+        next_offset: Offset(body.try_get_u64_le()?),
+        next_time: Timestamp(body.try_get_u64_le()?),
+    })
+}
+
+fn get_option<T>(
+    body: &mut Bytes,
+    get: impl FnOnce(&mut Bytes) -> Result<T, CheckpointError>,
+) -> Result<Option<T>, CheckpointError> {
+    (body.try_get_u8()? != 0).then(|| get(body)).transpose()
+}
+
+/// A counted list; the count is never trusted for memory.
+fn get_list<T>(
+    body: &mut Bytes,
+    get: impl Fn(&mut Bytes) -> Result<T, CheckpointError>,
+) -> Result<Vec<T>, CheckpointError> {
+    let count = body.try_get_u32_le()?;
+    (0..count).map(|_| get(body)).collect()
+}
+
+fn get_bytes(body: &mut Bytes) -> Result<Bytes, CheckpointError> {
+    let len = usize::try_from(body.try_get_u32_le()?).map_err(|_| CheckpointError::Damaged)?;
+    if body.len() < len {
+        return Err(CheckpointError::Damaged);
+    }
+    Ok(body.split_to(len))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A checkpoint with something in every field.
+    pub(crate) fn sample() -> Checkpoint {
+        let tip = |index: u64| Tip {
+            last: Some(EntryId::new(3, index)),
+            next_index: LogIndex(index + 1),
+            next_offset: Offset(index * 10),
+            next_time: Timestamp(index * 1_000),
+        };
+        let segment = |base: u64, sealed| SegmentRecord {
+            base_index: LogIndex(base),
+            base_offset: Offset(base * 10),
+            base_time: Timestamp(base * 1_000),
+            bytes: 4_096,
+            tip: tip(base + 9),
+            last_time: Timestamp(base * 1_000 + 900),
+            record_time: -5,
+            sealed,
+        };
+        let full = GroupRecord {
+            group: GroupId(7),
+            replica: ReplicaId(70),
+            created: WalPosition { file: 2, round: 9 },
+            vote: Some(Vote {
+                term: Term(4),
+                node: ReplicaId(71),
+                committed: true,
+            }),
+            committed: LogIndex(30),
+            log_start: Some(LogStart {
+                purged: EntryId::new(2, 9),
+                next_offset: Offset(100),
+                next_time: Timestamp(10_000),
+                data_start: Offset(50),
+                meta: Bytes::from_static(b"members"),
+            }),
+            tip: tip(29),
+            terms: vec![TermStart {
+                term: Term(3),
+                index: LogIndex(10),
+                offset: Offset(100),
+            }],
+            segments: vec![segment(10, true), segment(20, false)],
+        };
+        let bare = GroupRecord {
+            group: GroupId(8),
+            replica: ReplicaId(80),
+            created: WalPosition { file: 3, round: 11 },
+            vote: None,
+            committed: LogIndex(0),
+            log_start: None,
+            tip: Tip::default(),
+            terms: Vec::new(),
+            segments: Vec::new(),
+        };
+        Checkpoint {
+            start: WalStart::At(WalPosition { file: 3, round: 10 }),
+            groups: vec![full, bare],
+            doomed: vec![(GroupId(5), ReplicaId(50))],
+            barred: vec![(GroupId(7), ReplicaId(69))],
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_survives_the_round_trip() {
+        for checkpoint in [sample(), Checkpoint::empty()] {
+            assert_eq!(Checkpoint::decode(&checkpoint.encode()), Ok(checkpoint));
+        }
+    }
+
+    #[test]
+    fn every_truncation_and_every_flip_is_found() {
+        let whole = sample().encode();
+        for len in 0..whole.len() {
+            assert_eq!(
+                Checkpoint::decode(&whole.slice(..len)),
+                Err(CheckpointError::Damaged)
+            );
+        }
+        for bit in 0..whole.len() * 8 {
+            let mut damaged = whole.to_vec();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(
+                Checkpoint::decode(&damaged.into()),
+                Err(CheckpointError::Damaged),
+                "bit {bit}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_newer_version_is_refused_by_name() {
+        let mut bytes = sample().encode().to_vec();
+        bytes[4] = VERSION + 1;
+        let crc_at = bytes.len() - CRC_LEN;
+        let crc = crc32c::crc32c(&bytes[..crc_at]);
+        bytes[crc_at..].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(
+            Checkpoint::decode(&bytes.into()),
+            Err(CheckpointError::Version(2))
+        );
+    }
+}

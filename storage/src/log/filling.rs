@@ -1,0 +1,227 @@
+//! A group's side of filling: what is ready for a segment, and what became of it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use trilog_model::LogIndex;
+
+use super::fill::{FillRun, FillStep, FillTask};
+use super::group::{Group, GroupState, Life};
+use super::memory::record_time;
+use super::segment::{self, Extent, IndexSlot, Segment, SegmentHeader};
+use super::tip::Tip;
+use crate::frame::FrameHeader;
+
+/// Bytes written to a segment in one go.
+const RUN_BYTES: usize = 4 << 20;
+
+impl GroupState {
+    /// Where committed and durable entries end, which segments may take.
+    pub(crate) fn fillable(&self) -> LogIndex {
+        self.committed.min(self.durable)
+    }
+
+    /// Bytes that segments may take and do not have.
+    fn ready_bytes(&self) -> u64 {
+        let from = self.segments.filled().next_index;
+        self.resident.bytes(from, self.fillable())
+    }
+
+    /// The segment the next run goes to, begun if there is none; `None` if the active one must
+    /// be sealed first.
+    fn target(&mut self, group: &Group, first: &FrameHeader) -> Option<(Arc<Segment>, Extent)> {
+        let config = &group.shared.config;
+        let age = u64::try_from(config.segment_age.as_nanos()).unwrap_or(u64::MAX);
+        if let Some(active) = self.segments.active() {
+            let base_time = active.segment.header.base_time;
+            let span = first.append_time.nanos().saturating_sub(base_time.nanos());
+            let full = active.extent.bytes >= config.segment_bytes || span >= age;
+            return (!full).then(|| (Arc::clone(&active.segment), active.extent));
+        }
+        let header = SegmentHeader {
+            group: group.id,
+            replica: group.replica,
+            base_index: first.index,
+            base_offset: first.base_offset,
+            base_time: first.append_time,
+        };
+        let begun = self.segments.begin(&group.dir, header);
+        Some((Arc::clone(&begun.segment), begun.extent))
+    }
+}
+
+impl Group {
+    /// Hands the group to its fill worker if it has a run for it.
+    pub(crate) fn queue_fill(self: &Arc<Self>, state: &mut GroupState) {
+        if !state.fill_queued && state.ready_bytes() >= self.shared.config.fill_bytes {
+            self.force_fill(state);
+        }
+    }
+
+    /// Hands the group to its fill worker, however little there is.
+    fn force_fill(self: &Arc<Self>, state: &mut GroupState) {
+        state.fill_queued = true;
+        self.shared
+            .send_fill(self.id, FillTask::Fill(Arc::clone(self)));
+    }
+
+    /// Called at even intervals: what has been ready since the last call is filled now.
+    pub(crate) fn tick(self: &Arc<Self>) {
+        let mut state = self.state.lock();
+        let filled = state.segments.filled().next_index;
+        let ready = filled < state.fillable() && state.life != Life::Gone;
+        if ready && !state.fill_queued && state.seen_filled == filled {
+            state.fill_forced = true;
+            self.force_fill(&mut state);
+        }
+        state.seen_filled = filled;
+    }
+
+    /// The next step of the fill worker. `all` takes what is less than a run, too.
+    pub(crate) fn next_fill(&self, all: bool) -> FillStep {
+        let mut state = self.state.lock();
+        let (from, to) = (state.segments.filled().next_index, state.fillable());
+        let ready = state.ready_bytes();
+        let worth = all
+            || state.fill_forced
+            || ready >= self.shared.config.fill_bytes
+            || self.shared.budget.is_tight();
+        if from >= to || !worth || state.life == Life::Gone {
+            state.fill_queued = false;
+            state.fill_forced = false;
+            return FillStep::Idle;
+        }
+        let Some(first) = state.resident.get(from).map(|frame| frame.header) else {
+            state.fill_queued = false;
+            return FillStep::Idle;
+        };
+        let era = state.segments.era();
+        let Some((segment, extent)) = state.target(self, &first) else {
+            return match state.segments.active() {
+                Some(active) => FillStep::Seal(Arc::clone(&active.segment), active.extent, era),
+                None => FillStep::Idle,
+            };
+        };
+        let room = self
+            .shared
+            .config
+            .segment_bytes
+            .saturating_sub(extent.bytes);
+        let room = usize::try_from(room).unwrap_or(RUN_BYTES).min(RUN_BYTES);
+        let frames = state.resident.frames(from, to, room).unwrap_or_default();
+        FillStep::Write(FillRun {
+            segment,
+            extent,
+            frames,
+            era,
+        })
+    }
+
+    /// A step failed; the next tick tries again.
+    pub(crate) fn stop_filling(&self) {
+        let mut state = self.state.lock();
+        state.fill_queued = false;
+        state.fill_forced = false;
+    }
+
+    /// The run is written: its frames are in the segment and may leave memory. Returns how far
+    /// the segment reaches now, or `None` if the log was emptied meanwhile.
+    pub(crate) fn filled(self: &Arc<Self>, run: FillRun) -> Option<Extent> {
+        let mut extent = run.extent;
+        let start = extent.bytes;
+        let mut state = self.state.lock();
+        if state.segments.era() != run.era {
+            return None;
+        }
+        {
+            let mut slot = run.segment.index.lock();
+            for frame in &run.frames {
+                if let IndexSlot::Here(index) = &mut *slot {
+                    index.add(frame, extent.bytes);
+                }
+                extent.bytes += frame.header.frame_len() as u64;
+                extent.tip = Tip::after(&frame.header);
+                extent.last_time = frame.header.append_time;
+                if let Some(time) = record_time(frame) {
+                    extent.record_time = extent.record_time.max(time);
+                }
+            }
+        }
+        state.segments.grow(extent);
+        drop(state);
+        drop(run.frames);
+        self.shared
+            .budget
+            .cache(self, extent.tip.next_index, extent.bytes - start);
+        Some(extent)
+    }
+
+    /// A segment is durable up to `extent`: the write-ahead log may forget those entries.
+    pub(crate) fn synced(&self, segment: &Arc<Segment>, extent: Extent) {
+        let mut state = self.state.lock();
+        state.segments.mark_synced(segment, extent);
+        let synced = state.segments.synced().next_index;
+        state.runs.release(synced);
+    }
+
+    /// The active segment is complete.
+    pub(crate) fn sealed(&self, segment: &Arc<Segment>, era: u64) {
+        let mut state = self.state.lock();
+        if state.segments.era() == era
+            && let Some(active) = state.segments.active()
+            && Arc::ptr_eq(&active.segment, segment)
+        {
+            active.sealed = true;
+        }
+        drop(state);
+        self.shared.indexes.keep(segment);
+    }
+
+    /// Takes a segment out of service and, if it is the active one, ends it.
+    pub(crate) fn quarantine(&self, segment: &Arc<Segment>) {
+        if segment.quarantine() {
+            tracing::error!(
+                path = %segment.path.display(),
+                group = %self.id,
+                "a segment is damaged and quarantined"
+            );
+        }
+        let mut state = self.state.lock();
+        if let Some(active) = state.segments.active()
+            && Arc::ptr_eq(&active.segment, segment)
+        {
+            active.sealed = true;
+        }
+    }
+
+    /// Whether a file in the group's folder is a segment or index that is not part of the log.
+    pub(crate) fn is_leftover(&self, path: &Path) -> bool {
+        let segment = path.with_extension("seg");
+        let ours = matches!(path.extension(), Some(kind) if kind == "seg" || kind == "idx");
+        let named = segment.file_name().map(Path::new);
+        if !ours || named.and_then(segment::parse_file_name).is_none() {
+            return false;
+        }
+        let state = self.state.lock();
+        state
+            .segments
+            .links
+            .iter()
+            .all(|link| link.segment.path != segment)
+    }
+
+    /// Deletes the segments that lie below the log start.
+    pub(crate) fn purge(&self, state: &mut GroupState) {
+        let mut gone = std::mem::take(&mut state.emptied_files);
+        if let Some(start) = &state.log_start {
+            gone.extend(state.segments.purge(start));
+        }
+        if gone.is_empty() {
+            return;
+        }
+        let first = state.segments.first_index();
+        let covering = state.terms.partition_point(|term| term.index <= first);
+        state.terms.drain(..covering.saturating_sub(1));
+        self.shared.send_fill(self.id, FillTask::Delete(gone));
+    }
+}

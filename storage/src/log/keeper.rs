@@ -1,0 +1,339 @@
+//! The keeper: makes checkpoints so that write-ahead log files can be used again, and sees to it
+//! that nothing waits for ever: old committed entries are filled, old uncommitted ones logged
+//! again.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{self, Instant};
+
+use super::checkpoint::{self, Checkpoint, GroupRecord, SaveError, SegmentRecord};
+use super::fill::{self, FillTask};
+use super::group::{Group, GroupState, Life};
+use super::shared::{Room, Shared};
+use super::types::StoreError;
+use crate::io::{Io, IoJob};
+use crate::wal::{WalPosition, WalPressure, WalStart};
+
+/// Bytes of entries logged again as one unit.
+const RELOG_BYTES: usize = 1 << 20;
+
+/// What the keeper is asked.
+#[derive(Debug)]
+pub(crate) enum KeeperTask {
+    /// Fill everything committed and make a checkpoint.
+    Checkpoint(oneshot::Sender<Result<(), StoreError>>),
+    Stop,
+}
+
+#[derive(Debug)]
+pub(crate) struct KeeperJob {
+    pub(crate) inbox: mpsc::UnboundedReceiver<KeeperTask>,
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl IoJob for KeeperJob {
+    async fn run<I: Io>(mut self, io: I) {
+        let keeper = Keeper {
+            io,
+            shared: Arc::clone(&self.shared),
+        };
+        let pace = self.shared.config.fill_age;
+        let mut tick = Instant::now() + pace;
+        loop {
+            tokio::select! {
+                biased;
+                task = self.inbox.recv() => match task {
+                    Some(KeeperTask::Checkpoint(done)) => {
+                        let _ = done.send(keeper.advance(true).await);
+                    }
+                    Some(KeeperTask::Stop) | None => return,
+                },
+                () = self.shared.bell.notified() => keeper.look().await,
+                () = time::sleep_until(tick) => {
+                    keeper.tick();
+                    keeper.look().await;
+                    tick = Instant::now() + pace;
+                }
+            }
+        }
+    }
+}
+
+struct Keeper<I: Io> {
+    io: I,
+    shared: Arc<Shared>,
+}
+
+impl<I: Io> Keeper<I> {
+    fn groups(&self) -> Vec<Arc<Group>> {
+        self.shared.groups.lock().values().cloned().collect()
+    }
+
+    fn tick(&self) {
+        for group in self.groups() {
+            group.tick();
+        }
+    }
+
+    /// Makes a checkpoint if the write-ahead log has grown enough since the last one.
+    async fn look(&self) {
+        let full = self.wal_pressure() == WalPressure::Full;
+        self.shared
+            .budget
+            .report(|pressure| pressure.wal_low = full);
+        if !self.is_due() {
+            return;
+        }
+        if let Err(error) = self.advance(false).await {
+            tracing::warn!(%error, "no checkpoint was made");
+        }
+        let full = self.wal_pressure() == WalPressure::Full;
+        self.shared
+            .budget
+            .report(|pressure| pressure.wal_low = full);
+    }
+
+    fn wal_pressure(&self) -> WalPressure {
+        let wal = self.shared.wal();
+        wal.map_or(WalPressure::None, |wal| {
+            *wal.wal().watch_pressure().borrow()
+        })
+    }
+
+    fn is_due(&self) -> bool {
+        let progress = self.shared.progress.lock();
+        let begun = match progress.start {
+            WalStart::Beginning => progress.firsts.keys().next().copied(),
+            WalStart::At(position) => Some(position.file),
+        };
+        match (begun, progress.last) {
+            (Some(begun), Some(last)) => last.file - begun >= self.shared.config.checkpoint_files(),
+            _ => false,
+        }
+    }
+
+    /// Frees what can be freed of the write-ahead log, all of it on request.
+    async fn advance(&self, all: bool) -> Result<(), StoreError> {
+        let last = self.shared.progress.lock().last;
+        let Some(last) = last else {
+            return if all {
+                self.checkpoint(true).await
+            } else {
+                Ok(())
+            };
+        };
+        // A file is left its time to be filled in whole runs unless all is asked for.
+        let goal = if all { last.file + 1 } else { last.file };
+        self.flush(goal).await?;
+        if !all {
+            let age = match self.wal_pressure() {
+                WalPressure::Full => 0,
+                WalPressure::Low | WalPressure::None => self.shared.config.relog_files(),
+            };
+            let stale = last.file.saturating_sub(age);
+            self.relog(stale).await?;
+        }
+        self.checkpoint(all).await
+    }
+
+    /// Has every committed entry of files before `goal` made durable in segments.
+    async fn flush(&self, goal: u64) -> Result<(), StoreError> {
+        let workers = self.shared.fill_workers();
+        let mut shares: BTreeMap<u64, Vec<Arc<Group>>> = BTreeMap::new();
+        for group in self.groups() {
+            if group.needs_before(goal) {
+                let worker = group.id.get() % workers.len() as u64;
+                shares.entry(worker).or_default().push(group);
+            }
+        }
+        let mut waits = Vec::new();
+        for groups in shares.into_values() {
+            let Some(id) = groups.first().map(|group| group.id) else {
+                continue;
+            };
+            let (done, wait) = oneshot::channel();
+            self.shared.send_fill(id, FillTask::Flush { groups, done });
+            waits.push(wait);
+        }
+        for wait in waits {
+            wait.await.map_err(|_| StoreError::Closed)?;
+        }
+        Ok(())
+    }
+
+    /// Logs again what stands in files before `stale` and cannot go to a segment yet.
+    async fn relog(&self, stale: u64) -> Result<(), StoreError> {
+        for group in self.groups() {
+            while let Some(wait) = group.relog(stale, RELOG_BYTES)? {
+                wait.await.unwrap_or(Err(StoreError::Closed))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a checkpoint and lets go of the files it does not need. Without `always`, only if
+    /// that frees any.
+    async fn checkpoint(&self, always: bool) -> Result<(), StoreError> {
+        let Some(checkpoint) = self.capture() else {
+            return Ok(());
+        };
+        if !always && checkpoint.start == self.shared.progress.lock().start {
+            return Ok(());
+        }
+        let dir = &self.shared.config.dir;
+        let saved = checkpoint::save(&self.io, dir, checkpoint.encode()).await;
+        self.judge(saved)?;
+        let mut progress = self.shared.progress.lock();
+        progress.start = checkpoint.start;
+        if let WalStart::At(start) = checkpoint.start {
+            progress.firsts = progress.firsts.split_off(&start.file);
+            drop(progress);
+            if let Ok(wal) = self.shared.wal() {
+                wal.wal().release(start.file);
+            }
+        }
+        Ok(())
+    }
+
+    fn judge(&self, saved: Result<(), SaveError>) -> Result<(), StoreError> {
+        let path = checkpoint::path(&self.shared.config.dir);
+        let (error, fatal) = match saved {
+            Ok(()) => return Ok(()),
+            Err(SaveError::Write(error)) => (error, false),
+            Err(SaveError::Sync(error)) => (error, true),
+        };
+        if !fatal && fill::is_full(&error) {
+            self.shared
+                .budget
+                .report(|pressure| pressure.disk_full = true);
+            return Err(StoreError::io("write", &path, error));
+        }
+        let copy = io::Error::new(error.kind(), error.to_string());
+        self.shared.fail("write a checkpoint", copy);
+        Err(StoreError::io("write", &path, error))
+    }
+
+    /// Everything as it stands; `None` if a log is just being emptied. The place in the
+    /// write-ahead log is read first: what is captured after it only knows more.
+    fn capture(&self) -> Option<Checkpoint> {
+        let (last, firsts, old) = {
+            let progress = self.shared.progress.lock();
+            (progress.last, progress.firsts.clone(), progress.start)
+        };
+        let mut groups = Vec::new();
+        let mut oldest: Option<u64> = None;
+        for group in self.groups() {
+            let state = group.state.lock();
+            if state.cuts.is_emptying() {
+                return None;
+            }
+            let Some(created) = state.created.filter(|_| state.life != Life::Gone) else {
+                continue;
+            };
+            if let Some(file) = state.runs.oldest() {
+                oldest = Some(oldest.map_or(file, |oldest| oldest.min(file)));
+            }
+            groups.push(state.record(&group, created));
+        }
+        let doomed = self.shared.doomed.lock().iter().copied().collect();
+        let start = start_at(last, oldest, &firsts).unwrap_or(old);
+        Some(Checkpoint {
+            start,
+            groups,
+            doomed,
+            barred: self.shared.barred.iter().copied().collect(),
+        })
+    }
+}
+
+/// Where recovery must start if the last unit completed at `last` and entries are needed from
+/// file `oldest` on.
+fn start_at(
+    last: Option<WalPosition>,
+    oldest: Option<u64>,
+    firsts: &BTreeMap<u64, WalPosition>,
+) -> Option<WalStart> {
+    let last = last?;
+    let needed = oldest.filter(|file| *file <= last.file);
+    let at = match needed {
+        Some(file) => *firsts.get(&file)?,
+        None => last,
+    };
+    Some(WalStart::At(at))
+}
+
+impl GroupState {
+    /// The group as a checkpoint keeps it.
+    fn record(&self, group: &Group, created: WalPosition) -> GroupRecord {
+        let tip = self.segments.synced();
+        let mut segments = Vec::new();
+        for link in &self.segments.links {
+            let Some(synced) = link.synced else { break };
+            segments.push(SegmentRecord {
+                base_index: link.segment.header.base_index,
+                base_offset: link.segment.header.base_offset,
+                base_time: link.segment.header.base_time,
+                bytes: synced.bytes,
+                tip: synced.tip,
+                last_time: synced.last_time,
+                record_time: synced.record_time,
+                sealed: link.sealed,
+            });
+            if synced != link.extent {
+                break;
+            }
+        }
+        let terms = self.terms.iter().filter(|term| term.index < tip.next_index);
+        GroupRecord {
+            group: group.id,
+            replica: group.replica,
+            created,
+            vote: self.vote,
+            committed: self.committed,
+            log_start: self.log_start.clone(),
+            tip,
+            terms: terms.copied().collect(),
+            segments,
+        }
+    }
+}
+
+impl Group {
+    /// Whether the group has entries in write-ahead log files before `file`.
+    fn needs_before(&self, file: u64) -> bool {
+        let state = self.state.lock();
+        state.runs.oldest().is_some_and(|oldest| oldest < file)
+    }
+
+    /// Logs again some of the entries that stand in files before `stale`; `None` if there are
+    /// none. They keep their place in the chain: recovery sorts them in.
+    fn relog(
+        self: &Arc<Self>,
+        stale: u64,
+        max_bytes: usize,
+    ) -> Result<Option<oneshot::Receiver<Result<(), StoreError>>>, StoreError> {
+        let wal = self.shared.wal()?;
+        let state = self.state.lock();
+        let Some((from, to)) = state.runs.older_than(stale) else {
+            return Ok(None);
+        };
+        let from = from.max(state.segments.synced().next_index);
+        let frames = state.resident.frames(from, to, max_bytes);
+        let frames = frames.filter(|frames| !frames.is_empty());
+        let (Some(frames), Life::Here) = (frames, state.life) else {
+            return Ok(None);
+        };
+        let to = frames.last().map_or(from, |last| last.header.index.next());
+        let generation = state.cuts.generation();
+        let (sender, receiver) = oneshot::channel();
+        let group = Arc::clone(self);
+        wal.submit(&self.shared, frames, Room::Reserved, move |result| {
+            let result = result.map(|position| group.appended(generation, from, to, position));
+            let _ = sender.send(result);
+        });
+        Ok(Some(receiver))
+    }
+}
