@@ -57,6 +57,7 @@ impl IoJob for Filler {
                     let source = Arc::new(error);
                     let what = "make a file of the write-ahead log";
                     self.fatal.fire(Fatal { what, source });
+                    pool.not_filled();
                     return;
                 }
             }

@@ -277,7 +277,7 @@ impl Wal {
 
     /// Writes what is queued and ends. Units for which there is no room are told so.
     pub async fn close(mut self) {
-        self.end();
+        self.shared.queue.close();
         for job in [self.writer.take(), self.filler.take()]
             .into_iter()
             .flatten()
@@ -285,16 +285,11 @@ impl Wal {
             job.join().await;
         }
     }
-
-    fn end(&self) {
-        self.shared.queue.close();
-        self.shared.pool.end();
-    }
 }
 
 impl Drop for Wal {
     fn drop(&mut self) {
-        self.end();
+        self.shared.queue.close();
     }
 }
 

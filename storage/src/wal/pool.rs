@@ -148,6 +148,11 @@ impl Pool {
         self.state.lock().slots.ready.len() >= RESERVE
     }
 
+    /// Whether more files are to come without a release.
+    pub(super) fn is_growing(&self) -> bool {
+        self.state.lock().growable() > 0
+    }
+
     pub(super) fn set_starved(&self, starved: bool) {
         self.change(|state| state.starved = starved);
     }

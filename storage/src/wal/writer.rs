@@ -101,6 +101,7 @@ impl<I: Io> Writer<I> {
             }
         };
         self.refuse(&end).await;
+        self.shared.pool.end();
     }
 
     async fn serve(&mut self) -> io::Result<()> {
@@ -111,10 +112,16 @@ impl<I: Io> Writer<I> {
             }
             match self.next_lane().await? {
                 Some(lane) => self.write_round(lane).await?,
-                None if taken.closed => return self.seal().await,
+                None if taken.closed && !self.may_place() => return self.seal().await,
                 None => self.rest().await?,
             }
         }
+    }
+
+    /// Whether units are left and a file for them is being made.
+    fn may_place(&self) -> bool {
+        let left = self.pending.len() + self.urgent.len();
+        left > 0 && self.shared.pool.is_growing()
     }
 
     /// Answers everything with `end` until no one can submit any more.

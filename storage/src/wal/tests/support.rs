@@ -1,11 +1,18 @@
 //! What the tests of the log have in common.
 
+use std::path::{Path, PathBuf};
+
 use bytes::Bytes;
+use rand::Rng;
+use rand::rngs::SmallRng;
 use tokio::sync::oneshot;
 use trilog_model::{EntryId, GroupId, Offset};
 
+use crate::env::Entropy;
+use crate::fatal::FatalSink;
 use crate::frame::{BATCH_PREFIX_LEN, Frame, FrameKind};
-use crate::wal::{Wal, WalConfig, WalError, WalPosition};
+use crate::io::Backend;
+use crate::wal::{Wal, WalConfig, WalError, WalPosition, WalScan, WalStart};
 
 /// A data frame whose record batch has `len` bytes that depend on group and index.
 pub(super) fn data(group: u64, index: u64, len: usize) -> Frame {
@@ -28,13 +35,54 @@ pub(super) fn data(group: u64, index: u64, len: usize) -> Frame {
     frame
 }
 
-pub(super) fn small_config(dir: &std::path::Path) -> WalConfig {
+/// A vote of a group in a term.
+pub(super) fn vote(group: u64, term: u64) -> Frame {
+    let command = Bytes::copy_from_slice(&term.to_le_bytes());
+    Frame::bare(
+        FrameKind::Vote,
+        GroupId(group),
+        EntryId::new(term, 0),
+        command,
+    )
+}
+
+/// A length with small, middling and large ones among them.
+pub(super) fn any_len(rng: &mut SmallRng) -> usize {
+    match rng.random_range(0..8) {
+        0 => 0,
+        1..5 => rng.random_range(21..400),
+        5 | 6 => rng.random_range(400..5_000),
+        _ => rng.random_range(5_000..14_000),
+    }
+}
+
+pub(super) fn small_config(dir: &Path) -> WalConfig {
     WalConfig {
         dir: dir.to_path_buf(),
         file_bytes: 128 << 10,
         files: 8,
         max_round_bytes: 32 << 10,
     }
+}
+
+/// A log so small that a few dozen units go through all its files.
+pub(super) fn tiny_config() -> WalConfig {
+    WalConfig {
+        dir: PathBuf::from("/node/wal"),
+        file_bytes: 48 << 10,
+        files: 8,
+        max_round_bytes: 12 << 10,
+    }
+}
+
+pub(super) async fn open(
+    backend: &Backend,
+    config: &WalConfig,
+    start: WalStart,
+    seed: u64,
+) -> Result<(Wal, WalScan), WalError> {
+    let entropy = Entropy::from_seed(seed);
+    Wal::open(backend, config.clone(), entropy, start, FatalSink::new()).await
 }
 
 /// Submits frames; the receiver hears when they are durable.
@@ -45,4 +93,10 @@ pub(super) fn submit(
     let (told, answer) = oneshot::channel();
     wal.submit(frames, Box::new(move |result| drop(told.send(result))));
     answer
+}
+
+/// How many seeds to try: `ordinary`, or what `TRILOG_SEEDS` says.
+pub(super) fn seeds(ordinary: u64) -> u64 {
+    let wanted = std::env::var("TRILOG_SEEDS").ok();
+    wanted.map_or(ordinary, |seeds| seeds.parse().unwrap())
 }
