@@ -213,6 +213,8 @@ async fn modes<I: Io>(io: I, dir: &Path) {
     assert!(reader.write_all_at(byte(), 0).await.is_err());
     assert!(reader.write_durable_at(byte(), 0).await.is_err());
     assert!(reader.set_len(4).await.is_err());
+    reader.sync_data().await.unwrap();
+    assert!(reader.write_durable_at(byte(), 0).await.is_err());
     let writer = io.open(&path, OpenMode::Write).await.unwrap();
     writer.write_durable_at(byte(), 3).await.unwrap();
     assert_eq!(reader.read_at(0, 9).await.unwrap(), b"\0\0\0x"[..]);

@@ -66,8 +66,8 @@ pub trait IoFile: 'static {
     fn read_at(&self, pos: u64, len: usize) -> impl Future<Output = io::Result<Bytes>>;
     /// Writes all of `bufs`, in order, from `pos`. Not durable by itself.
     fn write_all_at(&self, bufs: Vec<Bytes>, pos: u64) -> impl Future<Output = io::Result<()>>;
-    /// As [`IoFile::write_all_at`], and durable on return: the write and everything written to
-    /// this file before it.
+    /// As [`IoFile::write_all_at`], and durable on return: the write and every one that had
+    /// completed through this handle before it began.
     fn write_durable_at(&self, bufs: Vec<Bytes>, pos: u64) -> impl Future<Output = io::Result<()>>;
     /// Makes everything written so far durable. A failure is final: the caller must never retry,
     /// for the kernel may have marked the lost pages clean.

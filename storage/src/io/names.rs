@@ -3,8 +3,11 @@
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
 
 use super::OpenMode;
 
@@ -25,6 +28,14 @@ pub(super) fn open(path: &Path, mode: OpenMode) -> io::Result<File> {
         }
     }
     options.open(path)
+}
+
+/// The same file once more, each write through which is durable when it returns.
+pub(super) fn reopen_durable(file: BorrowedFd<'_>) -> io::Result<File> {
+    // By its descriptor: the name may be another file's by now.
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let durable = OFlags::DSYNC.bits().cast_signed();
+    File::options().write(true).custom_flags(durable).open(path)
 }
 
 pub(super) fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {

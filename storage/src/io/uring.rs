@@ -5,7 +5,7 @@
 //! it to run on by itself, and a job that ends waits for all of them. Whoever breaks that rule
 //! frees memory the kernel still writes to. Rare operations on names are plain system calls.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::fs;
 use std::future::{Future, pending, poll_fn};
 use std::io::{self, ErrorKind};
@@ -172,9 +172,10 @@ impl Io for UringIo {
     type File = UringFile;
 
     async fn open(&self, path: &Path, mode: OpenMode) -> io::Result<UringFile> {
+        let file = Shared::new(names::open(path, mode)?, mode != OpenMode::Read);
         Ok(UringFile {
             io: self.clone(),
-            file: Rc::new(File::from_std(names::open(path, mode)?)),
+            file: Rc::new(file),
         })
     }
 
@@ -205,18 +206,76 @@ impl Io for UringIo {
 
 struct UringFile {
     io: UringIo,
-    file: Rc<File>,
+    file: Rc<Shared>,
+}
+
+/// A file, shared with the operations that are under way on it.
+struct Shared {
+    cached: File,
+    /// The same file opened so that each write is durable when it completes: one operation in
+    /// place of two. Opened at the first durable write; `None` inside where that is refused.
+    through: OnceCell<Option<File>>,
+    writable: bool,
+    /// Counts writes that need a sync, as they begin and once more as they end.
+    writes: Cell<u64>,
+    /// The count up to which a sync has covered them.
+    synced: Cell<u64>,
 }
 
 impl UringFile {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.file.fd()
+    }
+}
+
+impl Shared {
+    fn new(file: fs::File, writable: bool) -> Self {
+        Self {
+            writable,
+            cached: File::from_std(file),
+            through: OnceCell::new(),
+            // What another handle left unsynced is unknown.
+            writes: Cell::new(1),
+            synced: Cell::new(0),
+        }
+    }
+
     #[expect(
         unsafe_code,
         reason = "tokio-uring's file shows its descriptor only raw"
     )]
     fn fd(&self) -> BorrowedFd<'_> {
-        let fd = self.file.as_raw_fd();
-        // SAFETY: `self.file` owns the descriptor and keeps it open while `self` is borrowed.
+        let fd = self.cached.as_raw_fd();
+        // SAFETY: `self.cached` owns the descriptor and keeps it open while `self` is borrowed.
         unsafe { BorrowedFd::borrow_raw(fd) }
+    }
+
+    fn through(&self) -> Option<&File> {
+        let open = || names::reopen_durable(self.fd()).ok().map(File::from_std);
+        self.through.get_or_init(open).as_ref()
+    }
+
+    fn note_write(&self) {
+        self.writes.set(self.writes.get() + 1);
+    }
+
+    fn all_synced(&self) -> bool {
+        self.synced.get() == self.writes.get()
+    }
+
+    async fn write(&self, bufs: Vec<Bytes>, pos: u64) -> io::Result<()> {
+        self.note_write();
+        let result = write_all(&self.cached, bufs, pos).await;
+        // A sync that began meanwhile does not cover it.
+        self.note_write();
+        result
+    }
+
+    async fn sync(&self) -> io::Result<()> {
+        let covered = self.writes.get();
+        self.cached.sync_data().await?;
+        self.synced.set(covered.max(self.synced.get()));
+        Ok(())
     }
 }
 
@@ -224,29 +283,38 @@ impl IoFile for UringFile {
     async fn read_at(&self, pos: u64, len: usize) -> io::Result<Bytes> {
         let len = names::readable(self.fd(), pos, len)?;
         let file = Rc::clone(&self.file);
-        self.io.whole(read(file, pos, len)).await
+        self.io
+            .whole(async move { read(&file.cached, pos, len).await })
+            .await
     }
 
     async fn write_all_at(&self, bufs: Vec<Bytes>, pos: u64) -> io::Result<()> {
         let file = Rc::clone(&self.file);
         self.io
-            .whole(async move { write_all(&file, bufs, pos).await })
+            .whole(async move { file.write(bufs, pos).await })
             .await
     }
 
     async fn write_durable_at(&self, bufs: Vec<Bytes>, pos: u64) -> io::Result<()> {
-        let file = Rc::clone(&self.file);
-        self.io
-            .whole(async move {
-                write_all(&file, bufs, pos).await?;
-                file.sync_data().await
-            })
-            .await
+        let shared = Rc::clone(&self.file);
+        let write = async move {
+            if shared.writable
+                && shared.all_synced()
+                && let Some(through) = shared.through()
+            {
+                // On failure something may be left in the page cache.
+                let result = write_all(through, bufs, pos).await;
+                return result.inspect_err(|_| shared.note_write());
+            }
+            shared.write(bufs, pos).await?;
+            shared.sync().await
+        };
+        self.io.whole(write).await
     }
 
     async fn sync_data(&self) -> io::Result<()> {
         let file = Rc::clone(&self.file);
-        self.io.whole(async move { file.sync_data().await }).await
+        self.io.whole(async move { file.sync().await }).await
     }
 
     async fn len(&self) -> io::Result<u64> {
@@ -254,11 +322,12 @@ impl IoFile for UringFile {
     }
 
     async fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.note_write();
         Ok(rustix::fs::ftruncate(self.fd(), len)?)
     }
 }
 
-async fn read(file: Rc<File>, pos: u64, len: usize) -> io::Result<Bytes> {
+async fn read(file: &File, pos: u64, len: usize) -> io::Result<Bytes> {
     let mut buf = Vec::with_capacity(len);
     while buf.len() < len {
         let done = buf.len();
