@@ -3,6 +3,7 @@
 //!
 //! Storage keeps terms, votes and indexes and never interprets consensus; it knows no dialect.
 
+pub mod bench;
 pub mod env;
 pub mod fatal;
 pub mod frame;
