@@ -3,3 +3,23 @@
 
 pub mod controller;
 pub mod transport;
+
+mod codec;
+mod config;
+mod group;
+mod node;
+mod runtime;
+#[cfg(any(test, feature = "sim"))]
+pub mod testkit;
+mod types;
+mod view;
+
+pub use codec::CodecError;
+pub use config::{RaftConfig, RaftConfigError};
+pub use group::{
+    Group, HighWatermark, KV_FAMILY, Leadership, MembershipError, OpenError, ProposeError,
+    ReadError, StopError, TrimError,
+};
+pub use node::{Node, NodeStats};
+pub use types::{Applied, Proposal};
+pub use view::{Committed, Home, View, ViewError};

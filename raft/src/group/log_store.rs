@@ -1,0 +1,292 @@
+//! openraft's log on top of a group's log in storage.
+//!
+//! Calls run in the group's core task and only touch memory, but for votes and truncations, which
+//! are durable on return. Storage runs the callbacks of appends in order, so they are the
+//! watermark openraft asks for: the completion of an entry says that all before it are durable.
+
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds, RangeInclusive};
+use std::sync::Arc;
+
+use futures::Stream;
+use openraft::OptionalSend;
+use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
+use parking_lot::Mutex;
+use trilog_model::{EntryId, GroupId, LogIndex};
+use trilog_storage::frame::{Frame, FrameKind};
+use trilog_storage::log::{Appending, GroupLog, LogStart, ReadError};
+
+use super::status::Status;
+use crate::codec::encode_membership;
+use crate::types::{
+    Entry, LogId, Payload, RaftVote, TypeConfig, entry_id, log_id, raft_vote, stored_vote,
+};
+
+/// The most bytes one read takes from storage when all of a range is wanted.
+const READ_BYTES: usize = 4 << 20;
+
+/// The log start that the state machine has prepared and the next purge makes real.
+pub(crate) type PlannedStart = Arc<Mutex<Option<LogStart>>>;
+
+/// The log of one group, as openraft sees it; readers are clones.
+#[derive(Clone, Debug)]
+pub(crate) struct LogStore {
+    log: GroupLog,
+    status: Arc<Status>,
+    planned: PlannedStart,
+    append_bytes: usize,
+}
+
+impl LogStore {
+    pub(crate) fn new(
+        log: GroupLog,
+        status: Arc<Status>,
+        planned: PlannedStart,
+        append_bytes: usize,
+    ) -> Self {
+        Self {
+            log,
+            status,
+            planned,
+            append_bytes,
+        }
+    }
+
+    /// The part of a range that the log holds, half open.
+    fn held(&self, range: &impl RangeBounds<u64>) -> (LogIndex, LogIndex) {
+        let state = self.log.state();
+        let first = state
+            .log_start
+            .map_or(0, |start| start.purged.index.get() + 1);
+        let end = state.last.map_or(0, |last| last.index.get() + 1);
+        let from = match range.start_bound() {
+            Bound::Included(&from) => from,
+            Bound::Excluded(&before) => before.saturating_add(1),
+            Bound::Unbounded => 0,
+        };
+        let to = match range.end_bound() {
+            Bound::Included(&last) => last.saturating_add(1),
+            Bound::Excluded(&to) => to,
+            Bound::Unbounded => u64::MAX,
+        };
+        (LogIndex(from.max(first)), LogIndex(to.min(end)))
+    }
+
+    async fn read(&self, from: LogIndex, to: LogIndex, max: usize) -> io::Result<Vec<Entry>> {
+        let frames = self.log.read(from, to, max).await.map_err(read_error)?;
+        let entries = frames.into_iter().map(Entry::stored);
+        Ok(entries.collect::<Result<Vec<_>, _>>()?)
+    }
+
+    /// The frame an entry is or becomes, and who decides its place.
+    fn frame(&self, entry: Entry) -> (Frame, Appending) {
+        let id = entry.entry_id();
+        let group = self.status.group;
+        match entry.payload {
+            Payload::Stored { frame, .. } => (frame, Appending::Assert),
+            Payload::Blank => (blank(group, id), Appending::Assign),
+            // Judged in another term than it arrives in: its index is taken, so an entry there
+            // must be, but an empty one.
+            Payload::Draft(draft) if draft.expected_term != id.term => {
+                (blank(group, id), Appending::Assign)
+            }
+            Payload::Draft(draft) => (draft.into_frame(group, id), Appending::Assign),
+            Payload::Membership(membership) => {
+                let command = encode_membership(&membership);
+                let frame = Frame::bare(FrameKind::Membership, group, id, command);
+                // The very first membership is written by each replica on its own, before any
+                // leader, and must be the same bytes everywhere.
+                let first = id.term.get() == 0;
+                (
+                    frame,
+                    if first {
+                        Appending::Assert
+                    } else {
+                        Appending::Assign
+                    },
+                )
+            }
+        }
+    }
+}
+
+fn blank(group: GroupId, id: EntryId) -> Frame {
+    Frame::bare(FrameKind::Blank, group, id, bytes::Bytes::new())
+}
+
+fn read_error(error: ReadError) -> io::Error {
+    io::Error::other(error)
+}
+
+impl RaftLogReader<TypeConfig> for LogStore {
+    async fn try_get_log_entries<RB>(&mut self, range: RB) -> io::Result<Vec<Entry>>
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let (mut from, to) = self.held(&range);
+        let mut entries = Vec::new();
+        while from < to {
+            let read = self.read(from, to, READ_BYTES).await?;
+            from = LogIndex(from.get() + read.len() as u64);
+            if read.is_empty() {
+                break;
+            }
+            entries.extend(read);
+        }
+        Ok(entries)
+    }
+
+    async fn read_vote(&mut self) -> io::Result<Option<RaftVote>> {
+        Ok(self.log.state().vote.as_ref().map(raft_vote))
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+        if start >= end {
+            return Ok(Vec::new());
+        }
+        self.read(LogIndex(start), LogIndex(end), self.append_bytes)
+            .await
+    }
+
+    async fn entries_stream<RB>(
+        &mut self,
+        range: RB,
+    ) -> impl Stream<Item = io::Result<Entry>> + OptionalSend
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let (from, to) = self.held(&range);
+        let reader = self.clone();
+        let buffer = Vec::new().into_iter();
+        futures::stream::try_unfold(
+            (reader, from, buffer),
+            move |(reader, mut from, mut buffer)| async move {
+                loop {
+                    if let Some(entry) = buffer.next() {
+                        return Ok(Some((entry, (reader, from, buffer))));
+                    }
+                    if from >= to {
+                        return Ok(None);
+                    }
+                    let read = reader.read(from, to, reader.append_bytes).await?;
+                    if read.is_empty() {
+                        return Ok(None);
+                    }
+                    from = LogIndex(from.get() + read.len() as u64);
+                    buffer = read.into_iter();
+                }
+            },
+        )
+    }
+
+    /// The last entry of each term in the range.
+    async fn get_key_log_ids(&mut self, range: RangeInclusive<LogId>) -> io::Result<Vec<LogId>> {
+        let (first, last) = (entry_id(range.start()), entry_id(range.end()));
+        let starts = self.log.term_starts();
+        let ends = starts.iter().skip(1).map(|next| next.index.get() - 1);
+        let lasts = starts.iter().zip(ends.chain([last.index.get()]));
+        let ids = lasts.map(|(start, end)| EntryId {
+            term: start.term,
+            index: LogIndex(end.min(last.index.get())),
+        });
+        let within = ids.filter(|id| id.index >= first.index && id.term <= last.term);
+        Ok(within.map(log_id).collect())
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> io::Result<LogState<TypeConfig>> {
+        let state = self.log.state();
+        Ok(LogState {
+            last_purged_log_id: state.log_start.map(|start| log_id(start.purged)),
+            last_log_id: state.last.map(log_id),
+        })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &RaftVote) -> io::Result<()> {
+        let vote = stored_vote(vote);
+        self.status.voting(&vote);
+        self.log.save_vote(vote).await.map_err(io::Error::other)?;
+        self.status.voted(&vote);
+        Ok(())
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
+        if let Some(id) = committed {
+            self.log.commit(LogIndex(id.index()));
+        }
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
+        let state = self.log.state();
+        // What the log starts after is committed anyway, and more than that this does not know.
+        let start = state.log_start.map(|start| start.purged.index);
+        let committed = state
+            .committed
+            .filter(|index| start.is_none_or(|start| start < *index));
+        Ok(committed.and_then(|index| {
+            let term = self.log.term_of(index)?;
+            Some(log_id(EntryId { term, index }))
+        }))
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> io::Result<()>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries = entries.into_iter();
+        let mut run = Vec::with_capacity(entries.size_hint().0);
+        let mut mode = Appending::Assign;
+        for entry in entries {
+            let (frame, wants) = self.frame(entry);
+            // One call carries what one leader proposed or one leader sent, never both; should
+            // that change, each run still goes to storage in order.
+            if wants != mode && !run.is_empty() {
+                let frames = std::mem::take(&mut run);
+                let done = Box::new(|_| {});
+                self.log
+                    .append(frames, mode, done)
+                    .map_err(io::Error::other)?;
+            }
+            mode = wants;
+            run.push(frame);
+        }
+        let done = Box::new(move |result: Result<(), trilog_storage::log::StoreError>| {
+            callback.io_completed(result.map_err(io::Error::other));
+        });
+        self.log.append(run, mode, done).map_err(io::Error::other)
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
+        let last = last.map(|id| LogIndex(id.index()));
+        self.log
+            .truncate_after(last)
+            .await
+            .map_err(io::Error::other)
+    }
+
+    async fn purge(&mut self, id: LogId) -> io::Result<()> {
+        let id = entry_id(&id);
+        let start = self.log.state().log_start;
+        if start.is_some_and(|start| start.purged.index >= id.index) {
+            return Ok(());
+        }
+        let planned = self.planned.lock().clone();
+        let start = planned
+            .filter(|start| start.purged == id)
+            .ok_or_else(|| io::Error::other(format!("a purge up to {id} that nothing prepared")))?;
+        self.log
+            .set_log_start(start)
+            .await
+            .map_err(io::Error::other)
+    }
+}

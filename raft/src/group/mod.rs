@@ -1,0 +1,394 @@
+//! One replica of one group: its log, its view, its consensus, and the handle callers use.
+//!
+//! ```text
+//!   propose ─> core task ─> LogStore => write-ahead log ──durable──> core task
+//!                 │  replication tasks ─> Network => followers ──matched──> core task
+//!                 └─ committed => StateMachine: View, kv batch, high watermark, answer
+//! ```
+
+mod checkpoint;
+mod descriptor;
+mod error;
+mod install;
+mod log_store;
+mod memberships;
+mod network;
+mod open;
+mod propose;
+mod serve;
+mod state_machine;
+mod status;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::rt::WatchReceiver;
+use openraft::{Config, Raft, ReadPolicy};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use trilog_model::{GroupId, LogIndex, Offset, ReplicaId};
+use trilog_storage::kv::Kv;
+use trilog_storage::log::GroupLog;
+
+pub use checkpoint::KV_FAMILY;
+pub use error::{MembershipError, ProposeError, ReadError, StopError, TrimError};
+pub use open::OpenError;
+pub use status::{HighWatermark, Leadership};
+
+pub(crate) use network::{APPEND, Network, SNAPSHOT};
+pub(crate) use serve::GroupRaft;
+pub(crate) use status::Status;
+
+use log_store::LogStore;
+use propose::InFlight;
+use state_machine::{Starts, TrimTarget};
+
+use crate::transport::{Kind, PeerStream, Refusal, Transport};
+use crate::view::View;
+
+/// What opening a group takes, the same for all groups of a node.
+#[derive(Clone, Debug)]
+pub(crate) struct Parts {
+    pub(crate) config: Arc<Config>,
+    pub(crate) append_bytes: usize,
+    pub(crate) failover: Duration,
+    pub(crate) kv: Kv,
+    pub(crate) transport: Transport,
+}
+
+/// A replica of a group, whatever its view. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Replica {
+    pub(crate) raft: GroupRaft,
+    pub(crate) log: GroupLog,
+    pub(crate) status: Arc<Status>,
+    starts: Starts,
+    in_flight: Arc<InFlight>,
+    failover: Duration,
+    /// Ends the streams of peers when the replica closes.
+    stop: CancellationToken,
+}
+
+impl fmt::Debug for Replica {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Replica")
+            .field("group", &self.status.group)
+            .field("replica", &self.status.replica)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Replica {
+    /// Opens the replica that `log` is of and starts its tasks.
+    pub(crate) async fn open(
+        parts: &Parts,
+        log: GroupLog,
+        view: Arc<Mutex<dyn View>>,
+    ) -> Result<Self, OpenError> {
+        let group = log.group();
+        let status = Status::new(group, log.replica(), log.state().vote);
+        let starts = Starts::default();
+        let machine = open::open(
+            log.clone(),
+            parts.kv.clone(),
+            Arc::clone(&status),
+            view,
+            starts.clone(),
+        )
+        .await?;
+        let store = LogStore::new(
+            log.clone(),
+            Arc::clone(&status),
+            Arc::clone(&starts.planned),
+            parts.append_bytes,
+        );
+        let network = Network::new(parts.transport.clone(), group, log.replica());
+        let config = Arc::clone(&parts.config);
+        let started = Raft::new(log.replica().0, config, network, store, machine).await;
+        let raft = started.map_err(|error| OpenError::Raft {
+            group,
+            reason: error.to_string(),
+        })?;
+        Ok(Self {
+            raft,
+            log,
+            status,
+            starts,
+            in_flight: Arc::default(),
+            failover: parts.failover,
+            stop: CancellationToken::new(),
+        })
+    }
+
+    /// Answers a call of a peer replica.
+    pub(crate) async fn on_call(
+        &self,
+        kind: Kind,
+        payload: bytes::Bytes,
+    ) -> Result<Vec<bytes::Bytes>, Refusal> {
+        serve::call(&self.raft, kind, payload).await
+    }
+
+    /// Serves a stream of a peer replica to its end.
+    pub(crate) async fn on_stream(&self, stream: PeerStream) {
+        match stream.kind {
+            APPEND => serve::appends(&self.raft, stream, self.stop.child_token()).await,
+            SNAPSHOT => {
+                let served = serve::snapshot(&self.raft, stream);
+                self.stop.run_until_cancelled(served).await;
+            }
+            _ => stream.refuse(&Refusal::Unserved),
+        }
+    }
+
+    /// Hands leadership, if this replica has it, to the voter that holds most of its log.
+    pub(crate) async fn resign(&self) {
+        if self.status.leadership_now().leader != Some(self.status.replica) {
+            return;
+        }
+        let own = self.status.replica;
+        let voters: BTreeSet<u64> = self.raft.voter_ids().collect();
+        let candidates = self.matched().into_iter();
+        let candidates =
+            candidates.filter(|(replica, _)| *replica != own && voters.contains(&replica.0));
+        let Some((best, _)) = candidates.max_by_key(|(_, matched)| *matched) else {
+            return;
+        };
+        if let Err(error) = self.transfer_leader(best).await {
+            tracing::info!(group = %self.status.group, %error, "leadership was not handed over");
+        }
+    }
+
+    /// How far each replica is known to hold this leader's log; empty on the others.
+    fn matched(&self) -> Vec<(ReplicaId, Option<LogIndex>)> {
+        let metrics = self.raft.data_metrics();
+        let metrics = metrics.borrow_watched();
+        let replication = metrics.replication.iter().flatten();
+        let matched = replication.map(|(id, matched)| {
+            let index = matched.as_ref().map(|id| LogIndex(id.index()));
+            (ReplicaId(*id), index)
+        });
+        matched.collect()
+    }
+
+    /// Stops the tasks. What was proposed and is not answered has an unknown outcome.
+    pub(crate) async fn close(&self) -> Result<(), StopError> {
+        let checkpoint = self
+            .raft
+            .with_state_machine(|machine| Box::pin(async move { machine.checkpoint() }));
+        // A replica that has stopped already keeps its older checkpoint.
+        let _ = checkpoint.await;
+        self.stop.cancel();
+        let stopped = self.raft.shutdown().await;
+        self.status.stopped();
+        stopped.map_err(|error| StopError(error.to_string()))
+    }
+
+    /// Hands leadership to `to` and waits until it leads, or somebody else does.
+    pub(crate) async fn transfer_leader(&self, to: ReplicaId) -> Result<(), MembershipError> {
+        let mut leadership = self.status.leadership();
+        let term = leadership.borrow_and_update().term;
+        if leadership.borrow().leader != Some(self.status.replica) {
+            return Err(MembershipError::NotLeader {
+                leader: leadership.borrow().leader,
+            });
+        }
+        self.raft
+            .trigger()
+            .transfer_leader(to.0)
+            .await
+            .map_err(MembershipError::stopped)?;
+        let over = leadership.wait_for(|now| now.term > term && now.leader.is_some());
+        match tokio::time::timeout(self.failover * 2, over).await {
+            Ok(Ok(now)) if now.leader == Some(to) => Ok(()),
+            Ok(Err(_)) => Err(MembershipError::Stopped),
+            Ok(Ok(_)) | Err(_) => Err(MembershipError::NotTransferred { to }),
+        }
+    }
+}
+
+#[cfg(any(test, feature = "sim"))]
+impl Replica {
+    /// Panics unless purged <= descriptor <= applied <= committed <= last.
+    pub(crate) fn check_positions(&self) {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let chain = [
+            ("purged", metrics.purged),
+            ("descriptor", metrics.snapshot),
+            ("applied", metrics.last_applied),
+            ("committed", metrics.local_committed),
+        ];
+        for pair in chain.windows(2) {
+            assert!(
+                pair[0].1 <= pair[1].1,
+                "{self:?}: {:?} lies beyond {:?}",
+                pair[0],
+                pair[1]
+            );
+        }
+    }
+}
+
+/// A handle to a replica of a group and to its view. Clones share both.
+pub struct Group<V> {
+    replica: Replica,
+    view: Arc<Mutex<V>>,
+}
+
+impl<V> Clone for Group<V> {
+    fn clone(&self) -> Self {
+        Self {
+            replica: self.replica.clone(),
+            view: Arc::clone(&self.view),
+        }
+    }
+}
+
+impl<V> fmt::Debug for Group<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.replica.fmt(f)
+    }
+}
+
+impl<V: View> Group<V> {
+    pub(crate) async fn open(parts: &Parts, log: GroupLog, view: V) -> Result<Self, OpenError> {
+        let view = Arc::new(Mutex::new(view));
+        let shared: Arc<Mutex<dyn View>> = Arc::clone(&view) as Arc<Mutex<dyn View>>;
+        let replica = Replica::open(parts, log, shared).await?;
+        Ok(Self { replica, view })
+    }
+
+    pub(crate) fn replica_handle(&self) -> &Replica {
+        &self.replica
+    }
+
+    pub fn id(&self) -> GroupId {
+        self.replica.status.group
+    }
+
+    /// The identity of this replica.
+    pub fn replica(&self) -> ReplicaId {
+        self.replica.status.replica
+    }
+
+    /// The log, for readers; only what lies below the high watermark may be served.
+    pub fn log(&self) -> &GroupLog {
+        &self.replica.log
+    }
+
+    /// Who leads, and whether this replica may admit.
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.replica.status.leadership()
+    }
+
+    /// What is applied here.
+    pub fn high_watermark(&self) -> watch::Receiver<HighWatermark> {
+        self.replica.status.high_watermark()
+    }
+
+    /// Looks at the view. The group applies nothing meanwhile, so `f` has to be short.
+    pub fn with_view<R>(&self, f: impl FnOnce(&V) -> R) -> R {
+        f(&self.view.lock())
+    }
+
+    /// Waits until this replica has applied everything that was acknowledged anywhere before the
+    /// call; then what it has applied may be read as current. Only the leader can tell.
+    pub async fn read_index(&self) -> Result<LogIndex, ReadError> {
+        let read = self.replica.raft.ensure_linearizable(ReadPolicy::ReadIndex);
+        let read = read.await.map_err(ReadError::from_raft)?;
+        Ok(LogIndex(read.index()))
+    }
+
+    /// As [`Group::read_index`], but trusts the leader's lease, and so the clocks' pace, for
+    /// sparing the round to the followers.
+    pub async fn lease_read(&self) -> Result<LogIndex, ReadError> {
+        let read = self.replica.raft.ensure_linearizable(ReadPolicy::LeaseRead);
+        let read = read.await.map_err(ReadError::from_raft)?;
+        Ok(LogIndex(read.index()))
+    }
+
+    /// Founds the group: its first voters. Every one of them may be told so, with the same set;
+    /// a replica that has any log or vote already says [`MembershipError::Founded`].
+    pub async fn found(&self, voters: &BTreeSet<ReplicaId>) -> Result<(), MembershipError> {
+        let ids: BTreeSet<u64> = voters.iter().map(|voter| voter.0).collect();
+        let founded = self.replica.raft.initialize(ids).await;
+        founded.map_err(MembershipError::from_initialize)
+    }
+
+    /// The replicas that vote; during a change, those of the old and the new set.
+    pub fn voters(&self) -> BTreeSet<ReplicaId> {
+        self.replica.raft.voter_ids().map(ReplicaId).collect()
+    }
+
+    /// The replicas that only follow.
+    pub fn learners(&self) -> BTreeSet<ReplicaId> {
+        self.replica.raft.learner_ids().map(ReplicaId).collect()
+    }
+
+    /// How far each replica is known to hold this leader's log; empty on the others.
+    pub fn matched(&self) -> Vec<(ReplicaId, Option<LogIndex>)> {
+        self.replica.matched()
+    }
+
+    /// Adds a replica that only follows, and returns once that is committed.
+    pub async fn add_learner(&self, learner: ReplicaId) -> Result<(), MembershipError> {
+        let added = self.replica.raft.add_learner(learner.0, (), false).await;
+        added.map(drop).map_err(MembershipError::from_change)
+    }
+
+    /// Changes who votes, by a joint step and a final one. New voters have to be learners
+    /// already; those left out are removed wholly.
+    pub async fn change_voters(&self, to: &BTreeSet<ReplicaId>) -> Result<(), MembershipError> {
+        let ids: BTreeSet<u64> = to.iter().map(|voter| voter.0).collect();
+        let changed = self.replica.raft.change_membership(ids, false).await;
+        changed.map(drop).map_err(MembershipError::from_change)
+    }
+
+    /// Removes replicas that do not vote.
+    pub async fn remove_learners(
+        &self,
+        learners: &BTreeSet<ReplicaId>,
+    ) -> Result<(), MembershipError> {
+        let ids = learners.iter().map(|learner| learner.0).collect();
+        let change = openraft::ChangeMembers::RemoveNodes(ids);
+        let changed = self.replica.raft.change_membership(change, false).await;
+        changed.map(drop).map_err(MembershipError::from_change)
+    }
+
+    /// Hands leadership over and waits until the other replica leads.
+    pub async fn transfer_leader(&self, to: ReplicaId) -> Result<(), MembershipError> {
+        self.replica.transfer_leader(to).await
+    }
+
+    /// Stands for election at once, unless somebody leads and is heard of.
+    pub async fn campaign(&self) -> Result<(), MembershipError> {
+        let asked = self.replica.raft.trigger().elect(true).await;
+        asked.map_err(MembershipError::stopped)
+    }
+
+    /// Moves the log start of this replica: consensus keeps nothing up to `purged`, readers see
+    /// nothing below `data_start`. `purged` is cut to what is applied here. Every replica does
+    /// this for itself, after an entry that says so; never for more than all of them agreed to.
+    pub async fn trim(&self, purged: LogIndex, data_start: Offset) -> Result<(), TrimError> {
+        let replica = &self.replica;
+        let start = replica.log.state().log_start;
+        if let Some(start) = start.filter(|start| start.purged.index >= purged) {
+            let moved = trilog_storage::log::LogStart {
+                data_start: data_start.min(start.next_offset),
+                ..start
+            };
+            return Ok(replica.log.set_log_start(moved).await?);
+        }
+        let applied = replica.status.high_watermark().borrow().applied;
+        let purged = purged.min(applied.ok_or(TrimError::NothingApplied)?);
+        *replica.starts.wanted.lock() = Some(TrimTarget { purged, data_start });
+        let asked = replica.raft.trigger().snapshot().await;
+        asked.map_err(|_| TrimError::Stopped)
+    }
+}

@@ -1,0 +1,339 @@
+//! openraft's network on top of the links between nodes.
+//!
+//! ```text
+//! votes, transfers, heartbeats   calls on the control lane
+//! entries                        one stream per follower and session on the append lane
+//! log-start descriptors          one stream per transfer on the bulk lane
+//! ```
+//!
+//! Requests of a stream are pipelined up to the follower's byte credit; answers come in order.
+//! Every message names the replica it is from and the one it is for, so that nothing meant for a
+//! predecessor on the same node is ever taken.
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures::future::{BoxFuture, Either, select};
+use futures::stream::{BoxStream, StreamExt};
+use futures::{FutureExt, Stream};
+use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
+use openraft::network::{
+    Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption,
+    RaftNetworkFactory,
+};
+use openraft::raft::{
+    AppendEntriesRequest, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use openraft::type_config::alias::SnapshotOf;
+use openraft::{OptionalSend, RPCTypes};
+use trilog_model::{GroupId, ReplicaId};
+
+use super::descriptor::Descriptor;
+use crate::codec::{self, CodecError, SnapshotMessage};
+use crate::transport::{
+    Kind, Lane, PeerError, Route, StreamReceiver, StreamSender, Target, Transport,
+};
+use crate::types::{RaftVote, TypeConfig};
+
+pub(crate) const VOTE: Kind = Kind(Kind::FIRST_RAFT);
+pub(crate) const PRE_VOTE: Kind = Kind(Kind::FIRST_RAFT + 1);
+pub(crate) const APPEND: Kind = Kind(Kind::FIRST_RAFT + 2);
+pub(crate) const BEAT: Kind = Kind(Kind::FIRST_RAFT + 3);
+pub(crate) const SNAPSHOT: Kind = Kind(Kind::FIRST_RAFT + 4);
+pub(crate) const TRANSFER: Kind = Kind(Kind::FIRST_RAFT + 5);
+
+/// Bytes of a descriptor in one message.
+const CHUNK: usize = 1 << 20;
+/// The largest descriptor a replica takes: views larger than this are copied as files.
+pub(crate) const DESCRIPTOR_MAX: usize = 256 << 20;
+
+type RpcError = RPCError<TypeConfig>;
+type AppendStream<'s> = BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RpcError>>;
+
+/// Makes the clients of one replica.
+#[derive(Clone, Debug)]
+pub(crate) struct Network {
+    transport: Transport,
+    group: GroupId,
+    from: ReplicaId,
+}
+
+impl Network {
+    pub(crate) fn new(transport: Transport, group: GroupId, from: ReplicaId) -> Self {
+        Self {
+            transport,
+            group,
+            from,
+        }
+    }
+
+    fn client(&self, target: u64, purpose: Purpose) -> Client {
+        Client {
+            network: self.clone(),
+            to: ReplicaId(target),
+            purpose,
+        }
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = Client;
+
+    async fn new_client(&mut self, target: u64, _node: &()) -> Client {
+        self.client(target, Purpose::Entries)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, _node: &()) -> Client {
+        self.client(target, Purpose::Beats)
+    }
+}
+
+/// What a client's appends are, which decides how they travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    Entries,
+    Beats,
+}
+
+/// One replica's way to another.
+#[derive(Debug)]
+pub(crate) struct Client {
+    network: Network,
+    to: ReplicaId,
+    purpose: Purpose,
+}
+
+impl Client {
+    fn target(&self, lane: Lane, kind: Kind) -> Target {
+        Target {
+            node: self.to.node(),
+            lane,
+            kind,
+            route: Route {
+                group: self.network.group,
+                from: self.network.from,
+                to: self.to,
+            },
+        }
+    }
+
+    async fn call(
+        &self,
+        kind: Kind,
+        action: RPCTypes,
+        payload: Bytes,
+        timeout: Duration,
+    ) -> Result<Bytes, RpcError> {
+        let target = self.target(Lane::Control, kind);
+        let call = self.network.transport.call(target, vec![payload], timeout);
+        call.await.map_err(|error| match error {
+            PeerError::Timeout => RPCError::Timeout(Timeout {
+                action,
+                id: self.network.from.0,
+                target: self.to.0,
+                timeout,
+            }),
+            error => unreachable_peer(error),
+        })
+    }
+
+    /// One empty append as a call that no payload can hold up.
+    async fn beat(
+        &self,
+        request: AppendEntriesRequest<TypeConfig>,
+        timeout: Duration,
+    ) -> Result<StreamAppendResult<TypeConfig>, RpcError> {
+        let payload = codec::encode_append(request).map_err(unreachable_peer)?;
+        let payload = payload.into_iter().next().unwrap_or_default();
+        let reply = self
+            .call(BEAT, RPCTypes::AppendEntries, payload, timeout)
+            .await?;
+        codec::decode_append_reply(reply).map_err(unreachable_peer)
+    }
+
+    async fn open(&self, lane: Lane, kind: Kind, timeout: Duration) -> Result<Ends, RpcError> {
+        let target = self.target(lane, kind);
+        let opened = self.network.transport.open_stream(target, timeout).await;
+        opened.map_err(unreachable_peer)
+    }
+}
+
+type Ends = (StreamSender, StreamReceiver);
+
+/// A peer that cannot do what is asked now; openraft waits before it tries again.
+fn unreachable_peer(error: impl Display) -> RpcError {
+    RPCError::Unreachable(Unreachable::from_string(error))
+}
+
+impl NetBackoff<TypeConfig> for Client {
+    fn backoff(&self) -> Option<Backoff> {
+        None
+    }
+}
+
+impl NetVote<TypeConfig> for Client {
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RpcError> {
+        let payload = codec::encode_vote(&rpc);
+        let call = self.call(VOTE, RPCTypes::Vote, payload, option.soft_ttl());
+        codec::decode_vote_reply(call.await?).map_err(unreachable_peer)
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RpcError> {
+        let payload = codec::encode_vote(&rpc);
+        let call = self.call(PRE_VOTE, RPCTypes::Vote, payload, option.soft_ttl());
+        codec::decode_vote_reply(call.await?).map_err(unreachable_peer)
+    }
+}
+
+impl NetTransferLeader<TypeConfig> for Client {
+    async fn transfer_leader(
+        &mut self,
+        req: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RpcError> {
+        let payload = codec::encode_transfer(&req);
+        let call = self.call(
+            TRANSFER,
+            RPCTypes::TransferLeader,
+            payload,
+            option.soft_ttl(),
+        );
+        codec::decode_transfer_reply(&req, call.await?).map_err(unreachable_peer)
+    }
+}
+
+impl NetStreamAppend<TypeConfig> for Client {
+    fn stream_append<S>(
+        &mut self,
+        mut input: S,
+        option: RPCOption,
+    ) -> BoxFuture<'_, Result<AppendStream<'_>, RpcError>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        let timeout = option.soft_ttl();
+        async move {
+            if self.purpose == Purpose::Beats {
+                let beats = async move {
+                    let request = input.next().await?;
+                    Some(self.beat(request, timeout).await)
+                };
+                let replies = beats.into_stream().filter_map(futures::future::ready);
+                return Ok(replies.boxed());
+            }
+            let (sender, receiver) = self.open(Lane::Append, APPEND, timeout).await?;
+            // The sending side yields nothing but the error that ends it.
+            let sent = send_all(input, sender).into_stream();
+            let failures = sent.filter_map(|result| futures::future::ready(result.err().map(Err)));
+            let both = futures::stream::select(replies(receiver), failures);
+            Ok(both.boxed())
+        }
+        .boxed()
+    }
+}
+
+/// Sends every request as the follower has room for it, then ends the stream.
+async fn send_all<S>(mut input: S, mut sender: StreamSender) -> Result<(), RpcError>
+where
+    S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin,
+{
+    while let Some(request) = input.next().await {
+        let payload = codec::encode_append(request).map_err(unreachable_peer)?;
+        sender.send(payload).await.map_err(unreachable_peer)?;
+    }
+    Ok(())
+}
+
+fn replies(
+    receiver: StreamReceiver,
+) -> impl Stream<Item = Result<StreamAppendResult<TypeConfig>, RpcError>> {
+    receiver.map(|message| {
+        let message = message.map_err(unreachable_peer)?;
+        codec::decode_append_reply(message).map_err(unreachable_peer)
+    })
+}
+
+impl NetSnapshot<TypeConfig> for Client {
+    type SnapshotData = Descriptor;
+
+    async fn full_snapshot(
+        &mut self,
+        vote: RaftVote,
+        snapshot: SnapshotOf<TypeConfig, Descriptor>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let transfer = self.send_snapshot(vote, snapshot, option.soft_ttl());
+        let transfer = std::pin::pin!(transfer);
+        match select(std::pin::pin!(cancel), transfer).await {
+            Either::Left((closed, _)) => Err(StreamingError::Closed(closed)),
+            Either::Right((sent, _)) => sent.map_err(StreamingError::from),
+        }
+    }
+}
+
+impl Client {
+    async fn send_snapshot(
+        &self,
+        vote: RaftVote,
+        snapshot: SnapshotOf<TypeConfig, Descriptor>,
+        timeout: Duration,
+    ) -> Result<SnapshotResponse<TypeConfig>, RpcError> {
+        let last = snapshot.meta.last_log_id;
+        let last = last.ok_or_else(|| unreachable_peer("a descriptor of an empty log"))?;
+        let message = codec::encode_snapshot(&SnapshotMessage {
+            vote,
+            last,
+            membership: snapshot.meta.last_membership,
+            descriptor: snapshot.snapshot.encode().map_err(unreachable_peer)?,
+        });
+        let (mut sender, mut receiver) = self.open(Lane::Bulk, SNAPSHOT, timeout).await?;
+        for mut slice in message {
+            while !slice.is_empty() {
+                let chunk = slice.split_to(slice.len().min(CHUNK));
+                sender.send(vec![chunk]).await.map_err(unreachable_peer)?;
+            }
+        }
+        drop(sender);
+        let reply = tokio::time::timeout(timeout, receiver.recv()).await;
+        let reply = reply.map_err(unreachable_peer)?.map_err(unreachable_peer)?;
+        let reply = reply.ok_or_else(|| unreachable_peer("the answer is missing"))?;
+        let vote = codec::decode_snapshot_reply(reply).map_err(unreachable_peer)?;
+        Ok(SnapshotResponse::new(vote))
+    }
+}
+
+/// Gathers a descriptor message that came in pieces.
+pub(crate) async fn receive_snapshot(
+    receiver: &mut StreamReceiver,
+) -> Result<SnapshotMessage, ReceiveError> {
+    let mut whole = BytesMut::new();
+    while let Some(piece) = receiver.recv().await? {
+        if whole.len() + piece.len() > DESCRIPTOR_MAX {
+            return Err(ReceiveError::TooLarge);
+        }
+        whole.extend_from_slice(&piece);
+    }
+    Ok(codec::decode_snapshot(whole.freeze())?)
+}
+
+/// Why a descriptor did not arrive.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReceiveError {
+    #[error("a descriptor of more than {DESCRIPTOR_MAX} bytes")]
+    TooLarge,
+    #[error(transparent)]
+    Peer(#[from] PeerError),
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+}

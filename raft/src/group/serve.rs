@@ -1,0 +1,139 @@
+//! The receiving side of a group: hands what peers send to openraft and answers.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use openraft::Raft;
+use openraft::raft::AppendEntriesRequest;
+use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use super::descriptor::Descriptor;
+use super::network::{BEAT, PRE_VOTE, TRANSFER, VOTE, receive_snapshot};
+use super::state_machine::StateMachine;
+use crate::codec;
+use crate::transport::{Kind, Lease, PeerStream, Refusal, StreamReceiver};
+use crate::types::TypeConfig;
+
+pub(crate) type GroupRaft = Raft<TypeConfig, StateMachine>;
+
+/// Answers one call.
+pub(crate) async fn call(
+    raft: &GroupRaft,
+    kind: Kind,
+    payload: Bytes,
+) -> Result<Vec<Bytes>, Refusal> {
+    let reply = match kind {
+        VOTE => {
+            let request = codec::decode_vote(payload).map_err(failed)?;
+            codec::encode_vote_reply(&raft.vote(request).await.map_err(failed)?)
+        }
+        PRE_VOTE => {
+            let request = codec::decode_vote(payload).map_err(failed)?;
+            codec::encode_vote_reply(&raft.pre_vote(request).await.map_err(failed)?)
+        }
+        BEAT => {
+            let request = codec::decode_append(payload).map_err(failed)?;
+            let previous = request.prev_log_id;
+            let reply = raft.append_entries(request).await.map_err(failed)?;
+            codec::encode_append_reply(&reply.into_stream_result(previous, previous))
+        }
+        TRANSFER => {
+            let request = codec::decode_transfer(payload).map_err(failed)?;
+            let reply = raft.handle_transfer_leader(request).await;
+            codec::encode_transfer_reply(&reply.map_err(failed)?)
+        }
+        _ => return Err(Refusal::Unserved),
+    };
+    Ok(vec![reply])
+}
+
+fn failed(error: impl std::fmt::Display) -> Refusal {
+    Refusal::Failed(error.to_string())
+}
+
+/// Credit for requests that openraft has taken and not answered yet, oldest first.
+type Leases = Arc<Mutex<VecDeque<Lease>>>;
+
+/// Serves a stream of appends until either side ends it. A request counts against the leader's
+/// credit until it is answered, which is when its entries are durable here.
+///
+/// `stop` ends the requests too: openraft reads them in a task of its own, which would otherwise
+/// wait for the leader.
+pub(crate) async fn appends(raft: &GroupRaft, stream: PeerStream, stop: CancellationToken) {
+    let PeerStream {
+        mut sender,
+        receiver,
+        ..
+    } = stream;
+    let leases = Leases::default();
+    let requests = requests(receiver, Arc::clone(&leases), stop.clone());
+    let _stop_at_return = stop.drop_guard();
+    let mut replies = std::pin::pin!(raft.stream_append(requests));
+    while let Some(reply) = replies.next().await {
+        drop(leases.lock().pop_front());
+        // A replica that stopped has nothing to say: the stream just ends.
+        let Ok(reply) = reply else { return };
+        let bytes = codec::encode_append_reply(&reply);
+        if sender.send(vec![bytes]).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn requests(
+    receiver: StreamReceiver,
+    leases: Leases,
+    stop: CancellationToken,
+) -> impl futures::Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + 'static {
+    let state = (receiver, leases, stop);
+    futures::stream::unfold(state, |(mut receiver, leases, stop)| async move {
+        let received = stop.run_until_cancelled(receiver.recv_leased()).await?;
+        let (message, lease) = received.ok()??;
+        match codec::decode_append(message) {
+            Ok(request) => {
+                leases.lock().push_back(lease);
+                Some((request, (receiver, leases, stop)))
+            }
+            Err(error) => {
+                tracing::warn!(%error, "an append that is not one; the stream ends");
+                receiver.refuse(&failed(error));
+                None
+            }
+        }
+    })
+}
+
+/// Takes a log-start descriptor.
+pub(crate) async fn snapshot(raft: &GroupRaft, stream: PeerStream) {
+    let PeerStream {
+        mut sender,
+        mut receiver,
+        ..
+    } = stream;
+    let message = match receive_snapshot(&mut receiver).await {
+        Ok(message) => message,
+        Err(error) => return receiver.refuse(&failed(error)),
+    };
+    let snapshot = match Descriptor::decode(message.descriptor) {
+        Ok(descriptor) => SnapshotOf::<TypeConfig, Descriptor> {
+            meta: SnapshotMetaOf::<TypeConfig> {
+                last_log_id: Some(message.last),
+                last_membership: message.membership,
+            },
+            snapshot: descriptor,
+        },
+        Err(error) => return receiver.refuse(&failed(error)),
+    };
+    match raft.install_full_snapshot(message.vote, snapshot).await {
+        Ok(reply) => {
+            let bytes = codec::encode_snapshot_reply(&reply.vote);
+            // The leader asks again if this answer is lost.
+            let _ = sender.send(vec![bytes]).await;
+        }
+        Err(error) => receiver.refuse(&failed(error)),
+    }
+}

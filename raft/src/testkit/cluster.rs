@@ -1,0 +1,410 @@
+//! Nodes with simulated disks, clocks and links, each a process that can be killed, lose its
+//! power and be started again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use trilog_model::{GroupId, NodeId, ReplicaId};
+use trilog_storage::env::Entropy;
+use trilog_storage::io::sim::{PowerLoss, SimConfig, SimDisk};
+use trilog_storage::kv::MemoryKv;
+use trilog_storage::log::StoreConfig;
+use trilog_storage::store::Store;
+
+use super::{Checks, Owner, SimClock, Witness};
+use crate::config::RaftConfig;
+use crate::group::{Group, Leadership};
+use crate::node::Node;
+use crate::transport::sim::{Crash, Path, SimNet};
+use crate::transport::{ClusterId, Transport, TransportConfig};
+use crate::{KV_FAMILY, runtime};
+
+/// How often the checks look at the replicas.
+const STEP: Duration = Duration::from_millis(5);
+/// How long anything that must happen may take.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// What a simulation is made of.
+#[derive(Clone, Debug)]
+pub struct ClusterConfig {
+    pub seed: u64,
+    pub nodes: u32,
+    pub raft: RaftConfig,
+    pub disk: SimConfig,
+    pub path: Path,
+    /// Shapes a node's store, given its folder.
+    pub store: fn(PathBuf) -> StoreConfig,
+}
+
+impl ClusterConfig {
+    /// Three nodes with small stores, so that files fill and roll while a test runs.
+    #[must_use]
+    pub fn three(seed: u64) -> Self {
+        Self {
+            seed,
+            nodes: 3,
+            raft: RaftConfig {
+                quiesce_after: None,
+                ..RaftConfig::default()
+            },
+            disk: SimConfig::default(),
+            path: Path::default(),
+            store: small_store,
+        }
+    }
+}
+
+/// A store whose files are small.
+#[must_use]
+pub fn small_store(dir: PathBuf) -> StoreConfig {
+    StoreConfig {
+        wal_file_bytes: 256 << 10,
+        wal_files: 6,
+        wal_round_bytes: 64 << 10,
+        pinned_bytes: 512 << 10,
+        cache_bytes: 64 << 10,
+        segment_bytes: 128 << 10,
+        fill_bytes: 8 << 10,
+        fill_workers: 1,
+        read_workers: 1,
+        scrub_bytes_per_second: 0,
+        ..StoreConfig::dev(dir)
+    }
+}
+
+/// One machine.
+#[derive(Debug)]
+struct Host {
+    disk: SimDisk,
+    kv: MemoryKv,
+    clock: Arc<SimClock>,
+    lives: u64,
+    up: Option<Process>,
+}
+
+/// One life of a node.
+#[derive(Clone, Debug)]
+struct Process {
+    node: Node,
+    transport: Transport,
+    owner: Owner,
+    groups: BTreeMap<GroupId, Group<Witness>>,
+}
+
+/// A cluster of simulated nodes.
+#[derive(Debug)]
+pub struct Cluster {
+    config: ClusterConfig,
+    pub net: SimNet,
+    pub checks: Checks,
+    hosts: BTreeMap<NodeId, Host>,
+    /// The groups every node shall hold, with the incarnation of each replica.
+    groups: BTreeMap<GroupId, BTreeMap<NodeId, ReplicaId>>,
+    /// Draws what a scenario decides by chance.
+    pub entropy: Entropy,
+}
+
+impl Cluster {
+    /// Starts all nodes, without any group.
+    pub async fn start(config: ClusterConfig) -> Self {
+        runtime::seed_thread(config.seed);
+        let entropy = Entropy::from_seed(config.seed);
+        let net = SimNet::new(entropy.next_u64());
+        net.set_default_path(config.path);
+        let mut cluster = Self {
+            hosts: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            checks: Checks::default(),
+            net,
+            entropy,
+            config,
+        };
+        for number in 1..=cluster.config.nodes {
+            let host = Host {
+                disk: SimDisk::with_config(cluster.entropy.next_u64(), cluster.config.disk.clone()),
+                kv: MemoryKv::new(&[KV_FAMILY]),
+                clock: Arc::default(),
+                lives: 0,
+                up: None,
+            };
+            cluster.hosts.insert(NodeId(number), host);
+            cluster.boot(NodeId(number)).await;
+        }
+        cluster
+    }
+
+    /// Every machine, up or not.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<NodeId> {
+        self.hosts.keys().copied().collect()
+    }
+
+    /// The nodes that run.
+    #[must_use]
+    pub fn up(&self) -> Vec<NodeId> {
+        let up = self.hosts.iter().filter(|(_, host)| host.up.is_some());
+        up.map(|(node, _)| *node).collect()
+    }
+
+    /// A node's disk, to break it.
+    #[must_use]
+    pub fn disk(&self, node: NodeId) -> &SimDisk {
+        &self.hosts[&node].disk
+    }
+
+    #[must_use]
+    pub fn clock(&self, node: NodeId) -> &SimClock {
+        &self.hosts[&node].clock
+    }
+
+    /// The running node's registry of groups.
+    #[must_use]
+    pub fn node(&self, node: NodeId) -> Option<&Node> {
+        self.hosts[&node].up.as_ref().map(|process| &process.node)
+    }
+
+    /// A running node's replica of a group.
+    #[must_use]
+    pub fn group(&self, node: NodeId, group: GroupId) -> Option<&Group<Witness>> {
+        self.hosts[&node].up.as_ref()?.groups.get(&group)
+    }
+
+    /// Every running replica of a group.
+    #[must_use]
+    pub fn replicas(&self, group: GroupId) -> Vec<Group<Witness>> {
+        let up = self.hosts.values().filter_map(|host| host.up.as_ref());
+        up.filter_map(|process| process.groups.get(&group).cloned())
+            .collect()
+    }
+
+    /// Places a group on all nodes and founds it.
+    pub async fn create_group(&mut self, group: GroupId) {
+        let replicas: BTreeMap<NodeId, ReplicaId> = self
+            .nodes()
+            .into_iter()
+            .map(|node| (node, ReplicaId::new(node, 1)))
+            .collect();
+        self.groups.insert(group, replicas.clone());
+        for node in self.up() {
+            self.open(node, group).await;
+        }
+        let voters: BTreeSet<ReplicaId> = replicas.values().copied().collect();
+        for replica in self.replicas(group) {
+            // Whoever heard of another's candidacy first is founded by it.
+            let _ = replica.found(&voters).await;
+        }
+    }
+
+    async fn open(&mut self, node: NodeId, group: GroupId) {
+        let Some(process) = self.hosts[&node].up.clone() else {
+            return;
+        };
+        let replica = self.groups[&group][&node];
+        let view = Witness::new(node, self.checks.clone());
+        let opening = process.node.open_group(group, replica, view);
+        let opened = process.owner.scope(opening).await;
+        let opened = opened.unwrap_or_else(|error| panic!("node {node} cannot open: {error}"));
+        let host = self.hosts.get_mut(&node);
+        if let Some(process) = host.and_then(|host| host.up.as_mut()) {
+            process.groups.insert(group, opened);
+        }
+    }
+
+    /// Starts a node that is down, on what its disk holds.
+    pub async fn boot(&mut self, node: NodeId) {
+        let Some(host) = self.hosts.get_mut(&node) else {
+            return;
+        };
+        assert!(host.up.is_none(), "node {node} runs already");
+        host.lives += 1;
+        if host.lives > 1 {
+            host.disk = host.disk.reopen();
+        }
+        let entropy = Entropy::from_seed(self.entropy.next_u64());
+        let owner = Owner::default();
+        let opening = Store::open(
+            (self.config.store)(PathBuf::from("/data")),
+            host.disk.backend(),
+            host.clock.clone(),
+            entropy,
+        );
+        let (store, report) = owner
+            .scope(opening)
+            .await
+            .unwrap_or_else(|error| panic!("node {node} cannot open its store: {error}"));
+        assert!(!report.step_aside, "node {node} found its disk damaged");
+        let transport = self
+            .net
+            .transport(TransportConfig::new(node, Some(ClusterId([7; 16]))));
+        let peers = (1..=self.config.nodes).map(NodeId);
+        for peer in peers.filter(|peer| *peer != node) {
+            transport.book().set(peer, SimNet::address(peer));
+        }
+        let started = Node::start(&self.config.raft, store, host.kv.kv(), transport.clone());
+        let process = Process {
+            node: started.unwrap_or_else(|error| panic!("{error}")),
+            transport,
+            owner,
+            groups: BTreeMap::new(),
+        };
+        host.up = Some(process);
+        let groups: Vec<GroupId> = self.groups.keys().copied().collect();
+        for group in groups {
+            self.open(node, group).await;
+        }
+    }
+
+    /// Ends a node's process where it stands. What it wrote stays on its disk.
+    pub fn kill(&mut self, node: NodeId) {
+        self.end(node, Crash::Process, SimDisk::kill);
+    }
+
+    /// Pulls a node's plug: what its disk had not synced meets its fate.
+    pub fn power_loss(&mut self, node: NodeId) {
+        self.end(node, Crash::Machine, |disk| disk.crash(PowerLoss::Any));
+    }
+
+    fn end(&mut self, node: NodeId, how: Crash, disk: impl FnOnce(&SimDisk)) {
+        let Some(host) = self.hosts.get_mut(&node) else {
+            return;
+        };
+        let Some(process) = host.up.take() else {
+            return;
+        };
+        process.owner.abort_all();
+        self.net.crash(node, how);
+        disk(&host.disk);
+        // The engine's memory goes with the process; a flush it began on its own may have ended.
+        host.kv = if self.entropy.next_u64().is_multiple_of(2) {
+            host.kv.crash()
+        } else {
+            host.kv.crash_after_background_flush()
+        };
+        self.checks.stopped(node);
+    }
+
+    /// Stops a node in order: leadership handed over, everything drained.
+    pub async fn stop(&mut self, node: NodeId) {
+        let Some(host) = self.hosts.get_mut(&node) else {
+            return;
+        };
+        let Some(process) = host.up.take() else {
+            return;
+        };
+        process.node.shutdown().await;
+        process.transport.close().await;
+        let store = process.node.store().clone();
+        drop(process);
+        store
+            .close()
+            .await
+            .unwrap_or_else(|error| panic!("{error}"));
+        let flushed = host.kv.kv().flush().await;
+        flushed.unwrap_or_else(|error| panic!("{error}"));
+        self.net.crash(node, Crash::Process);
+        self.checks.stopped(node);
+    }
+
+    /// Who leads a group and is ready, as far as the running replicas know: the highest term.
+    #[must_use]
+    pub fn leader(&self, group: GroupId) -> Option<(NodeId, Leadership)> {
+        let leaders = self.hosts.iter().filter_map(|(node, host)| {
+            let replica = host.up.as_ref()?.groups.get(&group)?;
+            let now = *replica.leadership().borrow();
+            now.ready.then_some((*node, now))
+        });
+        leaders.max_by_key(|(_, now)| now.term)
+    }
+
+    /// Lets time pass, looking at every replica as it does.
+    pub async fn run(&self, time: Duration) {
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            tokio::time::sleep(STEP).await;
+            self.look();
+        }
+    }
+
+    /// Checks what must hold at every moment.
+    pub fn look(&self) {
+        for (node, host) in &self.hosts {
+            let Some(process) = &host.up else { continue };
+            for (group, replica) in &process.groups {
+                let leadership = *replica.leadership().borrow();
+                let high_watermark = *replica.high_watermark().borrow();
+                self.checks
+                    .observe(*node, *group, leadership, high_watermark);
+                replica.replica_handle().check_positions();
+            }
+        }
+    }
+
+    /// Lets time pass until something holds; panics if it takes too long.
+    pub async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
+        let end = Instant::now() + PATIENCE;
+        while !holds(self) {
+            assert!(
+                Instant::now() < end,
+                "seed {}: {what} did not happen in {PATIENCE:?}",
+                self.config.seed
+            );
+            self.run(STEP).await;
+        }
+    }
+
+    /// Waits for a ready leader and returns its node.
+    pub async fn await_leader(&self, group: GroupId) -> NodeId {
+        self.until("an election", |cluster| cluster.leader(group).is_some())
+            .await;
+        self.leader(group).map_or(NodeId(0), |(node, _)| node)
+    }
+
+    /// Removes every fault and starts every node.
+    pub async fn heal(&mut self) {
+        self.net.heal_all();
+        for node in self.nodes() {
+            let disk = self.config.disk.clone();
+            self.hosts[&node].disk.configure(|config| *config = disk);
+            if self.hosts[&node].up.is_none() {
+                self.boot(node).await;
+            }
+        }
+    }
+
+    /// Waits until every node is up and has applied the same entries; then compares the replicas'
+    /// state, their logs byte for byte, and every client's outcome with it.
+    pub async fn converge(&self, group: GroupId) {
+        self.await_leader(group).await;
+        self.until("convergence", |cluster| {
+            let replicas = cluster.replicas(group);
+            let ends: BTreeSet<_> = replicas
+                .iter()
+                .map(|replica| {
+                    let last = replica.log().state().last.map(|id| id.index);
+                    (last, replica.high_watermark().borrow().applied)
+                })
+                .collect();
+            let one_end = ends.len() == 1 && ends.iter().all(|(last, applied)| last == applied);
+            replicas.len() == cluster.hosts.len() && one_end
+        })
+        .await;
+        super::compare::replicas(&self.replicas(group)).await;
+        for replica in self.replicas(group) {
+            let folded = replica.with_view(|view| view.tally.commands.clone());
+            self.checks.judge(group, &folded);
+        }
+    }
+
+    /// A digest of everything that happened: equal for two runs of one seed.
+    #[must_use]
+    pub fn trace(&self) -> u64 {
+        let mut digest = self.net.trace().hash;
+        for host in self.hosts.values() {
+            digest = digest.rotate_left(13) ^ host.disk.trace_hash();
+        }
+        digest
+    }
+}

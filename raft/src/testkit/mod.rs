@@ -1,0 +1,37 @@
+//! A whole cluster in one process under a seed: simulated disks, links and time.
+//!
+//! One seed gives one trace. Scenarios build a [`Cluster`], break it, heal it, and ask the checks
+//! whether anything acknowledged was lost, anything happened twice, or replicas differ. A check
+//! that fails panics where it failed.
+
+pub mod checks;
+pub mod client;
+mod clock;
+mod cluster;
+pub mod compare;
+mod owner;
+mod tally;
+mod witness;
+
+pub use checks::Checks;
+pub use clock::SimClock;
+pub use cluster::{Cluster, ClusterConfig, small_store};
+pub use tally::Tally;
+pub use trilog_storage::io::sim::block_on;
+pub use witness::Witness;
+
+pub(crate) use owner::Owner;
+
+/// The seeds to run: `TRILOG_SEEDS` as a count, as `first..end`, or a few by default.
+#[must_use]
+pub fn seeds(default: u64) -> std::ops::Range<u64> {
+    let Ok(text) = std::env::var("TRILOG_SEEDS") else {
+        return 0..default;
+    };
+    let range = match text.split_once("..") {
+        Some((first, end)) => first.parse().ok().zip(end.parse().ok()),
+        None => text.parse().ok().map(|count| (0, count)),
+    };
+    let (first, end) = range.unwrap_or_else(|| panic!("TRILOG_SEEDS is no count or range: {text}"));
+    first..end
+}
