@@ -1,9 +1,12 @@
 //! The controller: the one Raft group that decides what the cluster is made of.
 
+mod balance;
 mod cluster_config;
 mod cluster_map;
 mod command;
 mod config_key;
+#[cfg(test)]
+mod fixtures;
 mod ids;
 mod level;
 mod names;
@@ -13,6 +16,7 @@ mod reply;
 mod state;
 mod topic_config;
 
+pub use balance::{BalancePlan, plan_balance};
 pub use cluster_config::{ClusterConfigView, cluster_key, cluster_keys};
 pub use cluster_map::{
     ClusterMap, GroupPlace, Node, NodeState, Partition, Replica, Replication, Retired, Standing,

@@ -240,7 +240,6 @@ fn chain_to(end: NodeId, from: NodeId, reached: &BTreeMap<NodeId, (NodeId, usize
     chain
 }
 
-#[cfg(test)]
 /// The candidate to take over from a node that leaves a set: `rest` are the nodes that stay.
 #[must_use]
 pub(super) fn replacement(candidates: &[Candidate], rest: &[NodeId]) -> Option<NodeId> {
@@ -250,7 +249,6 @@ pub(super) fn replacement(candidates: &[Candidate], rest: &[NodeId]) -> Option<N
     best_addition(candidates, &set).map(|at| candidates[at].node)
 }
 
-#[cfg(test)]
 /// How many racks these nodes cover.
 #[must_use]
 pub(super) fn racks_covered<'a>(racks: impl IntoIterator<Item = Option<&'a str>>) -> usize {

@@ -4,109 +4,16 @@ use proptest::prelude::*;
 
 use super::super::cluster_map::{NodeState, Replication, Standing};
 use super::super::command::{
-    ActivateLevel, AllocateProducerIds, AlterTopic, AssignReplicas, Assignment, Bootstrap,
-    ConfigChange, ConfigEntry, CreateTopic, DeleteTopic, Endpoint, NodeRef, PreferLeader, Purpose,
-    RegisterNode, ReplaceNode, ReplicaRef, ReportClosed, ReportSettled, SetClusterConfig,
-    StepAside, TopicKind,
+    ActivateLevel, AllocateProducerIds, AlterTopic, Assignment, ConfigChange, ConfigEntry,
+    CreateTopic, DeleteTopic, NodeRef, PreferLeader, Purpose, RegisterNode, ReplaceNode,
+    ReplicaRef, ReportClosed, SetClusterConfig, StepAside, TopicKind,
 };
-use super::super::ids::{ClusterId, NodeIdentity, TopicId};
+use super::super::fixtures::{
+    assign, cluster, create, done, partition, refused, registration, settle, topic_id, voters,
+};
+use super::super::ids::{NodeIdentity, TopicId};
 use super::super::reply::decode_outcome;
 use super::*;
-
-const NOW: Timestamp = Timestamp(1_000);
-
-fn registration(node: u32, identity: u8, rack: &str) -> RegisterNode {
-    RegisterNode {
-        node,
-        identity: NodeIdentity::from_bytes([identity; 16]).unwrap().to_wire(),
-        rack: rack.into(),
-        endpoints: vec![Endpoint::new(Purpose::Peer, "localhost", 7401)],
-        min_level: 1,
-        max_level: 1,
-        version: "0.1.0".into(),
-        cluster: Bytes::new(),
-    }
-}
-
-fn topic_id(number: u32) -> TopicId {
-    let mut bytes = [1; 16];
-    bytes[..4].copy_from_slice(&number.to_be_bytes());
-    TopicId::from_bytes(bytes).unwrap()
-}
-
-fn create(number: u32, name: &str, partitions: u32, replication: u32) -> Command {
-    Command::CreateTopic(CreateTopic {
-        id: topic_id(number).to_wire(),
-        name: name.into(),
-        partitions,
-        replication,
-        configs: vec![],
-        assignments: vec![],
-        kind: TopicKind::User.into(),
-    })
-}
-
-/// A cluster of `nodes` nodes without racks, identities equal to ids.
-fn cluster(nodes: u8) -> ControllerState {
-    let mut state = ControllerState::new();
-    let bootstrap = Bootstrap {
-        cluster: ClusterId::from_bytes([9; 16]).unwrap().to_wire(),
-        node: registration(1, 1, ""),
-        level: 1,
-    };
-    done(&mut state, &Command::Bootstrap(bootstrap));
-    for node in 2..=nodes {
-        let register = registration(node.into(), node, "");
-        done(&mut state, &Command::RegisterNode(register));
-    }
-    state
-}
-
-/// Applies through bytes, as the log does.
-fn apply(state: &mut ControllerState, command: &Command) -> Outcome {
-    decode_outcome(&state.apply(&command.to_bytes(), NOW))
-}
-
-fn done(state: &mut ControllerState, command: &Command) -> Reply {
-    apply(state, command).unwrap()
-}
-
-fn refused(state: &mut ControllerState, command: &Command) -> ControllerError {
-    let before = state.snapshot();
-    let refusal = apply(state, command).unwrap_err();
-    assert_eq!(state.snapshot(), before, "a refusal changed the state");
-    refusal
-}
-
-fn partition(state: &ControllerState, group: u64) -> Partition {
-    Partition::clone(state.partition(GroupId(group)).unwrap())
-}
-
-fn voters(partition: &Partition) -> Vec<u32> {
-    partition.voter_nodes().map(NodeId::get).collect()
-}
-
-fn assign(state: &ControllerState, group: u64, voters: &[u32]) -> Command {
-    Command::AssignReplicas(AssignReplicas {
-        group,
-        generation: partition(state, group).generation,
-        voters: voters.to_vec(),
-        learners: vec![],
-        preferred: voters[0],
-    })
-}
-
-fn settle(state: &ControllerState, group: u64) -> Command {
-    let partition = partition(state, group);
-    let set = |standing| partition.targets(standing).map(|r| r.id.0).collect();
-    Command::ReportSettled(ReportSettled {
-        group,
-        generation: partition.generation,
-        term: partition.term.get(),
-        voters: set(Standing::Voter),
-        learners: set(Standing::Learner),
-    })
-}
 
 #[test]
 fn nothing_happens_before_the_cluster_is_initialized() {
