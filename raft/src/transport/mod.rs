@@ -16,6 +16,7 @@ mod endpoint;
 mod frame;
 mod handle;
 mod handshake;
+pub mod heartbeat;
 mod limits;
 mod link;
 mod net;

@@ -1,0 +1,257 @@
+//! The pulses of one peer and what they say of its groups.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use trilog_model::{GroupId, NodeId};
+
+use super::ledger::Ledger;
+use super::wire::{Answer, Pulse, WireBeat};
+use super::{Beat, Hub, WakeReason};
+use crate::transport::peer::{PeerError, PeerStream, Refusal};
+
+/// Beats being answered at once for one peer; more than that many groups do not beat.
+const MAX_BUSY: usize = 100_000;
+
+type Replying = BoxFuture<'static, (GroupId, u64, Option<Bytes>)>;
+
+#[derive(Debug, Default)]
+struct State {
+    /// Which stream of the peer counts: a newer one replaces the older.
+    stream: u64,
+    boot: u64,
+    /// What the peer vouches for on the present stream.
+    vouched: Ledger,
+    /// What it vouched for on the stream before and has not said again.
+    unconfirmed: BTreeSet<GroupId>,
+    /// Groups the replicas here do not agree about, told or to be told to the peer.
+    refused: BTreeSet<GroupId>,
+    to_refuse: BTreeSet<GroupId>,
+}
+
+#[derive(Debug)]
+pub(super) struct Inbound {
+    node: NodeId,
+    state: Mutex<State>,
+    filled: Notify,
+}
+
+impl Inbound {
+    pub(super) fn new(node: NodeId) -> Self {
+        Self {
+            node,
+            state: Mutex::default(),
+            filled: Notify::new(),
+        }
+    }
+
+    /// The replica here no longer agrees with what the peer vouches for.
+    pub(super) fn refuse(&self, group: GroupId) {
+        let mut state = self.state.lock();
+        if state.vouched.get(group).is_none() || !state.refused.insert(group) {
+            return;
+        }
+        state.to_refuse.insert(group);
+        drop(state);
+        self.filled.notify_one();
+    }
+
+    /// Forgets what the peer vouched for; returns the groups that rested on it. On the present
+    /// stream they count as refused, so that the peer wakes too should it still live.
+    pub(super) fn forget(&self) -> Vec<GroupId> {
+        let mut state = self.state.lock();
+        let mut groups: Vec<_> = std::mem::take(&mut state.unconfirmed).into_iter().collect();
+        for group in state.vouched.groups() {
+            if state.refused.insert(group) {
+                state.to_refuse.insert(group);
+                groups.push(group);
+            }
+        }
+        drop(state);
+        self.filled.notify_one();
+        groups
+    }
+
+    /// Serves one stream of pulses to its end.
+    pub(super) async fn serve(&self, hub: &Hub, mut stream: PeerStream) {
+        let number = self.start_over();
+        let mut replying: FuturesUnordered<Replying> = FuturesUnordered::new();
+        // Groups whose last beat is still being answered: a newer one is not taken meanwhile.
+        let mut busy: BTreeMap<GroupId, u64> = BTreeMap::new();
+        let mut answer = Answer::default();
+        let mut due: Option<Instant> = None;
+        loop {
+            let later = Instant::now() + hub.config.interval;
+            let flush = tokio::time::sleep_until(due.unwrap_or(later));
+            tokio::select! {
+                biased;
+                received = stream.receiver.recv() => {
+                    let pulse = match received {
+                        Ok(Some(bytes)) => Pulse::decode(bytes),
+                        Ok(None) | Err(_) => return,
+                    };
+                    let Some(pulse) = pulse else {
+                        tracing::warn!(node = %self.node, "a pulse is garbled");
+                        stream.refuse(&Refusal::Failed("garbled pulse".into()));
+                        return;
+                    };
+                    answer.sequence = pulse.sequence;
+                    let Some(beats) = self.on_pulse(hub, number, pulse) else {
+                        return;
+                    };
+                    for beat in beats {
+                        self.start_beat(hub, beat, &replying, &mut busy);
+                    }
+                    due.get_or_insert_with(|| Instant::now() + hub.config.tick);
+                }
+                Some((group, id, reply)) = replying.next(), if !replying.is_empty() => {
+                    if busy.get(&group) == Some(&id) {
+                        busy.remove(&group);
+                    }
+                    answer.replies.extend(reply.map(|reply| (id, reply)));
+                    due.get_or_insert_with(|| Instant::now() + hub.config.tick);
+                }
+                () = self.filled.notified() => {
+                    due.get_or_insert_with(|| Instant::now() + hub.config.tick);
+                }
+                () = flush, if due.is_some() => {}
+            }
+            let nothing_pending = replying.is_empty();
+            let Some(deadline) = due else { continue };
+            if !nothing_pending && Instant::now() < deadline {
+                continue;
+            }
+            due = None;
+            answer.clock = hub.clock.now();
+            answer.refused = self.take_refused(number);
+            let full = std::mem::take(&mut answer);
+            answer.sequence = full.sequence;
+            if let Err(error) = stream.sender.send(vec![full.encode()]).await {
+                if !matches!(error, PeerError::Broken { .. } | PeerError::Closed) {
+                    tracing::warn!(node = %self.node, %error, "cannot answer pulses");
+                }
+                return;
+            }
+        }
+    }
+
+    fn start_beat(
+        &self,
+        hub: &Hub,
+        beat: WireBeat,
+        replying: &FuturesUnordered<Replying>,
+        busy: &mut BTreeMap<GroupId, u64>,
+    ) {
+        let WireBeat { id, route, payload } = beat;
+        let group = route.group;
+        if busy.len() >= MAX_BUSY || busy.contains_key(&group) {
+            return;
+        }
+        busy.insert(group, id);
+        let handled = hub.handler.on_beat(Beat {
+            peer: self.node,
+            route,
+            payload,
+        });
+        replying.push(Box::pin(async move { (group, id, handled.await) }));
+    }
+
+    fn start_over(&self) -> u64 {
+        let mut state = self.state.lock();
+        state.stream += 1;
+        let rested = state.vouched.groups();
+        let refused = std::mem::take(&mut state.refused);
+        state
+            .unconfirmed
+            .extend(rested.into_iter().filter(|group| !refused.contains(group)));
+        state.vouched = Ledger::default();
+        state.to_refuse.clear();
+        state.stream
+    }
+
+    /// Takes what a pulse says; returns its beats, or `None` if its stream counts no more.
+    fn on_pulse(&self, hub: &Hub, number: u64, pulse: Pulse) -> Option<Vec<WireBeat>> {
+        let mut woken = Vec::new();
+        hub.lives.heard(self.node, pulse.boot);
+        {
+            let mut state = self.state.lock();
+            if state.stream != number {
+                return None;
+            }
+            let known_boot = std::mem::replace(&mut state.boot, pulse.boot);
+            if known_boot != pulse.boot {
+                let restarted = WakeReason::NodeRestarted(self.node);
+                let rested = std::mem::take(&mut state.unconfirmed);
+                woken.extend(rested.into_iter().map(|group| (group, restarted)));
+            }
+            for group in pulse.withdrawn {
+                state.vouched.remove(group);
+                state.to_refuse.remove(&group);
+                if !state.refused.remove(&group) {
+                    woken.push((group, WakeReason::Withdrawn));
+                }
+            }
+        }
+        for vouch in pulse.vouches {
+            let group = vouch.route.group;
+            let ours = vouch.route.from.node() == self.node
+                && vouch.route.to.node() == hub.transport.node();
+            // Asked without the lock: the replica may call back.
+            let agreed = ours && hub.handler.on_vouch(&vouch);
+            let mut state = self.state.lock();
+            state.vouched.insert(vouch);
+            let rested = state.unconfirmed.remove(&group);
+            if agreed {
+                state.refused.remove(&group);
+                state.to_refuse.remove(&group);
+            } else {
+                state.refused.insert(group);
+                state.to_refuse.insert(group);
+                if rested {
+                    woken.push((group, WakeReason::Mismatch));
+                }
+            }
+        }
+        self.settle(pulse.synced, (pulse.vouched, pulse.digest), &mut woken);
+        for (group, reason) in woken {
+            hub.handler.on_wake(group, reason);
+        }
+        Some(pulse.beats)
+    }
+
+    /// Compares what both sides have on record.
+    fn settle(&self, synced: bool, theirs: (u64, u64), woken: &mut Vec<(GroupId, WakeReason)>) {
+        let mut state = self.state.lock();
+        if synced {
+            let dropped = std::mem::take(&mut state.unconfirmed);
+            woken.extend(
+                dropped
+                    .into_iter()
+                    .map(|group| (group, WakeReason::Withdrawn)),
+            );
+        }
+        if state.vouched.summary() == theirs {
+            return;
+        }
+        tracing::warn!(node = %self.node, "the vouched groups of a node differ from its digest");
+        for group in state.vouched.groups() {
+            if state.refused.insert(group) {
+                state.to_refuse.insert(group);
+                woken.push((group, WakeReason::Mismatch));
+            }
+        }
+    }
+
+    fn take_refused(&self, number: u64) -> Vec<GroupId> {
+        let mut state = self.state.lock();
+        if state.stream != number {
+            return Vec::new();
+        }
+        std::mem::take(&mut state.to_refuse).into_iter().collect()
+    }
+}

@@ -1,0 +1,317 @@
+//! Heartbeats of many groups as one message per peer and tick, the liveness of nodes, and what a
+//! node vouches for while its groups rest.
+//!
+//! ```text
+//!   leader:   beat(group) ─┐                          ┌─> on_beat ─> reply ─┐
+//!             beat(group) ─┴─ 10 ms ─> pulse ─ stream ┴─> on_beat ─> reply ─┴─> answer
+//!             vouch(group) ──────────> pulse ───────────> on_vouch: agree, or refuse ─> answer
+//!   silence of a node, its restart, a digest that differs, a withdrawal ─> on_wake
+//! ```
+//!
+//! Every node sends each peer a pulse per interval even when no group beats. A quiesced group is
+//! covered by its leader's node: the leader vouches for (group, term, leader) once, and each pulse
+//! carries the count and digest of everything vouched. Whatever makes that doubtful wakes the
+//! group on both sides; Raft decides what follows.
+
+mod inbound;
+mod ledger;
+mod liveness;
+mod outbound;
+mod wire;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use trilog_model::{GroupId, NodeId, Term};
+use trilog_storage::env::{Clock, Entropy};
+
+use self::inbound::Inbound;
+use self::outbound::Outbound;
+use super::handle::Transport;
+use super::peer::{Kind, PeerCall, PeerError, PeerHandler, PeerStream, Refusal, Route};
+
+pub use self::liveness::NodeLife;
+
+/// When pulses are sent and when a node counts as dead.
+#[derive(Clone, Copy, Debug)]
+pub struct HeartbeatConfig {
+    /// How long a beat may wait for others to share its message.
+    pub tick: Duration,
+    /// A node sends a pulse at least this often.
+    pub interval: Duration,
+    /// A node that is not heard for this long is dead.
+    pub timeout: Duration,
+}
+
+impl Default for HeartbeatConfig {
+    fn default() -> Self {
+        Self {
+            tick: Duration::from_millis(10),
+            interval: Duration::from_millis(100),
+            timeout: Duration::from_millis(500),
+        }
+    }
+}
+
+/// A leader's word for a resting group: `route.from` leads `route.group` in `term`, and
+/// `route.to` follows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vouch {
+    pub term: Term,
+    pub route: Route,
+}
+
+/// One group's heartbeat as its follower gets it.
+#[derive(Clone, Debug)]
+pub struct Beat {
+    pub peer: NodeId,
+    pub route: Route,
+    pub payload: Bytes,
+}
+
+/// How another node's wall clock differs from ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClockOffset {
+    /// How far it is ahead; negative when behind.
+    pub ahead_nanos: i64,
+    /// The true difference lies within this of it.
+    pub uncertainty: Duration,
+}
+
+/// Why a resting group must look for itself again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WakeReason {
+    /// The other node is not heard any more.
+    NodeDead(NodeId),
+    /// The other node is another process than the one that vouched.
+    NodeRestarted(NodeId),
+    /// The leader withdrew its word.
+    Withdrawn,
+    /// A follower does not, or no longer, agree.
+    Refused(NodeId),
+    /// The two sides do not have the same groups on record.
+    Mismatch,
+}
+
+/// What the Raft layer does for the hub. No method may block.
+pub trait BeatHandler: Send + Sync + 'static {
+    /// A leader's heartbeat; the reply goes back with those of other groups. `None` for no reply.
+    fn on_beat(&self, beat: Beat) -> BoxFuture<'static, Option<Bytes>>;
+
+    /// A leader vouches for its group. True if the follower here agrees, and rests from now on.
+    fn on_vouch(&self, vouch: &Vouch) -> bool;
+
+    /// A resting group, on either side, must wake. May be called for one that never rested.
+    fn on_wake(&self, group: GroupId, reason: WakeReason);
+}
+
+/// One node's heartbeats to and from all others; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct HeartbeatHub {
+    hub: Arc<Hub>,
+}
+
+pub(super) struct Hub {
+    transport: Transport,
+    config: HeartbeatConfig,
+    clock: Arc<dyn Clock>,
+    handler: Arc<dyn BeatHandler>,
+    /// Tells this process from its predecessors.
+    boot: u64,
+    outbound: Mutex<BTreeMap<NodeId, Arc<Outbound>>>,
+    inbound: Mutex<BTreeMap<NodeId, Arc<Inbound>>>,
+    lives: liveness::Lives,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl fmt::Debug for Hub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hub")
+            .field("node", &self.transport.node())
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+impl HeartbeatHub {
+    /// Starts pulses to every node in the transport's address book, and serves theirs. Lives
+    /// until [`HeartbeatHub::stop`].
+    pub fn start(
+        transport: Transport,
+        config: HeartbeatConfig,
+        clock: Arc<dyn Clock>,
+        entropy: &Entropy,
+        handler: Arc<dyn BeatHandler>,
+    ) -> Self {
+        let hub = Arc::new(Hub {
+            boot: entropy.next_u64(),
+            transport,
+            config,
+            clock,
+            handler,
+            outbound: Mutex::default(),
+            inbound: Mutex::default(),
+            lives: liveness::Lives::default(),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        });
+        let serving = Arc::new(Serving(Arc::clone(&hub)));
+        hub.transport
+            .register(Kind::HEARTBEAT.0..Kind::HEARTBEAT.0 + 1, serving);
+        let running = Arc::clone(&hub);
+        hub.spawn(async move { running.follow_book().await });
+        let running = Arc::clone(&hub);
+        hub.spawn(async move { running.watch_lives().await });
+        Self { hub }
+    }
+
+    /// Sends one group's heartbeat with the next pulse to the follower's node and waits for the
+    /// reply. A newer beat of the same group to the same node replaces one that still waits.
+    pub async fn beat(
+        &self,
+        route: Route,
+        payload: Bytes,
+        timeout: Duration,
+    ) -> Result<Bytes, PeerError> {
+        let outbound = self.hub.outbound(route.to.node())?;
+        tokio::time::timeout(timeout, outbound.beat(route, payload))
+            .await
+            .unwrap_or(Err(PeerError::Timeout))
+    }
+
+    /// Vouches for a resting group to one follower; resolves when that follower agreed. From then
+    /// until [`HeartbeatHub::withdraw`], or an `on_wake`, the node's pulses cover the group. After
+    /// an error nothing is vouched for to that follower.
+    ///
+    /// # Cancel safety
+    /// Not safe: when dropped, the group must be withdrawn.
+    pub async fn vouch(&self, vouch: Vouch, timeout: Duration) -> Result<(), PeerError> {
+        let outbound = self.hub.outbound(vouch.route.to.node())?;
+        let agreed = tokio::time::timeout(timeout, outbound.vouch(vouch))
+            .await
+            .unwrap_or(Err(PeerError::Timeout));
+        if agreed.is_err() {
+            outbound.withdraw(vouch.route.group);
+        }
+        agreed
+    }
+
+    /// The leader no longer vouches for a group: its followers wake.
+    pub fn withdraw(&self, group: GroupId) {
+        let outbound: Vec<_> = self.hub.outbound.lock().values().cloned().collect();
+        for outbound in outbound {
+            outbound.withdraw(group);
+        }
+    }
+
+    /// A follower no longer agrees with what its leader vouches for: the leader wakes.
+    pub fn refuse(&self, group: GroupId) {
+        let inbound: Vec<_> = self.hub.inbound.lock().values().cloned().collect();
+        for inbound in inbound {
+            inbound.refuse(group);
+        }
+    }
+
+    /// Whether a node is heard, and what is known of its clock.
+    pub fn node_alive(&self, node: NodeId) -> watch::Receiver<NodeLife> {
+        self.hub.lives.watch(node)
+    }
+
+    /// How a node's wall clock differs from ours, as of its last answer; `None` while it is not
+    /// heard.
+    pub fn clock_offset(&self, node: NodeId) -> Option<ClockOffset> {
+        self.hub.outbound(node).ok()?.clock_offset()
+    }
+
+    /// Ends all pulses. Peers will find this node dead.
+    pub async fn stop(&self) {
+        self.hub.stop.cancel();
+        self.hub.tasks.close();
+        self.hub.tasks.wait().await;
+    }
+}
+
+impl Hub {
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                () = task => {}
+            }
+        });
+    }
+
+    fn outbound(&self, node: NodeId) -> Result<Arc<Outbound>, PeerError> {
+        let known = self.outbound.lock().get(&node).cloned();
+        known.ok_or_else(|| PeerError::Unreachable {
+            node,
+            reason: "its address is not known".into(),
+        })
+    }
+
+    /// Keeps one outbound side per node in the address book.
+    async fn follow_book(self: Arc<Self>) {
+        let mut edits = self.transport.book().watch();
+        loop {
+            edits.borrow_and_update();
+            let mut wanted = self.transport.book().nodes();
+            wanted.retain(|node| *node != self.transport.node());
+            {
+                let mut outbound = self.outbound.lock();
+                outbound.retain(|node, gone| {
+                    let keep = wanted.contains(node);
+                    if !keep {
+                        gone.stop();
+                    }
+                    keep
+                });
+                for node in wanted {
+                    outbound.entry(node).or_insert_with(|| {
+                        let peer = Arc::new(Outbound::new(node));
+                        let (running, hub) = (Arc::clone(&peer), Arc::clone(&self));
+                        self.spawn(async move { running.run(&hub).await });
+                        peer
+                    });
+                }
+            }
+            if edits.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// The hub as the transport's handler of its kind.
+struct Serving(Arc<Hub>);
+
+impl PeerHandler for Serving {
+    fn on_call(&self, _: PeerCall) -> BoxFuture<'static, Result<Vec<Bytes>, Refusal>> {
+        Box::pin(std::future::ready(Err(Refusal::Unserved)))
+    }
+
+    fn on_stream(&self, stream: PeerStream) {
+        let hub = Arc::clone(&self.0);
+        let inbound = Arc::clone(
+            hub.inbound
+                .lock()
+                .entry(stream.peer)
+                .or_insert_with(|| Arc::new(Inbound::new(stream.peer))),
+        );
+        let running = Arc::clone(&self.0);
+        hub.spawn(async move { inbound.serve(&running, stream).await });
+    }
+}
+
+#[cfg(test)]
+mod tests;
