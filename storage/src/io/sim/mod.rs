@@ -14,14 +14,19 @@
 //! A write takes effect in the page cache when it is issued, a sync when it completes, and covers
 //! the writes that had completed when it was issued. Names (created, renamed, removed) are
 //! durable after `sync_dir` on their folder and not before, whatever was synced of the file.
+//! [`explore::explore`] is the ready-made test that crashes at every operation.
+//!
 //! After [`SimDisk::crash`] or [`SimDisk::kill`] the jobs of that opening are gone, and an
 //! operation that still refers to it never completes.
 
 mod config;
 mod content;
+pub mod explore;
 mod fate;
 mod names;
 mod ops;
+#[cfg(test)]
+mod planted;
 mod state;
 mod tasks;
 #[cfg(test)]
