@@ -106,12 +106,12 @@ pub struct Partition {
 }
 
 impl Partition {
-    /// Whether the group is as it is to be.
+    /// Whether the group is as it is to be, and nobody is left to be told that it is not.
     #[must_use]
     pub fn is_settled(&self) -> bool {
         self.replicas
             .iter()
-            .all(|replica| replica.settled == replica.target)
+            .all(|replica| replica.is_wanted() && replica.settled == replica.target)
     }
 
     /// The replicas that are to be of `standing`, in order of preference.

@@ -12,6 +12,7 @@ mod level;
 mod names;
 mod nearest;
 mod placement;
+mod reconcile;
 mod reply;
 mod state;
 mod topic_config;
@@ -26,6 +27,10 @@ pub use config_key::{ConfigKey, ConfigSource, ConfigType, ConfigValue, Effect};
 pub use ids::{ClusterId, InvalidIdentity, NodeIdentity, TopicId};
 pub use level::{BASE_LEVEL, BUILD_LEVEL, LevelRange};
 pub use names::{MAX_NAME_LEN, check_topic_name, collision_key};
+pub use reconcile::{
+    Action, Estranged, LeaderView, Limits, LocalGroup, LocalRole, Myself, NodePlan, OpenKind,
+    Progress, plan_node,
+};
 pub use reply::{ControllerError, Outcome, Reply, decode_outcome, encode_outcome};
 pub use state::{
     ControllerState, MAX_GROUPS, MAX_NODES, MAX_PARTITIONS, MAX_VOTERS, PRODUCER_ID_BLOCK,

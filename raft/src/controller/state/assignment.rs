@@ -129,7 +129,7 @@ impl ControllerState {
         if !agrees {
             return Err(ControllerError::NotSettled { group: group.get() });
         }
-        if current.is_settled() && !current.replicas.iter().any(|r| !r.is_wanted()) {
+        if current.is_settled() {
             return Ok(Reply::Done);
         }
         let mut settled = Partition::clone(current);

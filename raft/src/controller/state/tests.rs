@@ -425,6 +425,24 @@ fn a_move_that_is_taken_back_keeps_replicas_and_a_returning_one_is_new() {
 }
 
 #[test]
+fn a_replica_whose_joining_is_called_off_is_still_told_to_close() {
+    let mut state = cluster(2);
+    done(&mut state, &create(1, "a", 1, 1));
+    let here = partition(&state, 2).preferred.get();
+    let joining = assign(&state, 2, &[here, 3 - here]);
+    done(&mut state, &joining);
+    let joiner = partition(&state, 2).wanted_on(NodeId(3 - here)).unwrap().id;
+    let called_off = assign(&state, 2, &[here]);
+    done(&mut state, &called_off);
+    assert!(!partition(&state, 2).is_settled());
+    let report = settle(&state, 2);
+    done(&mut state, &report);
+    assert!(partition(&state, 2).is_settled());
+    let retired = state.map().retired(joiner.node()).unwrap().clone();
+    assert_eq!(retired, BTreeSet::from([(GroupId(2), joiner)]));
+}
+
+#[test]
 fn leaders_are_preferred_among_voters_only() {
     let mut state = cluster(3);
     done(&mut state, &create(1, "a", 1, 2));
