@@ -1,6 +1,17 @@
 //! The controller: the one Raft group that decides what the cluster is made of.
+//!
+//! Everything here is pure: no I/O, no clock, no chance, and nothing of consensus. Commands and
+//! identities come in, states, maps and plans come out.
+//!
+//! ```text
+//! bootstrap   what an empty node does with what its seeds say
+//! command --> state --> cluster_map --+--> reconcile   one node's steps towards the map
+//!               ^                     +--> balance     the controller's unasked decisions
+//!               +--- reports, decisions (commands) ----+
+//! ```
 
-mod balance;
+pub mod balance;
+pub mod bootstrap;
 mod cluster_config;
 mod cluster_map;
 mod command;
@@ -12,12 +23,11 @@ mod level;
 mod names;
 mod nearest;
 mod placement;
-mod reconcile;
+pub mod reconcile;
 mod reply;
 mod state;
 mod topic_config;
 
-pub use balance::{BalancePlan, plan_balance};
 pub use cluster_config::{ClusterConfigView, cluster_key, cluster_keys};
 pub use cluster_map::{
     ClusterMap, GroupPlace, Node, NodeState, Partition, Replica, Replication, Retired, Standing,
@@ -27,10 +37,6 @@ pub use config_key::{ConfigKey, ConfigSource, ConfigType, ConfigValue, Effect};
 pub use ids::{ClusterId, InvalidIdentity, NodeIdentity, TopicId};
 pub use level::{BASE_LEVEL, BUILD_LEVEL, LevelRange};
 pub use names::{MAX_NAME_LEN, check_topic_name, collision_key};
-pub use reconcile::{
-    Action, Estranged, LeaderView, Limits, LocalGroup, LocalRole, Myself, NodePlan, OpenKind,
-    Progress, plan_node,
-};
 pub use reply::{ControllerError, Outcome, Reply, decode_outcome, encode_outcome};
 pub use state::{
     ControllerState, MAX_GROUPS, MAX_NODES, MAX_PARTITIONS, MAX_VOTERS, PRODUCER_ID_BLOCK,
