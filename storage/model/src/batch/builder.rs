@@ -7,6 +7,10 @@ use super::header::{Attributes, CRC_AT, CRC_END, HEADER_LEN, LENGTH_END};
 use super::record::Header;
 use super::varint;
 
+/// Where a batch holds its producer's id, epoch and sequence.
+const PRODUCER_AT: usize = 43;
+const PRODUCER_END: usize = 57;
+
 /// Why a batch could not be built.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
@@ -234,6 +238,21 @@ pub fn marker(
         .set_control();
     builder.push(timestamp, Some(&key), Some(&value), &[])?;
     builder.build()
+}
+
+/// A copy of a whole batch under another producer identity; one too short to be a batch stays as
+/// it is.
+#[must_use]
+pub fn restamp(batch: &Bytes, producer: ProducerState) -> Bytes {
+    let mut bytes = batch.to_vec();
+    let Some(mut fields) = bytes.get_mut(PRODUCER_AT..PRODUCER_END) else {
+        return batch.clone();
+    };
+    fields.put_i64(producer.id);
+    fields.put_i16(producer.epoch);
+    fields.put_i32(producer.sequence);
+    seal(&mut bytes);
+    Bytes::from(bytes)
 }
 
 /// Writes the checksum of a batch whose other bytes are final.

@@ -243,6 +243,22 @@ fn a_marker_is_a_control_batch_of_one_record() {
 }
 
 #[test]
+fn a_restamped_batch_is_the_same_under_another_identity() {
+    let producer = ProducerState {
+        id: 4711,
+        epoch: 3,
+        sequence: i32::MAX,
+    };
+    let plain = build(Compression::Lz4, &golden_records());
+    let stamped = restamp(&plain, producer);
+    let header = BatchHeader::validate(&stamped).unwrap();
+    assert_eq!((header.producer_id, header.producer_epoch), (4711, 3));
+    assert_eq!(header.base_sequence, i32::MAX);
+    assert_eq!(read(&stamped), golden_records());
+    assert_eq!(restamp(&plain.slice(..9), producer), plain.slice(..9));
+}
+
+#[test]
 fn an_empty_batch_cannot_be_built() {
     let builder = BatchBuilder::new(Compression::None);
     assert!(builder.is_empty());

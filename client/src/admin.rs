@@ -1,0 +1,222 @@
+//! Administration: topics, nodes, leaders. Requests and answers are the wire's own messages.
+
+use trilog_wire::v1::cluster_client::ClusterClient;
+use trilog_wire::v1::offsets_client::OffsetsClient;
+use trilog_wire::v1::producer_client::ProducerClient;
+use trilog_wire::v1::topics_client::TopicsClient;
+use trilog_wire::v1::{
+    AlterTopicRequest, BalanceRequest, BalanceResponse, CreateTopicRequest, CreateTopicResponse,
+    DeleteTopicRequest, DescribeTopicsRequest, DescribeTopicsResponse, DescribedTopic,
+    DrainRequest, DrainResponse, ListTopicsRequest, MoveRequest, PublishRequest, PublishResponse,
+    RemoveRequest, RemoveResponse, ReplaceRequest, ReplaceResponse, ResolveRequest,
+    ResolveResponse, Start, StatusRequest, StatusResponse, TopicDescription, TopicSummary,
+    TransferRequest, TransferResponse, described_topic, start,
+};
+
+use crate::client::{Client, Repeat};
+use crate::error::{Error, Failure};
+
+/// Administrative calls; any node takes them, and this tries as many as it needs.
+///
+/// A change whose answer was lost is not repeated: it fails with [`Error::UnknownOutcome`], and a
+/// description or the status tells what became of it.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    client: Client,
+}
+
+/// Makes `request` on any node: `call!(admin, Safe, TopicsClient::list, request)`.
+macro_rules! call {
+    ($admin:ident, $repeat:ident, $service:ident::$method:ident, $request:expr) => {{
+        let request = $request;
+        $admin
+            .client
+            .on_any_node(Repeat::$repeat, |channel| {
+                let request = request.clone();
+                async move { $service::new(channel).$method(request).await }
+            })
+            .await
+    }};
+}
+
+impl Admin {
+    pub(crate) fn new(client: Client) -> Self {
+        Self { client }
+    }
+
+    /// ```
+    /// # mod fake { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fake/mod.rs")); }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), trilog_client::Error> {
+    /// # let cluster = fake::FakeCluster::start(1, &[]).await;
+    /// # let client = trilog_client::Client::connect(cluster.addresses()).await?;
+    /// use trilog_client::proto::CreateTopicRequest;
+    ///
+    /// let request = CreateTopicRequest {
+    ///     name: "orders".into(),
+    ///     partitions: 4,
+    ///     ..CreateTopicRequest::default()
+    /// };
+    /// assert!(client.admin().create_topic(request).await?.created);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn create_topic(
+        &self,
+        request: CreateTopicRequest,
+    ) -> Result<CreateTopicResponse, Error> {
+        call!(self, Unsafe, TopicsClient::create, request)
+    }
+
+    pub async fn alter_topic(&self, request: AlterTopicRequest) -> Result<TopicDescription, Error> {
+        let altered = call!(self, Unsafe, TopicsClient::alter, request)?;
+        Ok(altered.topic.unwrap_or_default())
+    }
+
+    pub async fn delete_topic(&self, name: impl Into<String>) -> Result<(), Error> {
+        let name = name.into();
+        call!(
+            self,
+            Unsafe,
+            TopicsClient::delete,
+            DeleteTopicRequest { name }
+        )
+        .map(drop)
+    }
+
+    /// One topic with its settings.
+    pub async fn describe_topic(&self, name: &str) -> Result<TopicDescription, Error> {
+        let described = self
+            .describe_topics(DescribeTopicsRequest {
+                names: vec![name.to_owned()],
+                include_internal: true,
+                with_config: true,
+            })
+            .await?;
+        match described.topics.into_iter().next() {
+            Some(DescribedTopic {
+                result: Some(described_topic::Result::Topic(topic)),
+                ..
+            }) => Ok(topic),
+            Some(DescribedTopic {
+                result: Some(described_topic::Result::Error(error)),
+                ..
+            }) => Err(Failure::from(error).into_error()),
+            _ => Err(Error::Unreachable("the answer left the topic out".into())),
+        }
+    }
+
+    /// Several topics, each with its own result, and the nodes they are on.
+    pub async fn describe_topics(
+        &self,
+        request: DescribeTopicsRequest,
+    ) -> Result<DescribeTopicsResponse, Error> {
+        call!(self, Safe, TopicsClient::describe, request)
+    }
+
+    pub async fn list_topics(&self, include_internal: bool) -> Result<Vec<TopicSummary>, Error> {
+        let request = ListTopicsRequest { include_internal };
+        let listed = call!(self, Safe, TopicsClient::list, request)?;
+        Ok(listed.topics)
+    }
+
+    /// Where a partition begins and ends, and which offset `start` is, if one is given.
+    pub async fn resolve(
+        &self,
+        topic: &str,
+        partition: u32,
+        at: Option<start::At>,
+    ) -> Result<ResolveResponse, Error> {
+        let request = ResolveRequest {
+            topic: topic.to_owned(),
+            partition,
+            start: at.map(|at| Start { at: Some(at) }),
+        };
+        call!(self, Safe, OffsetsClient::resolve, request)
+    }
+
+    /// Appends one record without batching; a producer is better for more than a few. It is not
+    /// repeated when the answer is lost.
+    pub async fn publish(&self, request: PublishRequest) -> Result<PublishResponse, Error> {
+        call!(self, Unsafe, ProducerClient::publish, request)
+    }
+
+    /// The nodes and the health of the cluster.
+    pub async fn status(&self) -> Result<StatusResponse, Error> {
+        call!(self, Safe, ClusterClient::status, StatusRequest {})
+    }
+
+    /// Begins to move everything off a node, or with `undo` makes it a full member again.
+    pub async fn drain(&self, node: u32, undo: bool) -> Result<DrainResponse, Error> {
+        call!(
+            self,
+            Safe,
+            ClusterClient::drain,
+            DrainRequest { node, undo }
+        )
+    }
+
+    /// Takes a node out for good.
+    pub async fn remove_node(&self, node: u32, force: bool) -> Result<RemoveResponse, Error> {
+        call!(
+            self,
+            Unsafe,
+            ClusterClient::remove,
+            RemoveRequest { node, force }
+        )
+    }
+
+    /// Gives all replicas of `node` to `replacement`.
+    pub async fn replace_node(
+        &self,
+        node: u32,
+        replacement: u32,
+    ) -> Result<ReplaceResponse, Error> {
+        let request = ReplaceRequest { node, replacement };
+        call!(self, Unsafe, ClusterClient::replace, request)
+    }
+
+    /// Hands a partition's leadership to node `to`, or with zero to any other replica.
+    pub async fn transfer(
+        &self,
+        topic: &str,
+        partition: u32,
+        to: u32,
+    ) -> Result<TransferResponse, Error> {
+        let request = TransferRequest {
+            topic: topic.to_owned(),
+            partition,
+            to,
+        };
+        call!(self, Unsafe, ClusterClient::transfer, request)
+    }
+
+    /// Moves one replica of a partition to another node.
+    pub async fn move_replica(&self, request: MoveRequest) -> Result<(), Error> {
+        call!(self, Unsafe, ClusterClient::r#move, request).map(drop)
+    }
+
+    /// Evens out leaders and, if asked, replicas; with `dry_run` only tells what it would do.
+    pub async fn balance(&self, request: BalanceRequest) -> Result<BalanceResponse, Error> {
+        call!(self, Unsafe, ClusterClient::balance, request)
+    }
+
+    /// Waits until every partition of a topic has a leader, as after its creation.
+    pub async fn await_leaders(&self, topic: &str) -> Result<TopicDescription, Error> {
+        let deadline = tokio::time::Instant::now() + self.client.config().call_timeout;
+        let mut backoff = self.client.backoff();
+        loop {
+            let described = self.describe_topic(topic).await?;
+            let led = |partition: &trilog_wire::v1::PartitionDescription| partition.leader != 0;
+            if !described.partitions.is_empty() && described.partitions.iter().all(led) {
+                return Ok(described);
+            }
+            if tokio::time::Instant::now() >= deadline {
+                return Err(Error::Timeout(format!(
+                    "partitions of '{topic}' lack a leader"
+                )));
+            }
+            backoff.pause().await;
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! One HTTP/2 connection per node address, made when first needed.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tonic::transport::{Channel, Endpoint};
+
+use crate::error::Error;
+
+/// Unread bytes that one stream, and all streams of one connection, may have under way.
+const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
+const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
+/// A connection that is silent for this long is tried, and given up if it stays silent.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+
+/// Connections of one part of a client. A consumer has its own, lest unread records hold up the
+/// answers to others.
+#[derive(Clone, Debug)]
+pub(crate) struct Connections {
+    connect_timeout: Duration,
+    channels: Arc<Mutex<BTreeMap<String, Channel>>>,
+}
+
+impl Connections {
+    pub(crate) fn new(connect_timeout: Duration) -> Self {
+        Self {
+            connect_timeout,
+            channels: Arc::default(),
+        }
+    }
+
+    /// The same settings, none of the connections.
+    pub(crate) fn fresh(&self) -> Self {
+        Self::new(self.connect_timeout)
+    }
+
+    /// A connection that is up, or was when last looked at.
+    pub(crate) async fn get(&self, address: &str) -> Result<Channel, Error> {
+        if let Some(channel) = self.lock().get(address) {
+            return Ok(channel.clone());
+        }
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .map_err(|_| Error::Address(address.to_owned()))?
+            .connect_timeout(self.connect_timeout)
+            .tcp_nodelay(true)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE)
+            .keep_alive_while_idle(true);
+        let channel = endpoint
+            .connect()
+            .await
+            .map_err(|error| Error::Unreachable(format!("{address}: {}", cause(&error))))?;
+        self.lock().insert(address.to_owned(), channel.clone());
+        Ok(channel)
+    }
+
+    /// Forgets a connection that failed, so that the next user makes another.
+    pub(crate) fn forget(&self, address: &str) {
+        self.lock().remove(address);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Channel>> {
+        self.channels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The innermost cause, which is the one that says something.
+fn cause(error: &dyn std::error::Error) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}
