@@ -34,6 +34,8 @@ pub(crate) struct Backoff {
     config: BackoffConfig,
     chance: Chance,
     next: Duration,
+    /// A hint has been followed without a pause since the last success.
+    hinted: bool,
 }
 
 impl Backoff {
@@ -42,12 +44,14 @@ impl Backoff {
             config,
             chance,
             next: config.min,
+            hinted: false,
         }
     }
 
     /// Starts over after a success.
     pub(crate) fn reset(&mut self) {
         self.next = self.config.min;
+        self.hinted = false;
     }
 
     /// The next pause: between half and the whole of a doubling interval.
@@ -62,6 +66,16 @@ impl Backoff {
 
     pub(crate) async fn pause(&mut self) {
         tokio::time::sleep(self.next_delay()).await;
+    }
+
+    /// Pauses, unless somebody has just said where to go. Only one such word is believed on the
+    /// spot: two nodes that point at each other would keep the client running in between.
+    pub(crate) async fn pause_unless(&mut self, hinted: bool) {
+        if hinted && !self.hinted {
+            self.hinted = true;
+        } else {
+            self.pause().await;
+        }
     }
 }
 

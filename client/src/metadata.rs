@@ -116,8 +116,8 @@ impl Metadata {
         Ok(view)
     }
 
-    /// Takes a refusing node's word for who leads, unless something newer is known. Tells whether
-    /// that changed anything.
+    /// Takes a refusing node's word for who leads, unless something newer is known; a term of zero
+    /// is one the node did not know. Tells whether that changed anything.
     pub(crate) fn learn_leader(&self, topic: &str, partition: u32, leader: &Leader) -> bool {
         let mut state = self.lock();
         if !leader.address.is_empty() {
@@ -131,12 +131,13 @@ impl Metadata {
         };
         let current = view.partitions.get(place).copied();
         let changes = current.is_some_and(|current| {
-            leader.node != 0 && leader.term >= current.term && leader.node != current.leader
+            let newer = leader.term == 0 || leader.term >= current.term;
+            leader.node != 0 && newer && leader.node != current.leader
         });
         if changes && let Some(slot) = Arc::make_mut(view).partitions.get_mut(place) {
             *slot = PartitionView {
                 leader: leader.node,
-                term: leader.term,
+                term: slot.term.max(leader.term),
             };
         }
         changes
@@ -219,6 +220,11 @@ mod tests {
         assert!(!metadata.learn_leader("t", 0, &leader(0, 9)));
         assert!(!metadata.learn_leader("t", 7, &leader(2, 9)));
         assert_eq!(metadata.leader_address("t", 0).unwrap(), "node1:1");
+        assert!(
+            metadata.learn_leader("t", 0, &leader(3, 0)),
+            "of no known term"
+        );
+        assert_eq!(metadata.leader_address("t", 0).unwrap(), "node3:1");
     }
 
     #[tokio::test]

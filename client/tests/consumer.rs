@@ -311,3 +311,20 @@ async fn keys_headers_and_tombstones_come_back_as_they_were_sent() {
     assert_eq!(read.timestamp_ms, 77);
     assert_eq!(read.headers, headers);
 }
+
+#[tokio::test]
+async fn a_topic_created_anew_is_not_taken_for_the_old_one() {
+    let cluster = FakeCluster::start(1, &[("t", 1)]).await;
+    let client = client(&cluster).await;
+    write(&client, 0, 10).await;
+    let consumer = client.consumer("t").start(StartAt::Earliest);
+    let mut consumer = consumer.open().await.unwrap();
+    for _ in 0..10 {
+        consumer.next().await.unwrap().unwrap();
+    }
+    cluster.create_anew("t", 1);
+    let error = consumer.next().await.unwrap().unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::UnknownTopic));
+    assert!(error.to_string().contains("created anew"), "{error}");
+    assert!(consumer.next().await.is_none());
+}

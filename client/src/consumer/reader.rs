@@ -20,7 +20,7 @@ use crate::backoff::Backoff;
 use crate::client::Client;
 use crate::config::{ConsumerConfig, OutOfRange};
 use crate::connections::Connections;
-use crate::error::{DamageError, Error, Failure};
+use crate::error::{DamageError, Error, Failure, ServerError};
 
 /// The largest response taken, far beyond what a node's limits let it send.
 const MAX_RESPONSE: usize = 128 * 1024 * 1024;
@@ -52,6 +52,37 @@ pub(super) struct PartitionReader {
     received: VecDeque<FetchedBatch>,
     backoff: Backoff,
     leader_doubted: bool,
+}
+
+impl Plan {
+    /// A topic deleted and created anew has other records at the same offsets.
+    fn check_identity(&self) -> Result<(), Failure> {
+        let known = self.client.known_topic(&self.topic);
+        if known.is_none_or(|view| view.id == self.topic_id) {
+            return Ok(());
+        }
+        Err(Failure::Refused(ServerError {
+            code: ErrorCode::UnknownTopic,
+            message: format!("topic '{}' was deleted and created anew", self.topic),
+            hint: "open another consumer".to_owned(),
+        }))
+    }
+}
+
+/// What a leader says about a topic that another node described: it may lead before it knows
+/// what that node knew already.
+fn of_leader(failure: Failure) -> Failure {
+    match failure {
+        Failure::Refused(error)
+            if matches!(
+                error.code,
+                ErrorCode::UnknownTopic | ErrorCode::UnknownPartition
+            ) =>
+        {
+            Failure::retry(error.message)
+        }
+        other => other,
+    }
 }
 
 impl PartitionReader {
@@ -126,6 +157,7 @@ impl PartitionReader {
             Err(Error::Refused(error)) => return Err(Failure::Refused(error)),
             Err(error) => return Err(Failure::retry(error.to_string())),
         };
+        plan.check_identity()?;
         self.leader_doubted = false;
         self.address.clone_from(&address);
         let channel = plan.connections.get(&address).await;
@@ -144,7 +176,8 @@ impl PartitionReader {
         let patience = plan.config.max_wait * 2 + GRACE;
         let response = timeout(patience, client.fetch(request))
             .await
-            .map_err(|_| Failure::retry("the node does not answer"))??;
+            .map_err(|_| Failure::retry("the node does not answer"))?
+            .map_err(|status| of_leader(status.into()))?;
         self.stream = Some(response.into_inner());
         Ok(())
     }
@@ -152,7 +185,7 @@ impl PartitionReader {
     async fn accept(&mut self, response: FetchResponse) -> Result<(), Error> {
         if let Some(error) = response.error {
             self.stream = None;
-            return self.handle(error.into()).await;
+            return self.handle(of_leader(error.into())).await;
         }
         self.backoff.reset();
         self.stop_at.get_or_insert(response.high_watermark);
@@ -207,9 +240,7 @@ impl PartitionReader {
                 .learn_leader(&plan.topic, plan.partition, &leader)
         });
         self.leader_doubted = !told;
-        if !told {
-            self.backoff.pause().await;
-        }
+        self.backoff.pause_unless(told).await;
     }
 
     /// The batch's records from the next offset on; moves that behind the batch.

@@ -246,9 +246,7 @@ impl Lane {
         if self.flights.is_empty() {
             return self.reopen().await;
         }
-        if self.leader_doubted {
-            self.backoff.pause().await;
-        }
+        self.backoff.pause_unless(!self.leader_doubted).await;
         let ctx = &self.ctx;
         let leader = ctx
             .client

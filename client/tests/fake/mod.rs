@@ -186,6 +186,12 @@ impl FakeCluster {
         self.shared.lock().topics[topic].partitions[partition].leader
     }
 
+    /// Replaces a topic by another of the same name.
+    pub(super) fn create_anew(&self, topic: &str, partitions: u32) {
+        self.shared.lock().create(topic, partitions);
+        self.shared.appended.notify_waiters();
+    }
+
     /// Trims a partition's log.
     pub(super) fn set_log_start(&self, topic: &str, partition: usize, offset: u64) {
         let mut state = self.shared.lock();
@@ -248,6 +254,7 @@ impl Drop for FakeCluster {
 
 impl State {
     fn create(&mut self, name: &str, partitions: u32) {
+        self.time += 1;
         let nodes = u32::try_from(self.addresses.len()).expect("few");
         let partition = |place: u32| Partition {
             leader: place % nodes + 1,
@@ -257,7 +264,7 @@ impl State {
             producers: BTreeMap::new(),
         };
         let topic = Topic {
-            id: Bytes::from(vec![u8::try_from(self.topics.len()).expect("few"); 16]),
+            id: Bytes::from(self.time.to_be_bytes().repeat(2)),
             partitions: (0..partitions).map(partition).collect(),
         };
         self.topics.insert(name.to_owned(), topic);
@@ -478,6 +485,10 @@ impl Node {
         stop_at: &mut Option<u64>,
     ) -> Result<Option<v1::FetchResponse>, Error> {
         let mut state = self.shared.lock();
+        let known = state.topics.get(&request.topic);
+        if known.is_some_and(|topic| request.topic_id.as_ref() != Some(&topic.id)) {
+            return Err(Error::new(ErrorCode::UnknownTopic, "another topic"));
+        }
         let partition = state.led_by(self.id, &request.topic, request.partition)?;
         let high_watermark = partition.high_watermark();
         let first = position.is_none();
