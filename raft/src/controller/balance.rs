@@ -349,6 +349,9 @@ impl<'a> Planner<'a> {
         for (number, topic) in self.map.topics().enumerate() {
             spreads.push(loads_of(topic.partitions.iter().map(Arc::as_ref)));
             for partition in topic.partitions.iter().filter(|p| p.is_settled()) {
+                if partition.pinned {
+                    continue;
+                }
                 for node in partition.voter_nodes() {
                     held.entry(node).or_default().push((number, partition));
                 }
@@ -428,10 +431,10 @@ impl<'a> Planner<'a> {
                 if options.is_empty() || self.touched.contains(&partition.group) {
                     continue;
                 }
-                let leader = if options.contains(&partition.preferred) {
-                    partition.preferred
-                } else {
-                    self.least_leading(&options)
+                let (leader, options) = match options.contains(&partition.preferred) {
+                    true if partition.pinned => (partition.preferred, vec![partition.preferred]),
+                    true => (partition.preferred, options),
+                    false => (self.least_leading(&options), options),
                 };
                 if leader != partition.preferred {
                     self.loads.entry(leader).or_default().leaders += 1;

@@ -101,6 +101,8 @@ pub struct Partition {
     pub replicas: Vec<Replica>,
     /// The node that should lead, when it can.
     pub preferred: NodeId,
+    /// An operator placed it: balancing leaves it alone.
+    pub pinned: bool,
     /// The highest term whose leader has reported.
     pub term: Term,
 }

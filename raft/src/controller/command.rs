@@ -40,7 +40,7 @@ struct Envelope {
 struct CommandBody {
     #[prost(
         oneof = "Command",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19"
     )]
     command: Option<Command>,
 }
@@ -93,6 +93,13 @@ pub enum Command {
     ActivateLevel(ActivateLevel),
     #[prost(message, tag = "17")]
     AllocateProducerIds(AllocateProducerIds),
+    /// As `AssignReplicas`, by an operator: balancing then leaves the group alone until one of
+    /// the two plain commands names it again.
+    #[prost(message, tag = "18")]
+    AssignByHand(AssignReplicas),
+    /// As `PreferLeader`, by an operator, with the same consequence.
+    #[prost(message, tag = "19")]
+    PreferByHand(PreferLeader),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -415,7 +422,9 @@ impl Command {
             | Self::PreferLeader(_)
             | Self::SetClusterConfig(_)
             | Self::ActivateLevel(_)
-            | Self::AllocateProducerIds(_) => BASE_LEVEL,
+            | Self::AllocateProducerIds(_)
+            | Self::AssignByHand(_)
+            | Self::PreferByHand(_) => BASE_LEVEL,
         }
     }
 

@@ -21,6 +21,7 @@ use super::ids::TopicId;
 use super::level::{BASE_LEVEL, BUILD_LEVEL};
 use super::placement::{Candidate, Load};
 use super::reply::{ControllerError, Outcome, Reply, encode_outcome};
+use assignment::Origin;
 
 pub use snapshot::RestoreError;
 
@@ -66,6 +67,7 @@ impl ControllerState {
             founding: Vec::new(),
             replicas: Vec::new(),
             preferred: NodeId(0),
+            pinned: false,
             term: Term(0),
         };
         Self {
@@ -121,10 +123,12 @@ impl ControllerState {
             Command::CreateTopic(command) => self.create_topic(command, time),
             Command::AlterTopic(command) => self.alter_topic(command),
             Command::DeleteTopic(command) => self.delete_topic(command),
-            Command::AssignReplicas(command) => self.assign_replicas(command),
+            Command::AssignReplicas(command) => self.assign_replicas(command, Origin::Plan),
+            Command::AssignByHand(command) => self.assign_replicas(command, Origin::Operator),
             Command::ReportSettled(command) => self.report_settled(command),
             Command::ReportClosed(command) => self.report_closed(command),
-            Command::PreferLeader(command) => self.prefer_leader(*command),
+            Command::PreferLeader(command) => self.prefer_leader(*command, Origin::Plan),
+            Command::PreferByHand(command) => self.prefer_leader(*command, Origin::Operator),
             Command::SetClusterConfig(command) => self.set_cluster_config(command),
             Command::ActivateLevel(command) => self.activate_level(command.level),
             Command::AllocateProducerIds(command) => {

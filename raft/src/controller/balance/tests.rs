@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::super::command::{ConfigChange, NodeRef, SetClusterConfig};
 use super::super::fixtures::{
-    apply, cluster, create, done, partition, registration, settle, voters,
+    apply, assign, cluster, create, done, partition, registration, settle, voters,
 };
 use super::super::state::ControllerState;
 use super::*;
@@ -164,7 +164,7 @@ fn a_move_to_a_node_that_begins_to_leave_is_turned_elsewhere() {
     balance(&mut state);
     let set = voters(&partition(&state, 2));
     let fresh = (1..=5).find(|node| !set.contains(node)).unwrap();
-    let moving = super::super::fixtures::assign(&state, 2, &[set[0], set[1], fresh]);
+    let moving = assign(&state, 2, &[set[0], set[1], fresh]);
     done(&mut state, &moving);
     done(&mut state, &Command::DrainNode(NodeRef { node: fresh }));
     let plan = plan_balance(&state.map(), &everyone(&state));
@@ -193,6 +193,44 @@ fn replication_of_a_topic_is_changed_by_moving_replicas() {
             assert_eq!(partition.voter_nodes().count(), replication as usize);
         }
     }
+}
+
+#[test]
+fn what_an_operator_placed_stays_where_it_is() {
+    let mut state = cluster(3);
+    done(&mut state, &create(1, "a", 6, 1));
+    let groups: Vec<u64> = (2..8).collect();
+    for group in &groups {
+        let Command::AssignReplicas(by_hand) = assign(&state, *group, &[2]) else {
+            unreachable!()
+        };
+        done(&mut state, &Command::AssignByHand(by_hand));
+    }
+    settle_all(&mut state);
+    balance(&mut state);
+    assert_eq!(counts(&state)[&NodeId(2)], (6, 6));
+    for group in &groups {
+        let plain = assign(&state, *group, &[2]);
+        done(&mut state, &plain);
+    }
+    balance(&mut state);
+    assert_eq!(counts(&state)[&NodeId(2)], (2, 2));
+}
+
+#[test]
+fn a_leader_chosen_by_an_operator_leads_until_balancing_is_asked_for() {
+    let mut state = cluster(3);
+    done(&mut state, &create(1, "a", 3, 3));
+    balance(&mut state);
+    for group in 2..5 {
+        let by_hand = PreferLeader { group, node: 3 };
+        done(&mut state, &Command::PreferByHand(by_hand));
+    }
+    balance(&mut state);
+    assert_eq!(counts(&state)[&NodeId(3)].1, 3);
+    done(&mut state, &Command::DrainNode(NodeRef { node: 3 }));
+    balance(&mut state);
+    assert_eq!(counts(&state).get(&NodeId(3)).map_or(0, |c| c.1), 0);
 }
 
 #[test]

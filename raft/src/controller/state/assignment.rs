@@ -13,8 +13,15 @@ use super::{ControllerState, sorted};
 /// Voters the controller group has at most.
 const MAX_CONTROLLER_VOTERS: usize = 5;
 
+/// Who decided where a group is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    Plan,
+    Operator,
+}
+
 impl ControllerState {
-    pub(super) fn assign_replicas(&mut self, command: &AssignReplicas) -> Outcome {
+    pub(super) fn assign_replicas(&mut self, command: &AssignReplicas, origin: Origin) -> Outcome {
         let group = GroupId(command.group);
         let current = self.partition(group)?;
         check_generation(current, command.generation)?;
@@ -38,15 +45,16 @@ impl ControllerState {
             }
         }
         self.reserve(0, wanted)?;
-        let next = self.retarget(&current, &voters, &learners, preferred);
-        if next.replicas == current.replicas && next.preferred == current.preferred {
-            return Ok(Reply::Done);
+        let mut next = Partition {
+            preferred,
+            pinned: origin == Origin::Operator,
+            ..self.retarget(&current, &voters, &learners)
+        };
+        if next != current {
+            next.generation += u64::from(next.replicas != current.replicas);
+            self.put_partition(next);
+            self.touch();
         }
-        self.put_partition(Partition {
-            generation: current.generation + 1,
-            ..next
-        });
-        self.touch();
         Ok(Reply::Done)
     }
 
@@ -88,7 +96,6 @@ impl ControllerState {
         current: &Partition,
         voters: &[NodeId],
         learners: &[NodeId],
-        preferred: NodeId,
     ) -> Partition {
         let mut replicas = Vec::new();
         let wanted = voters
@@ -113,7 +120,6 @@ impl ControllerState {
         }));
         Partition {
             replicas,
-            preferred,
             ..current.clone()
         }
     }
@@ -151,17 +157,20 @@ impl ControllerState {
         Ok(Reply::Done)
     }
 
-    pub(super) fn prefer_leader(&mut self, command: PreferLeader) -> Outcome {
+    pub(super) fn prefer_leader(&mut self, command: PreferLeader, origin: Origin) -> Outcome {
         let group = GroupId(command.group);
         let node = NodeId(command.node);
         let current = self.partition(group)?;
         if !current.voter_nodes().any(|voter| voter == node) {
             return Err(invalid_assignment("the preferred leader is no voter"));
         }
-        if current.preferred != node {
-            let mut partition = Partition::clone(current);
-            partition.preferred = node;
-            self.put_partition(partition);
+        let next = Partition {
+            preferred: node,
+            pinned: origin == Origin::Operator,
+            ..Partition::clone(current)
+        };
+        if next != **current {
+            self.put_partition(next);
             self.touch();
         }
         Ok(Reply::Done)

@@ -7,7 +7,7 @@ use trilog_model::{GroupId, NodeId, ReplicaId, Term, Timestamp};
 
 use super::super::cluster_map::{GroupPlace, Node, NodeState, Partition, Replica, Standing};
 use super::super::command::{
-    Bootstrap, Endpoint, Purpose, RegisterNode, ReplaceNode, ReportClosed, StepAside,
+    Bootstrap, Endpoint, Purpose, RegisterNode, ReplaceNode, ReplicaRef, ReportClosed, StepAside,
 };
 use super::super::ids::{ClusterId, NodeIdentity};
 use super::super::level::LevelRange;
@@ -39,6 +39,7 @@ impl ControllerState {
                 lost: false,
             }],
             preferred: node.id,
+            pinned: false,
             term: Term(0),
         });
         let id = node.id;
@@ -123,11 +124,7 @@ impl ControllerState {
                 identity: node.identity.to_string(),
             });
         }
-        let damaged: BTreeSet<(GroupId, ReplicaId)> = command
-            .replicas
-            .iter()
-            .map(|replica| (GroupId(replica.group), ReplicaId(replica.replica)))
-            .collect();
+        let damaged = replica_set(&command.replicas);
         let mut replicas = self.live_replicas(id);
         replicas.retain(|replica| damaged.contains(replica));
         self.reserve(0, count(&replicas))?;
@@ -215,18 +212,13 @@ impl ControllerState {
                 identity: node.identity.to_string(),
             });
         }
-        let closed = |group: GroupId, replica: ReplicaId| {
-            command
-                .replicas
-                .iter()
-                .any(|closed| closed.group == group.get() && closed.replica == replica.0)
-        };
+        let closed = replica_set(&command.replicas);
         let Some(retired) = self.tables.retired.get(&id) else {
             return Ok(Reply::Done);
         };
         let left: BTreeSet<_> = retired
             .iter()
-            .filter(|(group, replica)| !closed(*group, *replica))
+            .filter(|replica| !closed.contains(replica))
             .copied()
             .collect();
         if left.len() != retired.len() {
@@ -384,6 +376,13 @@ impl ControllerState {
     pub fn place(&self, group: GroupId) -> Option<GroupPlace> {
         self.groups.get(&group).copied()
     }
+}
+
+fn replica_set(replicas: &[ReplicaRef]) -> BTreeSet<(GroupId, ReplicaId)> {
+    replicas
+        .iter()
+        .map(|replica| (GroupId(replica.group), ReplicaId(replica.replica)))
+        .collect()
 }
 
 fn count(replicas: &[(GroupId, ReplicaId)]) -> u64 {

@@ -122,6 +122,8 @@ struct PartitionMessage {
     preferred: u32,
     #[prost(uint64, tag = "6")]
     term: u64,
+    #[prost(bool, tag = "7")]
+    pinned: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Message)]
@@ -277,6 +279,7 @@ fn write_partition(partition: &Partition) -> PartitionMessage {
         replicas: partition.replicas.iter().map(write_replica).collect(),
         preferred: partition.preferred.get(),
         term: partition.term.get(),
+        pinned: partition.pinned,
     }
 }
 
@@ -401,6 +404,7 @@ fn read_partition(message: &PartitionMessage) -> Result<Partition, RestoreError>
             .collect::<Result<_, _>>()?,
         preferred: NodeId(message.preferred),
         term: Term(message.term),
+        pinned: message.pinned,
     })
 }
 

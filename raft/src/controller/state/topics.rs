@@ -356,6 +356,7 @@ impl ControllerState {
                 .collect(),
             founding,
             preferred: set.first().copied().unwrap_or_default(),
+            pinned: false,
             term: Term(0),
         }
     }
