@@ -3,11 +3,24 @@
 //! Owns arguments, presentation and exit codes. Standard output belongs to [`output`] alone, so
 //! that what a program reads there is never mixed with remarks for people.
 
+mod bench;
+mod cluster;
 mod config;
+mod connect;
+mod consume;
+mod demo;
 mod dev;
+mod format;
 mod logging;
 mod output;
+mod position;
+mod produce;
+mod progress;
+mod reader;
+mod replay;
+mod scrape;
 mod server;
+mod topic;
 
 use std::io;
 use std::process::ExitCode;
@@ -33,6 +46,20 @@ enum Command {
     Server(server::ServerArgs),
     /// Run a whole cluster on this machine, for trying things out
     Dev(dev::DevArgs),
+    /// Make, list, describe, change and delete topics
+    Topic(topic::TopicArgs),
+    /// Write records to a topic
+    Produce(produce::ProduceArgs),
+    /// Read records of a topic, from anywhere
+    Consume(consume::ConsumeArgs),
+    /// Copy records of a topic, from anywhere, into another
+    Replay(replay::ReplayArgs),
+    /// Show and change the nodes of a cluster
+    Cluster(cluster::ClusterArgs),
+    /// Show the whole thing working, and check it: three nodes, real data, a killed leader
+    Demo(demo::DemoArgs),
+    /// Measure it, beside what the same machine does without it
+    Bench(bench::BenchArgs),
     /// Write, check and show the configuration of a node
     Config(config::ConfigArgs),
     /// Print the completion script of a shell
@@ -68,6 +95,13 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Server(args) => runtime()?.block_on(server::run(args)),
         Command::Dev(args) => runtime()?.block_on(dev::run(args)),
+        Command::Topic(args) => runtime()?.block_on(topic::run(args)),
+        Command::Produce(args) => runtime()?.block_on(produce::run(args)),
+        Command::Consume(args) => runtime()?.block_on(consume::run(args)),
+        Command::Replay(args) => runtime()?.block_on(replay::run(args)),
+        Command::Cluster(args) => runtime()?.block_on(cluster::run(args)),
+        Command::Bench(args) => runtime()?.block_on(bench::run(args)),
+        Command::Demo(args) => runtime()?.block_on(demo::run(args)),
     }
 }
 

@@ -1,0 +1,418 @@
+//! `trilog cluster`: the nodes, and what lies where.
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+use trilog_client::Admin;
+use trilog_client::proto::{
+    BalanceRequest, MoveRequest, NodeState, NodeStatus, PlannedMove, StatusResponse,
+};
+
+use super::connect::ConnectArgs;
+use super::output::{self, OutputArgs};
+use super::topic::plural;
+
+#[derive(Debug, Args)]
+pub(super) struct ClusterArgs {
+    #[command(subcommand)]
+    command: ClusterCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum ClusterCommand {
+    /// Show the nodes and whether anything is amiss
+    Status {
+        #[command(flatten)]
+        connect: ConnectArgs,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Take a drained node in again, or say how to start a new one
+    Add {
+        node: u32,
+        #[command(flatten)]
+        connect: ConnectArgs,
+    },
+    /// Move everything off a node; it stays a member
+    Drain {
+        node: u32,
+        #[command(flatten)]
+        connect: ConnectArgs,
+    },
+    /// Take a node out for good
+    Remove {
+        node: u32,
+        /// Although it still holds replicas: they are made anew from their other copies
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        connect: ConnectArgs,
+    },
+    /// Give all replicas of a lost node to another
+    Replace {
+        node: u32,
+        /// The node that takes its place
+        #[arg(long = "with", value_name = "NODE")]
+        replacement: u32,
+        #[command(flatten)]
+        connect: ConnectArgs,
+    },
+    /// Hand the leadership of a partition over
+    Transfer {
+        /// As TOPIC/PARTITION
+        #[arg(value_parser = parse_partition)]
+        partition: (String, u32),
+        /// The new leader [default: any other replica]
+        #[arg(
+            long,
+            value_name = "NODE",
+            default_value_t = 0,
+            hide_default_value = true
+        )]
+        to: u32,
+        #[command(flatten)]
+        connect: ConnectArgs,
+    },
+    /// Move one replica of a partition from a node to another
+    Move {
+        /// As TOPIC/PARTITION
+        #[arg(value_parser = parse_partition)]
+        partition: (String, u32),
+        #[arg(long, value_name = "NODE")]
+        from: u32,
+        #[arg(long, value_name = "NODE")]
+        to: u32,
+        #[command(flatten)]
+        connect: ConnectArgs,
+    },
+    /// Even out leaders over the nodes
+    Balance {
+        /// Replicas, too
+        #[arg(long)]
+        replicas: bool,
+        /// Only say what would be done
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        connect: ConnectArgs,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+}
+
+fn parse_partition(text: &str) -> Result<(String, u32), String> {
+    let wrong = || format!("{text:?} is not of the form TOPIC/PARTITION");
+    let (topic, partition) = text.rsplit_once('/').ok_or_else(wrong)?;
+    let partition = partition.parse().map_err(|_| wrong())?;
+    if topic.is_empty() {
+        return Err(wrong());
+    }
+    Ok((topic.to_owned(), partition))
+}
+
+pub(super) async fn run(args: ClusterArgs) -> anyhow::Result<()> {
+    match args.command {
+        ClusterCommand::Status { connect, output } => {
+            let status = connect.client().await?.admin().status().await?;
+            show(&status, output)
+        }
+        ClusterCommand::Add { node, connect } => add(&connect.client().await?.admin(), node).await,
+        ClusterCommand::Drain { node, connect } => {
+            drain(&connect.client().await?.admin(), node).await
+        }
+        ClusterCommand::Remove {
+            node,
+            force,
+            connect,
+        } => {
+            let admin = connect.client().await?.admin();
+            let answer = admin.remove_node(node, force).await?;
+            removed(node, answer.replicas_replaced)
+        }
+        ClusterCommand::Replace {
+            node,
+            replacement,
+            connect,
+        } => {
+            let admin = connect.client().await?.admin();
+            let answer = admin.replace_node(node, replacement).await?;
+            removed(node, answer.replicas_replaced)
+        }
+        ClusterCommand::Transfer {
+            partition,
+            to,
+            connect,
+        } => transfer(&connect.client().await?.admin(), partition, to).await,
+        ClusterCommand::Move {
+            partition,
+            from,
+            to,
+            connect,
+        } => move_replica(&connect.client().await?.admin(), partition, from, to).await,
+        ClusterCommand::Balance {
+            replicas,
+            dry_run,
+            connect,
+            output,
+        } => {
+            let request = BalanceRequest { replicas, dry_run };
+            let moves = connect
+                .client()
+                .await?
+                .admin()
+                .balance(request)
+                .await?
+                .moves;
+            balanced(&moves, dry_run, output)
+        }
+    }
+}
+
+async fn drain(admin: &Admin, node: u32) -> anyhow::Result<()> {
+    let left = admin.drain(node, false).await?.replicas_left;
+    output::line(format_args!(
+        "node {node} is draining, {left} replicas are still there; \
+         `trilog cluster status` follows it"
+    ))?;
+    Ok(())
+}
+
+async fn transfer(admin: &Admin, (topic, partition): (String, u32), to: u32) -> anyhow::Result<()> {
+    let leader = admin.transfer(&topic, partition, to).await?.leader;
+    output::line(format_args!("node {leader} leads {topic}/{partition}"))?;
+    Ok(())
+}
+
+async fn move_replica(
+    admin: &Admin,
+    (topic, partition): (String, u32),
+    from: u32,
+    to: u32,
+) -> anyhow::Result<()> {
+    let request = MoveRequest {
+        topic: topic.clone(),
+        partition,
+        from,
+        to,
+    };
+    admin.move_replica(request).await?;
+    output::line(format_args!(
+        "a replica of {topic}/{partition} is on its way from node {from} to node {to}"
+    ))?;
+    Ok(())
+}
+
+/// A node joins by being started; what is left to say is how, or that it is a member again.
+async fn add(admin: &Admin, node: u32) -> anyhow::Result<()> {
+    let status = admin.status().await?;
+    if status.nodes.iter().any(|member| member.node == node) {
+        admin.drain(node, true).await?;
+        output::line(format_args!("node {node} is a full member"))?;
+        return Ok(());
+    }
+    let seeds: Vec<&str> = status
+        .nodes
+        .iter()
+        .filter_map(|node| node.addresses.as_ref())
+        .map(|addresses| addresses.peer.as_str())
+        .collect();
+    output::line(format_args!(
+        "Start it on its machine, with an empty directory; it joins by itself:\n\n  \
+         trilog server --node-id {node} --data-dir DIR --seeds {}",
+        seeds.join(",")
+    ))?;
+    Ok(())
+}
+
+fn removed(node: u32, replicas: u32) -> anyhow::Result<()> {
+    output::line(format_args!(
+        "node {node} is out; {replicas} replica{} made anew elsewhere",
+        if replicas == 1 { " is" } else { "s are" }
+    ))?;
+    Ok(())
+}
+
+fn balanced(moves: &[PlannedMove], dry_run: bool, output: OutputArgs) -> anyhow::Result<()> {
+    if output.is_json() {
+        let moves: Vec<Value> = moves
+            .iter()
+            .map(|planned| {
+                json!({
+                    "topic": planned.topic,
+                    "partition": planned.partition,
+                    "from": planned.from,
+                    "to": planned.to,
+                    "what": what(planned),
+                })
+            })
+            .collect();
+        return Ok(output::json(
+            &json!({ "dry_run": dry_run, "moves": moves }),
+        )?);
+    }
+    if moves.is_empty() {
+        return Ok(output::line("all is even")?);
+    }
+    let rows = moves.iter().map(|planned| {
+        vec![
+            format!("{}/{}", planned.topic, planned.partition),
+            what(planned).to_owned(),
+            planned.from.to_string(),
+            planned.to.to_string(),
+        ]
+    });
+    output::table(&["partition", "what", "from", "to"], rows.collect())?;
+    Ok(())
+}
+
+fn what(planned: &PlannedMove) -> &'static str {
+    if planned.leadership {
+        "leadership"
+    } else {
+        "replica"
+    }
+}
+
+fn state(node: &NodeStatus) -> &'static str {
+    match (node.alive, node.state()) {
+        (false, _) => "down",
+        (true, NodeState::Draining) => "draining",
+        (true, NodeState::Drained) => "drained",
+        (true, NodeState::Active | NodeState::Unspecified) => "up",
+    }
+}
+
+/// What is amiss, in words; nothing when nothing is.
+fn complaints(status: &StatusResponse) -> Vec<String> {
+    let mut found = Vec::new();
+    if status.controller == 0 {
+        found.push("the controller has no leader: topics cannot be changed".to_owned());
+    }
+    let down = status.nodes.iter().filter(|node| !node.alive);
+    found.extend(down.map(|node| format!("node {} is down", node.node)));
+    let mut count = |number: u32, what: &str| {
+        if number > 0 {
+            let plural = plural(usize::try_from(number).unwrap_or(usize::MAX));
+            found.push(format!("{number} partition{plural} {what}"));
+        }
+    };
+    count(
+        status.leaderless_partitions,
+        "without a leader: they refuse writes",
+    );
+    count(status.under_replicated_partitions, "with a replica missing");
+    if status.moving_replicas > 0 {
+        found.push(format!("{} replicas are moving", status.moving_replicas));
+    }
+    found
+}
+
+fn show(status: &StatusResponse, output: OutputArgs) -> anyhow::Result<()> {
+    let complaints = complaints(status);
+    if output.is_json() {
+        return Ok(output::json(&status_json(status, &complaints))?);
+    }
+    output::line(format_args!(
+        "cluster {}: {} topic{}, {} partition{}",
+        status.cluster_id,
+        status.topics,
+        plural(usize::try_from(status.topics).unwrap_or(usize::MAX)),
+        status.partitions,
+        plural(usize::try_from(status.partitions).unwrap_or(usize::MAX)),
+    ))?;
+    for complaint in &complaints {
+        output::line(format_args!("  ! {complaint}"))?;
+    }
+    output::line("")?;
+    let rows = status.nodes.iter().map(|node| {
+        let addresses = node.addresses.clone().unwrap_or_default();
+        let controller = if node.node == status.controller {
+            " (controller)"
+        } else {
+            ""
+        };
+        vec![
+            node.node.to_string(),
+            format!("{}{controller}", state(node)),
+            node.replicas.to_string(),
+            node.leaders.to_string(),
+            node.rack.clone(),
+            addresses.grpc,
+            addresses.http,
+            node.version.clone(),
+        ]
+    });
+    let heading = [
+        "node", "state", "replicas", "leaders", "rack", "grpc", "http", "version",
+    ];
+    Ok(output::table(&heading, rows.collect())?)
+}
+
+fn status_json(status: &StatusResponse, complaints: &[String]) -> Value {
+    let nodes: Vec<Value> = status
+        .nodes
+        .iter()
+        .map(|node| {
+            let addresses = node.addresses.clone().unwrap_or_default();
+            json!({
+                "node": node.node,
+                "state": state(node),
+                "alive": node.alive,
+                "rack": node.rack,
+                "version": node.version,
+                "replicas": node.replicas,
+                "leaders": node.leaders,
+                "grpc": addresses.grpc,
+                "peer": addresses.peer,
+                "http": addresses.http,
+            })
+        })
+        .collect();
+    json!({
+        "cluster_id": status.cluster_id,
+        "controller": (status.controller != 0).then_some(status.controller),
+        "answered_by": status.answered_by,
+        "topics": status.topics,
+        "partitions": status.partitions,
+        "leaderless_partitions": status.leaderless_partitions,
+        "under_replicated_partitions": status.under_replicated_partitions,
+        "moving_replicas": status.moving_replicas,
+        "complaints": complaints,
+        "nodes": nodes,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_is_named_by_its_topic_and_number() {
+        assert_eq!(parse_partition("orders/3"), Ok(("orders".to_owned(), 3)));
+        assert_eq!(parse_partition("a/b/0"), Ok(("a/b".to_owned(), 0)));
+        for wrong in ["orders", "orders/", "/3", "orders/-1", "orders/x"] {
+            assert!(parse_partition(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_is_amiss_is_said_and_nothing_else() {
+        let node = |node, alive| NodeStatus {
+            node,
+            alive,
+            ..NodeStatus::default()
+        };
+        let mut status = StatusResponse {
+            controller: 1,
+            nodes: vec![node(1, true), node(2, true)],
+            ..StatusResponse::default()
+        };
+        assert!(complaints(&status).is_empty());
+        status.nodes[1].alive = false;
+        status.under_replicated_partitions = 1;
+        let found = complaints(&status);
+        assert_eq!(
+            found,
+            ["node 2 is down", "1 partition with a replica missing"]
+        );
+    }
+}

@@ -1,0 +1,49 @@
+//! Which cluster a command talks to.
+
+use std::path::Path;
+
+use clap::Args;
+use trilog_client::{Client, ClientConfig};
+
+use super::dev::DATA;
+use crate::dev::Layout;
+
+/// Where a node listens unless it is configured otherwise.
+const USUAL: &str = "127.0.0.1:7400";
+
+/// The option of commands that talk to a cluster.
+#[derive(Clone, Debug, Default, Args)]
+pub(super) struct ConnectArgs {
+    /// A node, or several separated by commas [default: the nodes of `trilog dev` in this
+    /// directory, else 127.0.0.1:7400]
+    #[arg(short, long, value_name = "HOST:PORT,..", env = "TRILOG_SERVER")]
+    server: Option<String>,
+}
+
+impl ConnectArgs {
+    pub(super) async fn client(&self) -> anyhow::Result<Client> {
+        self.client_with(ClientConfig::default()).await
+    }
+
+    pub(super) async fn client_with(&self, config: ClientConfig) -> anyhow::Result<Client> {
+        let seeds = self.seeds();
+        Ok(Client::connect_with(ClientConfig { seeds, ..config }).await?)
+    }
+
+    fn seeds(&self) -> Vec<String> {
+        match &self.server {
+            Some(servers) => {
+                let servers = servers.split(',').map(str::trim);
+                servers
+                    .filter(|s| !s.is_empty())
+                    .map(str::to_owned)
+                    .collect()
+            }
+            None => match Layout::load(Path::new(DATA)) {
+                Ok(Some(layout)) => layout.servers(),
+                // A damaged layout is for `trilog dev` to complain of.
+                Ok(None) | Err(_) => vec![USUAL.to_owned()],
+            },
+        }
+    }
+}
