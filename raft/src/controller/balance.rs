@@ -17,7 +17,8 @@ use super::command::{AssignReplicas, Command, PreferLeader};
 use super::placement::{Candidate, LeaderChoice, Load, even_leaders, racks_covered, replacement};
 use super::state::loads_of;
 
-/// Changes of preferred leaders planned in one round at most.
+/// Changes of preferred leaders planned in one round at most: so many because their nodes leave,
+/// and so many to even out.
 const MAX_LEADER_CHANGES: usize = 64;
 
 /// Pairs of nodes looked at for one evening move at most.
@@ -321,12 +322,7 @@ impl<'a> Planner<'a> {
         let preferred = if voters.contains(&partition.preferred) {
             partition.preferred
         } else {
-            let leads = |node: &NodeId| self.loads.get(node).map_or(0, |load| load.leaders);
-            voters
-                .iter()
-                .copied()
-                .min_by_key(|node| (leads(node), *node))
-                .unwrap_or(partition.preferred)
+            self.least_leading(voters).unwrap_or(partition.preferred)
         };
         if preferred != partition.preferred {
             if let Some(load) = self.loads.get_mut(&partition.preferred) {
@@ -425,22 +421,21 @@ impl<'a> Planner<'a> {
     fn leaders(&mut self) {
         let mut choices = Vec::new();
         let mut partitions = Vec::new();
+        let mut homeless = 0;
         for (number, topic) in self.map.topics().enumerate() {
             for partition in &topic.partitions {
-                let options = self.leader_options(partition);
-                if options.is_empty() || self.touched.contains(&partition.group) {
+                if self.touched.contains(&partition.group) {
                     continue;
                 }
-                let (leader, options) = match options.contains(&partition.preferred) {
-                    true if partition.pinned => (partition.preferred, vec![partition.preferred]),
-                    true => (partition.preferred, options),
-                    false => (self.least_leading(&options), options),
-                };
-                if leader != partition.preferred {
-                    self.loads.entry(leader).or_default().leaders += 1;
+                let choice = self.leader_choice(partition);
+                if choice.leader != partition.preferred {
+                    homeless += 1;
                 }
-                choices.push(LeaderChoice { leader, options });
-                partitions.push((number, partition));
+                let due = choice.leader == partition.preferred || homeless <= MAX_LEADER_CHANGES;
+                if due && !choice.options.is_empty() {
+                    choices.push(choice);
+                    partitions.push((number, partition));
+                }
             }
         }
         if self.map.config().balance_leaders() {
@@ -456,6 +451,19 @@ impl<'a> Planner<'a> {
         }
     }
 
+    /// Who should lead before anything is evened out, and who else could.
+    fn leader_choice(&mut self, partition: &Partition) -> LeaderChoice {
+        let mut options = self.leader_options(partition);
+        let mut leader = partition.preferred;
+        if !options.contains(&leader) {
+            leader = self.least_leading(&options).unwrap_or(leader);
+            self.loads.entry(leader).or_default().leaders += 1;
+        } else if partition.pinned {
+            options = vec![leader];
+        }
+        LeaderChoice { leader, options }
+    }
+
     /// The nodes that could lead a partition now: voters for good, on nodes that stay.
     fn leader_options(&self, partition: &Partition) -> Vec<NodeId> {
         partition
@@ -466,13 +474,12 @@ impl<'a> Planner<'a> {
             .collect()
     }
 
-    fn least_leading(&self, options: &[NodeId]) -> NodeId {
+    fn least_leading(&self, options: &[NodeId]) -> Option<NodeId> {
         let leads = |node: &NodeId| self.loads.get(node).map_or(0, |load| load.leaders);
         options
             .iter()
             .copied()
             .min_by_key(|node| (leads(node), *node))
-            .unwrap_or_default()
     }
 }
 

@@ -111,6 +111,22 @@ fn a_drained_node_ends_empty_and_can_be_removed() {
 }
 
 #[test]
+fn a_round_has_so_many_commands_and_no_more() {
+    let mut state = cluster(4);
+    done(&mut state, &create(1, "a", 600, 3));
+    balance(&mut state);
+    done(&mut state, &Command::DrainNode(NodeRef { node: 1 }));
+    let plan = plan_balance(&state.map(), &everyone(&state));
+    let (moves, leaders): (Vec<_>, Vec<_>) = plan
+        .commands
+        .iter()
+        .partition(|command| matches!(command, Command::AssignReplicas(_)));
+    assert_eq!(moves.len(), 16 + 1, "the limit, and the controller");
+    assert!((64..=136).contains(&leaders.len()), "{}", leaders.len());
+    assert!(balance(&mut state).is_empty());
+}
+
+#[test]
 fn a_drain_that_would_cost_copies_is_blocked_and_says_so() {
     let mut state = cluster(3);
     done(&mut state, &create(1, "a", 2, 3));
