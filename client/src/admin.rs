@@ -45,10 +45,9 @@ impl Admin {
     }
 
     /// ```
-    /// # mod fake { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fake/mod.rs")); }
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), trilog_client::Error> {
-    /// # let cluster = fake::FakeCluster::start(1, &[]).await;
+    /// # let cluster = trilog_client::testkit::FakeCluster::start(1, &[]).await;
     /// # let client = trilog_client::Client::connect(cluster.addresses()).await?;
     /// use trilog_client::proto::CreateTopicRequest;
     ///

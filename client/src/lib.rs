@@ -5,10 +5,9 @@
 //! which partition, and follows leaders as they move.
 //!
 //! ```
-//! # mod fake { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fake/mod.rs")); }
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), trilog_client::Error> {
-//! # let cluster = fake::FakeCluster::start(1, &[("orders", 2)]).await;
+//! # let cluster = trilog_client::testkit::FakeCluster::start(1, &[("orders", 2)]).await;
 //! # let seeds = cluster.addresses();
 //! use futures::StreamExt;
 //! use trilog_client::{Client, Record, StartAt};
@@ -40,6 +39,8 @@ mod error;
 mod metadata;
 mod partitioner;
 mod producer;
+#[cfg(feature = "testkit")]
+pub mod testkit;
 
 pub use trilog_model::batch::Compression;
 pub use trilog_model::{Offset, Timestamp};

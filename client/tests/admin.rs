@@ -1,15 +1,9 @@
 //! Administration, and finding a cluster of which parts are missing.
 
-#[allow(
-    dead_code,
-    reason = "each test crate uses its own part of the fake cluster"
-)]
-mod fake;
-
 use std::time::Duration;
 
-use fake::FakeCluster;
 use trilog_client::proto::{CreateTopicRequest, ErrorCode, PublishRequest};
+use trilog_client::testkit::FakeCluster;
 use trilog_client::{Client, ClientConfig, Error};
 
 fn request(name: &str, partitions: u32) -> CreateTopicRequest {

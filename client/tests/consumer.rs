@@ -2,17 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails in a test fails the test")]
 
-#[allow(
-    dead_code,
-    reason = "each test crate uses its own part of the fake cluster"
-)]
-mod fake;
-
 use std::time::Duration;
 
-use fake::{FakeCluster, Faults};
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use trilog_client::proto::ErrorCode;
+use trilog_client::testkit::{FakeCluster, Faults};
 use trilog_client::{
     BackoffConfig, Client, ClientConfig, ConsumedRecord, ConsumerConfig, Error, OutOfRange,
     ProducerConfig, Record, StartAt, Timestamp,

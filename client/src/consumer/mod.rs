@@ -156,10 +156,9 @@ impl ConsumerBuilder {
 /// A stream of records. An error ends its partition, the others go on.
 ///
 /// ```
-/// # mod fake { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fake/mod.rs")); }
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), trilog_client::Error> {
-/// # let cluster = fake::FakeCluster::start(1, &[("orders", 3)]).await;
+/// # let cluster = trilog_client::testkit::FakeCluster::start(1, &[("orders", 3)]).await;
 /// # let client = trilog_client::Client::connect(cluster.addresses()).await?;
 /// # let producer = client.producer();
 /// # producer.send("orders", trilog_client::Record::new("1")).await?.await?;

@@ -89,10 +89,9 @@ impl Record {
 /// are given up; [`Producer::close`] waits for them instead.
 ///
 /// ```
-/// # mod fake { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fake/mod.rs")); }
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), trilog_client::Error> {
-/// # let cluster = fake::FakeCluster::start(1, &[("orders", 1)]).await;
+/// # let cluster = trilog_client::testkit::FakeCluster::start(1, &[("orders", 1)]).await;
 /// # let client = trilog_client::Client::connect(cluster.addresses()).await?;
 /// use trilog_client::Record;
 ///
