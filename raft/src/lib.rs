@@ -17,9 +17,9 @@ mod view;
 pub use codec::CodecError;
 pub use config::{RaftConfig, RaftConfigError};
 pub use group::{
-    Group, HighWatermark, KV_FAMILY, Leadership, MembershipError, OpenError, ProposeError,
+    Group, HighWatermark, KV_FAMILY, Leadership, Members, MembershipError, OpenError, ProposeError,
     ReadError, StopError, TrimError,
 };
-pub use node::{Node, NodeStats};
+pub use node::{DeleteError, Node, NodeStats};
 pub use types::{Applied, Proposal};
 pub use view::{Committed, Home, View, ViewError};

@@ -11,7 +11,8 @@ use futures::future::{BoxFuture, join_all};
 use parking_lot::Mutex;
 use tokio_util::task::TaskTracker;
 use trilog_model::{GroupId, NodeId, ReplicaId};
-use trilog_storage::kv::Kv;
+use trilog_storage::kv::{Kv, KvError};
+use trilog_storage::log::StoreError;
 use trilog_storage::store::Store;
 
 use crate::config::{RaftConfig, RaftConfigError};
@@ -170,6 +171,16 @@ impl Node {
         true
     }
 
+    /// Removes a closed group for good, its log and what its view kept; durable on return.
+    pub async fn delete_group(&self, group: GroupId) -> Result<(), DeleteError> {
+        let _claim = self.claim(group).map_err(|_| DeleteError::Open(group))?;
+        match self.0.store.remove_group(group).await {
+            Ok(()) | Err(StoreError::NoSuchGroup(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(self.0.parts.kv.remove_group(group)?)
+    }
+
     /// Hands leadership of every group to another replica where one is caught up, then stops all
     /// groups. The store stays open.
     pub async fn shutdown(&self) {
@@ -189,6 +200,17 @@ impl Node {
         self.0.tasks.close();
         self.0.tasks.wait().await;
     }
+}
+
+/// Why a group's data is still there.
+#[derive(Debug, thiserror::Error)]
+pub enum DeleteError {
+    #[error("group {0} is open, or the node is stopping")]
+    Open(GroupId),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Kv(#[from] KvError),
 }
 
 /// A group that is being opened.

@@ -11,6 +11,7 @@ mod descriptor;
 mod error;
 mod install;
 mod log_store;
+mod members;
 mod memberships;
 mod network;
 mod open;
@@ -37,6 +38,7 @@ use trilog_storage::log::GroupLog;
 
 pub use checkpoint::KV_FAMILY;
 pub use error::{MembershipError, ProposeError, ReadError, StopError, TrimError};
+pub use members::Members;
 pub use open::OpenError;
 pub use status::{HighWatermark, Leadership};
 
@@ -334,31 +336,6 @@ impl<V: View> Group<V> {
     /// How far each replica is known to hold this leader's log; empty on the others.
     pub fn matched(&self) -> Vec<(ReplicaId, Option<LogIndex>)> {
         self.replica.matched()
-    }
-
-    /// Adds a replica that only follows, and returns once that is committed.
-    pub async fn add_learner(&self, learner: ReplicaId) -> Result<(), MembershipError> {
-        let added = self.replica.raft.add_learner(learner.0, (), false).await;
-        added.map(drop).map_err(MembershipError::from_change)
-    }
-
-    /// Changes who votes, by a joint step and a final one. New voters have to be learners
-    /// already; those left out are removed wholly.
-    pub async fn change_voters(&self, to: &BTreeSet<ReplicaId>) -> Result<(), MembershipError> {
-        let ids: BTreeSet<u64> = to.iter().map(|voter| voter.0).collect();
-        let changed = self.replica.raft.change_membership(ids, false).await;
-        changed.map(drop).map_err(MembershipError::from_change)
-    }
-
-    /// Removes replicas that do not vote.
-    pub async fn remove_learners(
-        &self,
-        learners: &BTreeSet<ReplicaId>,
-    ) -> Result<(), MembershipError> {
-        let ids = learners.iter().map(|learner| learner.0).collect();
-        let change = openraft::ChangeMembers::RemoveNodes(ids);
-        let changed = self.replica.raft.change_membership(change, false).await;
-        changed.map(drop).map_err(MembershipError::from_change)
     }
 
     /// Hands leadership over and waits until the other replica leads.

@@ -1,0 +1,78 @@
+//! The members of a group, and changing them.
+
+use std::collections::BTreeSet;
+
+use openraft::ChangeMembers;
+use openraft::rt::WatchReceiver;
+use trilog_model::ReplicaId;
+
+use super::{Group, MembershipError};
+use crate::types::LogId;
+use crate::view::View;
+
+/// Who belongs to a group.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Members {
+    /// During a change, those of the old and of the new set.
+    pub voters: BTreeSet<ReplicaId>,
+    pub learners: BTreeSet<ReplicaId>,
+    /// This is not the last word: the change that led here is joint, or not yet applied.
+    pub changing: bool,
+}
+
+impl<V: View> Group<V> {
+    /// The members as this replica's log has them. Unless `changing`, they are committed.
+    pub fn members(&self) -> Members {
+        let metrics = self.replica.raft.metrics();
+        let stored = metrics.borrow_watched().membership_config.clone();
+        let applied = self.replica.status.high_watermark().borrow().applied;
+        let at = stored.log_id().as_ref().map(LogId::index);
+        let membership = stored.membership();
+        Members {
+            voters: membership.voter_ids().map(ReplicaId).collect(),
+            learners: membership.learner_ids().map(ReplicaId).collect(),
+            changing: membership.get_joint_config().len() > 1
+                || at > applied.map(trilog_model::LogIndex::get),
+        }
+    }
+
+    /// Adds a replica that only follows, and returns once that is committed.
+    pub async fn add_learner(&self, learner: ReplicaId) -> Result<(), MembershipError> {
+        let added = self.replica.raft.add_learner(learner.0, (), false).await;
+        added.map(drop).map_err(MembershipError::from_change)
+    }
+
+    /// Changes who votes, by a joint step and a final one. New voters have to be learners
+    /// already; of those left out, `demoted` stay as learners and the rest are removed.
+    pub async fn change_voters(
+        &self,
+        to: &BTreeSet<ReplicaId>,
+        demoted: &BTreeSet<ReplicaId>,
+    ) -> Result<(), MembershipError> {
+        let removed: BTreeSet<ReplicaId> = self
+            .voters()
+            .difference(to)
+            .filter(|id| !demoted.contains(id))
+            .copied()
+            .collect();
+        let ids: BTreeSet<u64> = to.iter().map(|voter| voter.0).collect();
+        let retain = !demoted.is_empty();
+        let changed = self.replica.raft.change_membership(ids, retain).await;
+        changed.map_err(MembershipError::from_change)?;
+        if retain && !removed.is_empty() {
+            return self.remove_learners(&removed).await;
+        }
+        Ok(())
+    }
+
+    /// Removes replicas that do not vote.
+    pub async fn remove_learners(
+        &self,
+        learners: &BTreeSet<ReplicaId>,
+    ) -> Result<(), MembershipError> {
+        let ids = learners.iter().map(|learner| learner.0).collect();
+        let change = ChangeMembers::RemoveNodes(ids);
+        let changed = self.replica.raft.change_membership(change, false).await;
+        changed.map(drop).map_err(MembershipError::from_change)
+    }
+}
