@@ -29,6 +29,7 @@ const SERVER_LAYERS: &[(&str, &[&str], &[&str])] = &[
             "trilog_raft",
             "trilog_storage::frame",
             "trilog_storage::env",
+            "trilog_storage::log",
         ],
     ),
     (

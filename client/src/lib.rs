@@ -37,7 +37,6 @@ mod connections;
 mod consumer;
 mod error;
 mod metadata;
-mod partitioner;
 mod producer;
 #[cfg(feature = "testkit")]
 pub mod testkit;
@@ -51,5 +50,5 @@ pub use client::Client;
 pub use config::{BackoffConfig, ClientConfig, ConsumerConfig, OutOfRange, ProducerConfig};
 pub use consumer::{ConsumedRecord, Consumer, ConsumerBuilder, StartAt};
 pub use error::{Error, ServerError};
-pub use partitioner::{murmur2, partition_of_key};
 pub use producer::{Delivery, Producer, Record, RecordPlace};
+pub use trilog_model::partitioner::{murmur2, partition_of_key};

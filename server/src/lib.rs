@@ -4,9 +4,12 @@
 //! it the edges (`http` and the dialects), which never import one another; `config` sees none of
 //! them.
 
+pub mod admin;
 pub mod boot;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod dev;
 pub mod http;
+pub mod partition;
 pub mod view;

@@ -32,7 +32,7 @@ use crate::client::Client;
 use crate::config::ProducerConfig;
 use crate::error::Error;
 use crate::metadata::{TopicView, check_partition};
-use crate::partitioner::partition_of_key;
+use trilog_model::partitioner::partition_of_key;
 
 /// A record to be written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

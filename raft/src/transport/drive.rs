@@ -28,6 +28,9 @@ pub(super) async fn drive(
     counters: Arc<Counters>,
 ) {
     let _fail = FailOnDrop(Arc::clone(&link));
+    let introduction = service
+        .as_ref()
+        .is_some_and(|service| service.is_introduction());
     let (read, write) = conn.split();
     let reader = tokio::spawn(read_frames(
         Arc::clone(&link),
@@ -55,7 +58,12 @@ pub(super) async fn drive(
     };
     if matches!(why, PeerError::Broken { .. }) {
         count(&counters.breaks, 1);
-        tracing::info!(node = %link.peer(), error = %why, "peer link broke");
+        // An introduction is one call over a connection of its own, which then ends like this.
+        if introduction {
+            tracing::debug!(node = %link.peer(), error = %why, "introduction ended");
+        } else {
+            tracing::info!(node = %link.peer(), error = %why, "peer link broke");
+        }
     }
     link.fail(why);
 }

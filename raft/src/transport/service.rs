@@ -55,6 +55,10 @@ impl Service {
         })
     }
 
+    pub(super) const fn is_introduction(&self) -> bool {
+        self.introduction
+    }
+
     /// Waits for the calls in progress.
     pub(super) async fn drained(&self) {
         self.calls.close();

@@ -7,10 +7,13 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{Log, LogFormat};
 
+/// Below our own events, what libraries say of their inner life; a level asked for by name wins.
+const QUIETED: &str = "openraft=error,h2=warn,tonic=warn,hyper=warn";
+
 /// Begins logging; works once in a process.
 pub(super) fn start(config: &Log) -> anyhow::Result<()> {
     let filter = EnvFilter::builder()
-        .parse(&config.level)
+        .parse(format!("{QUIETED},{}", config.level))
         .with_context(|| format!("log.level is {:?}, which names no level", config.level))?;
     let terminal = io::stderr().is_terminal();
     let lines = tracing_subscriber::fmt()

@@ -34,6 +34,9 @@ section! {
         /// Peer addresses (host:port) of nodes to find the cluster by, the same list on each of
         /// them. None makes a cluster of one, which others can join.
         seeds: Vec<String> = Vec::new(),
+        /// Take the place of the node of the same number whose data directory is lost. Only an
+        /// empty directory is affected.
+        replace: bool = false,
     }
 }
 

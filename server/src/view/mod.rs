@@ -7,8 +7,10 @@
 
 pub mod command;
 pub mod partition_state;
+mod partition_view;
 pub mod producers;
 
 pub use command::PartitionCommand;
 pub use partition_state::{PartitionState, SharedState};
+pub use partition_view::PartitionView;
 pub use producers::{Producers, Publisher, Verdict};

@@ -4,6 +4,7 @@
 
 pub mod batch;
 mod ids;
+pub mod partitioner;
 mod time;
 
 pub use ids::{EntryId, GroupId, LogIndex, NodeId, Offset, ReplicaId, Term};

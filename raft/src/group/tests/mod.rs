@@ -1,2 +1,4 @@
+//! Tests of groups: upstream's storage suite, and whole replicas on simulated disks.
+
 mod cluster;
 mod suite;

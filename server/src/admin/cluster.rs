@@ -1,0 +1,315 @@
+//! The cluster's nodes: how they are, and moving replicas and leaderships between them.
+
+use std::collections::BTreeMap;
+
+use tonic::{Request, Response, Status};
+use trilog_model::NodeId;
+use trilog_raft::controller::commands::{AssignReplicas, Command, NodeRef, PreferLeader, Purpose};
+use trilog_raft::controller::{ClusterMap, NodeState as State, Partition as Place, Standing};
+use trilog_wire::v1::cluster_server::Cluster as ClusterService;
+use trilog_wire::v1::{
+    BalanceRequest, BalanceResponse, DrainRequest, DrainResponse, Error, ErrorCode, MoveRequest,
+    MoveResponse, NodeAddresses, NodeState, NodeStatus, PlannedMove, RemoveRequest, RemoveResponse,
+    ReplaceRequest, ReplaceResponse, StatusRequest, StatusResponse, TransferRequest,
+    TransferResponse,
+};
+
+use super::{Api, errors};
+
+#[tonic::async_trait]
+impl ClusterService for Api {
+    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        let map = self.cluster.map();
+        let mut counts = Counts::default();
+        for place in places(&map) {
+            counts.add(self, place);
+        }
+        let members = map.nodes().filter(|node| node.is_member());
+        let nodes = members
+            .map(|node| self.node_status(node, &counts))
+            .collect();
+        let controller = self.cluster.controller().group().leadership();
+        let controller = controller
+            .borrow()
+            .leader
+            .map_or(0, |replica| replica.node().get());
+        Ok(Response::new(StatusResponse {
+            cluster_id: map.cluster().map(|id| id.to_string()).unwrap_or_default(),
+            controller,
+            nodes,
+            topics: to_u32(map.topic_count()),
+            partitions: to_u32(places(&map).count()),
+            leaderless_partitions: counts.leaderless,
+            under_replicated_partitions: counts.under_replicated,
+            moving_replicas: counts.moving,
+            answered_by: self.cluster.node().get(),
+        }))
+    }
+
+    async fn drain(
+        &self,
+        request: Request<DrainRequest>,
+    ) -> Result<Response<DrainResponse>, Status> {
+        let request = request.into_inner();
+        let node = NodeRef { node: request.node };
+        let command = if request.undo {
+            Command::ResumeNode(node)
+        } else {
+            Command::DrainNode(node)
+        };
+        self.change(&command).await?;
+        let replicas_left = replicas_on(&self.cluster.map(), NodeId(request.node));
+        Ok(Response::new(DrainResponse { replicas_left }))
+    }
+
+    async fn remove(
+        &self,
+        request: Request<RemoveRequest>,
+    ) -> Result<Response<RemoveResponse>, Status> {
+        let request = request.into_inner();
+        let node = NodeRef { node: request.node };
+        let held = replicas_on(&self.cluster.map(), NodeId(request.node));
+        if request.force && held > 0 {
+            self.change(&Command::DrainNode(node)).await?;
+            let left = replicas_on(&self.cluster.map(), NodeId(request.node));
+            if left > 0 {
+                let text = format!("{left} replicas are still being placed anew");
+                return Err(Error::new(ErrorCode::Conflict, text)
+                    .with_hint("ask again once `trilog cluster status` shows none moving")
+                    .into());
+            }
+        }
+        self.change(&Command::RemoveNode(node)).await?;
+        Ok(Response::new(RemoveResponse {
+            replicas_replaced: held,
+        }))
+    }
+
+    async fn replace(
+        &self,
+        request: Request<ReplaceRequest>,
+    ) -> Result<Response<ReplaceResponse>, Status> {
+        let request = request.into_inner();
+        let (old, new) = (NodeId(request.node), NodeId(request.replacement));
+        let map = self.cluster.map();
+        let mut replicas_replaced = 0;
+        let all = places(&map).filter(|place| place.wanted_on(old).is_some());
+        for place in all {
+            self.change(&substitute(place, old, new)?).await?;
+            replicas_replaced += 1;
+        }
+        Ok(Response::new(ReplaceResponse { replicas_replaced }))
+    }
+
+    async fn transfer(
+        &self,
+        request: Request<TransferRequest>,
+    ) -> Result<Response<TransferResponse>, Status> {
+        let request = request.into_inner();
+        let place = self.place(&request.topic, request.partition)?;
+        let leader = self.cluster.leader(place.group);
+        let to = match request.to {
+            0 => place.voter_nodes().find(|node| Some(*node) != leader),
+            node => Some(NodeId(node)).filter(|node| place.voter_nodes().any(|at| at == *node)),
+        };
+        let to = to.ok_or_else(|| {
+            Error::new(
+                ErrorCode::InvalidRequest,
+                "the partition has no such other replica",
+            )
+        })?;
+        let command = Command::PreferLeader(PreferLeader {
+            group: place.group.get(),
+            node: to.get(),
+        });
+        self.change(&command).await?;
+        Ok(Response::new(TransferResponse { leader: to.get() }))
+    }
+
+    async fn r#move(
+        &self,
+        request: Request<MoveRequest>,
+    ) -> Result<Response<MoveResponse>, Status> {
+        let request = request.into_inner();
+        let place = self.place(&request.topic, request.partition)?;
+        let command = substitute(&place, NodeId(request.from), NodeId(request.to))?;
+        self.change(&command).await?;
+        Ok(Response::new(MoveResponse {}))
+    }
+
+    async fn balance(
+        &self,
+        request: Request<BalanceRequest>,
+    ) -> Result<Response<BalanceResponse>, Status> {
+        let request = request.into_inner();
+        if request.replicas {
+            return Err(Error::new(
+                ErrorCode::Unsupported,
+                "only leaders are balanced on request",
+            )
+            .with_hint("new replicas are spread when they are placed; use `cluster move`")
+            .into());
+        }
+        let map = self.cluster.map();
+        let moves = self.plan_leaders(&map);
+        if !request.dry_run {
+            for (place, planned) in &moves {
+                let command = Command::PreferLeader(PreferLeader {
+                    group: place.group.get(),
+                    node: planned.to,
+                });
+                self.change(&command).await?;
+            }
+        }
+        let moves = moves.into_iter().map(|(_, planned)| planned).collect();
+        Ok(Response::new(BalanceResponse { moves }))
+    }
+}
+
+/// What status adds up over all partitions.
+#[derive(Default)]
+struct Counts {
+    leaderless: u32,
+    under_replicated: u32,
+    moving: u32,
+    replicas: BTreeMap<NodeId, u32>,
+    leaders: BTreeMap<NodeId, u32>,
+}
+
+impl Counts {
+    fn add(&mut self, api: &Api, place: &Place) {
+        match api.cluster.leader(place.group) {
+            Some(leader) => *self.leaders.entry(leader).or_default() += 1,
+            None => self.leaderless += 1,
+        }
+        let voters: Vec<NodeId> = place.voter_nodes().collect();
+        self.under_replicated += u32::from(!voters.iter().all(|n| api.cluster.is_alive(*n)));
+        let moving = place
+            .replicas
+            .iter()
+            .filter(|replica| replica.settled != replica.target);
+        self.moving += to_u32(moving.count());
+        for node in voters {
+            *self.replicas.entry(node).or_default() += 1;
+        }
+    }
+}
+
+/// Every partition of every topic.
+fn places(map: &ClusterMap) -> impl Iterator<Item = &Place> {
+    map.topics()
+        .flat_map(|topic| topic.partitions.iter().map(AsRef::as_ref))
+}
+
+fn replicas_on(map: &ClusterMap, node: NodeId) -> u32 {
+    let holding = places(map).filter(|place| {
+        place.replicas.iter().any(|replica| {
+            replica.id.node() == node
+                && (replica.is_wanted() || replica.settled != Standing::Absent)
+        })
+    });
+    to_u32(holding.count())
+}
+
+/// The assignment with one node in the place of another.
+fn substitute(place: &Place, old: NodeId, new: NodeId) -> Result<Command, Error> {
+    let voters: Vec<NodeId> = place.voter_nodes().collect();
+    if !voters.contains(&old) || voters.contains(&new) {
+        let text = format!("node {old} holds no replica to give, or node {new} has one already");
+        return Err(Error::new(ErrorCode::InvalidRequest, text));
+    }
+    let swapped = voters
+        .iter()
+        .map(|node| if *node == old { new } else { *node });
+    let preferred = if place.preferred == old {
+        new
+    } else {
+        place.preferred
+    };
+    Ok(Command::AssignReplicas(AssignReplicas {
+        group: place.group.get(),
+        generation: place.generation,
+        voters: swapped.map(NodeId::get).collect(),
+        learners: Vec::new(),
+        preferred: preferred.get(),
+    }))
+}
+
+fn to_u32(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+impl Api {
+    async fn change(&self, command: &Command) -> Result<(), Error> {
+        let changed = self.cluster.propose(command).await;
+        changed.map(drop).map_err(|error| errors::propose(&error))
+    }
+
+    fn place(&self, topic: &str, index: u32) -> Result<std::sync::Arc<Place>, Error> {
+        let place = self.cluster.place(topic, index);
+        place.map_err(|error| errors::lookup(&self.cluster, &error))
+    }
+
+    fn node_status(&self, node: &trilog_raft::controller::Node, counts: &Counts) -> NodeStatus {
+        let replicas = counts.replicas.get(&node.id).copied().unwrap_or(0);
+        let state = match node.state {
+            State::Active => NodeState::Active,
+            State::Draining if replicas_on(&self.cluster.map(), node.id) == 0 => NodeState::Drained,
+            State::Draining => NodeState::Draining,
+            State::Removed => NodeState::Unspecified,
+        };
+        let address = |purpose| self.cluster.address(node.id, purpose).unwrap_or_default();
+        NodeStatus {
+            node: node.id.get(),
+            state: state.into(),
+            alive: self.cluster.is_alive(node.id),
+            rack: node.rack.clone().unwrap_or_default(),
+            version: node.version.clone(),
+            addresses: Some(NodeAddresses {
+                grpc: address(Purpose::Grpc),
+                peer: address(Purpose::Peer),
+                kafka: address(Purpose::Kafka),
+                nats: address(Purpose::Nats),
+                mqtt: address(Purpose::Mqtt),
+                http: address(Purpose::Http),
+            }),
+            replicas,
+            leaders: counts.leaders.get(&node.id).copied().unwrap_or(0),
+        }
+    }
+
+    /// Moves of leadership, from nodes with many to nodes with few, until they differ by one.
+    fn plan_leaders<'a>(&self, map: &'a ClusterMap) -> Vec<(&'a Place, PlannedMove)> {
+        let mut led: BTreeMap<NodeId, usize> =
+            map.active_nodes().map(|node| (node.id, 0)).collect();
+        for place in places(map) {
+            *led.entry(place.preferred).or_default() += 1;
+        }
+        let mut moves = Vec::new();
+        for topic in map.topics_by_name() {
+            for (place, partition) in topic.partitions.iter().zip(0..) {
+                let from = place.preferred;
+                let fewest = place
+                    .voter_nodes()
+                    .filter(|node| led.contains_key(node) && self.cluster.is_alive(*node))
+                    .min_by_key(|node| led.get(node).copied().unwrap_or(0));
+                let Some(to) = fewest else { continue };
+                let count = |node| led.get(&node).copied().unwrap_or(0);
+                if count(to) + 1 >= count(from) {
+                    continue;
+                }
+                *led.entry(from).or_default() -= 1;
+                *led.entry(to).or_default() += 1;
+                let planned = PlannedMove {
+                    topic: topic.name.to_string(),
+                    partition,
+                    from: from.get(),
+                    to: to.get(),
+                    leadership: true,
+                };
+                moves.push((place.as_ref(), planned));
+            }
+        }
+        moves
+    }
+}

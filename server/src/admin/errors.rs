@@ -1,0 +1,124 @@
+//! What goes wrong inside, as the native API says it: every inner error has its code here.
+
+use trilog_model::NodeId;
+use trilog_model::batch::BatchError;
+use trilog_raft::controller::ControllerError;
+use trilog_wire::v1::{Error, ErrorCode, Leader};
+
+use crate::cluster::{Cluster, LookupError, ProposeError, ProxyError};
+use crate::partition::{AppendError, ReadError};
+
+/// Where to go for a partition that this node does not lead.
+pub(super) fn not_leader(cluster: &Cluster, leader: Option<NodeId>) -> Error {
+    let Some(node) = leader else {
+        return Error::new(
+            ErrorCode::NoLeader,
+            "the partition has no leader at present",
+        )
+        .with_hint("an election takes about a second; try again");
+    };
+    let address = cluster.grpc_address(node).unwrap_or_default();
+    Error::new(
+        ErrorCode::NotLeader,
+        format!("node {node} leads the partition"),
+    )
+    .with_leader(Leader {
+        node: node.get(),
+        address,
+        term: 0,
+    })
+}
+
+pub(super) fn append(cluster: &Cluster, error: &AppendError) -> Error {
+    let code = match error {
+        AppendError::NotLeader { leader } => return not_leader(cluster, *leader),
+        AppendError::Unknown => ErrorCode::UnknownOutcome,
+        AppendError::Invalid(BatchError::Crc) => ErrorCode::CorruptBatch,
+        AppendError::Invalid(_) => ErrorCode::InvalidRecord,
+        AppendError::TooLarge { .. } => ErrorCode::TooLarge,
+        AppendError::OutOfOrder { .. } => ErrorCode::OutOfOrderSequence,
+        AppendError::Fenced { .. } => ErrorCode::ProducerFenced,
+        AppendError::OffsetMismatch { .. } => ErrorCode::PolicyViolation,
+        AppendError::Busy(_) => ErrorCode::Overloaded,
+        AppendError::Closed => ErrorCode::ShuttingDown,
+    };
+    Error::new(code, error.to_string())
+}
+
+pub(super) fn append_anywhere(cluster: &Cluster, error: &ProxyError) -> Error {
+    match error {
+        ProxyError::Lookup(error) => lookup(cluster, error),
+        ProxyError::Append(error) => append(cluster, error),
+        ProxyError::Refused(_) => Error::new(ErrorCode::InvalidRecord, error.to_string()),
+    }
+}
+
+pub(super) fn read(cluster: &Cluster, error: &ReadError) -> Error {
+    let code = match error {
+        ReadError::NotLeader { leader } => return not_leader(cluster, *leader),
+        ReadError::OutOfRange { .. } => ErrorCode::OffsetOutOfRange,
+        ReadError::Damaged(_) => ErrorCode::Damaged,
+        ReadError::Unavailable(_) => ErrorCode::Overloaded,
+    };
+    Error::new(code, error.to_string())
+}
+
+pub(super) fn lookup(cluster: &Cluster, error: &LookupError) -> Error {
+    match error {
+        LookupError::UnknownTopic(name) => Error::new(
+            ErrorCode::UnknownTopic,
+            format!("there is no topic '{name}'"),
+        )
+        .with_hint(format!("create it with: trilog topic create {name}")),
+        LookupError::UnknownPartition { .. } => {
+            Error::new(ErrorCode::UnknownPartition, error.to_string())
+        }
+        LookupError::Elsewhere { leader } => not_leader(cluster, *leader),
+    }
+}
+
+pub(super) fn propose(error: &ProposeError) -> Error {
+    let code = match error {
+        ProposeError::Refused(refusal) => return controller(refusal),
+        ProposeError::NoLeader => ErrorCode::NoLeader,
+        ProposeError::Unknown => ErrorCode::UnknownOutcome,
+    };
+    Error::new(code, error.to_string())
+}
+
+fn controller(error: &ControllerError) -> Error {
+    let code = match error {
+        ControllerError::Malformed { .. }
+        | ControllerError::InvalidPartitions { .. }
+        | ControllerError::InvalidReplication { .. }
+        | ControllerError::InvalidAssignment { .. }
+        | ControllerError::InvalidNode { .. }
+        | ControllerError::UnknownGroup { .. } => ErrorCode::InvalidRequest,
+        ControllerError::LevelNotActive { .. } | ControllerError::LevelNotSupported { .. } => {
+            ErrorCode::Unsupported
+        }
+        ControllerError::NotBootstrapped {} => ErrorCode::NoLeader,
+        ControllerError::AlreadyBootstrapped {} | ControllerError::ForeignCluster { .. } => {
+            ErrorCode::ClusterMismatch
+        }
+        ControllerError::UnknownNode { .. } => ErrorCode::UnknownNode,
+        ControllerError::NodeIdTaken { .. } => ErrorCode::NodeExists,
+        ControllerError::NodeHoldsReplicas { .. }
+        | ControllerError::TopicProtected { .. }
+        | ControllerError::LastNode { .. } => ErrorCode::PolicyViolation,
+        ControllerError::InvalidTopicName { .. } | ControllerError::TopicCollides { .. } => {
+            ErrorCode::InvalidTopic
+        }
+        ControllerError::TopicExists { .. } => ErrorCode::TopicExists,
+        ControllerError::UnknownTopic { .. } => ErrorCode::UnknownTopic,
+        ControllerError::NotEnoughNodes { .. } => ErrorCode::NotEnoughNodes,
+        ControllerError::UnknownConfig { .. } | ControllerError::InvalidConfig { .. } => {
+            ErrorCode::InvalidConfig
+        }
+        ControllerError::StaleGeneration { .. } | ControllerError::NotSettled { .. } => {
+            ErrorCode::Conflict
+        }
+        ControllerError::Exhausted { .. } | ControllerError::Other { .. } => ErrorCode::Internal,
+    };
+    Error::new(code, error.to_string())
+}

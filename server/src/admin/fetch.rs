@@ -1,0 +1,212 @@
+//! Reading: streams of committed batches from any starting point, and what a point means now.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+use trilog_model::{Offset, Timestamp};
+use trilog_storage::frame::Frame;
+use trilog_wire::v1::fetch_server::Fetch;
+use trilog_wire::v1::offsets_server::Offsets;
+use trilog_wire::v1::start::At;
+use trilog_wire::v1::{
+    Error, ErrorCode, FetchRequest, FetchResponse, FetchedBatch, ResolveRequest, ResolveResponse,
+};
+
+use super::{Api, errors};
+use crate::partition::{Fetched, Partition, ReadError, Start};
+
+/// Responses read ahead of a caller, beyond its flow-control window.
+const READ_AHEAD: usize = 1;
+const DEFAULT_BYTES: usize = 1 << 20;
+/// The most one response holds, unless a single batch is larger.
+const MAX_BYTES: usize = 8 << 20;
+const DEFAULT_WAIT: Duration = Duration::from_secs(10);
+const MAX_WAIT: Duration = Duration::from_mins(1);
+
+#[tonic::async_trait]
+impl Fetch for Api {
+    type FetchStream = ReceiverStream<Result<FetchResponse, Status>>;
+
+    async fn fetch(
+        &self,
+        request: Request<FetchRequest>,
+    ) -> Result<Response<Self::FetchStream>, Status> {
+        let request = request.into_inner();
+        let partition = self.led_partition(&request.topic, request.partition)?;
+        let start = start_of(request.start.as_ref().and_then(|start| start.at.as_ref()))?;
+        let next = partition.locate(start).await;
+        let next = next.map_err(|error| errors::read(&self.cluster, &error))?;
+        let (responses, stream) = mpsc::channel(READ_AHEAD);
+        let reader = Reader {
+            end: (!request.follow).then(|| partition.watch().borrow().offset),
+            max_bytes: bounded_bytes(request.max_bytes),
+            max_wait: bounded_wait(request.max_wait_ms),
+            api: self.clone(),
+            partition,
+            next,
+            responses,
+        };
+        tokio::spawn(reader.run());
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+#[tonic::async_trait]
+impl Offsets for Api {
+    async fn resolve(
+        &self,
+        request: Request<ResolveRequest>,
+    ) -> Result<Response<ResolveResponse>, Status> {
+        let request = request.into_inner();
+        let partition = self.led_partition(&request.topic, request.partition)?;
+        let start = match request.start.as_ref().and_then(|start| start.at.as_ref()) {
+            None => Start::Earliest,
+            at => start_of(at)?,
+        };
+        let offset = partition.locate(start).await;
+        let offset = offset.map_err(|error| errors::read(&self.cluster, &error))?;
+        let high_watermark = partition.watch().borrow().offset;
+        Ok(Response::new(ResolveResponse {
+            offset: offset.get(),
+            log_start: partition.log_start().get(),
+            high_watermark: high_watermark.get(),
+            record_time_ms: None,
+        }))
+    }
+}
+
+impl Api {
+    /// The partition, if this node leads it: others may lag behind what was acknowledged.
+    fn led_partition(&self, topic: &str, index: u32) -> Result<Partition, Error> {
+        let cluster = &self.cluster;
+        let found = cluster.partition(topic, index);
+        let partition = found.map_err(|error| errors::lookup(cluster, &error))?;
+        match partition.leader() {
+            (_, true) => Ok(partition),
+            (leader, false) => {
+                let leader = leader.filter(|leader| *leader != cluster.node());
+                Err(errors::not_leader(cluster, leader))
+            }
+        }
+    }
+}
+
+fn start_of(at: Option<&At>) -> Result<Start, Error> {
+    Ok(match at {
+        Some(At::Offset(offset)) => Start::Offset(Offset(*offset)),
+        Some(At::Earliest(_)) => Start::Earliest,
+        Some(At::Latest(_)) => Start::Latest,
+        Some(At::RecordTimeMs(millis)) => Start::RecordTime(*millis),
+        Some(At::AppendTimeNs(nanos)) => Start::AppendTime(Timestamp(*nanos)),
+        None => {
+            return Err(Error::new(
+                ErrorCode::InvalidRequest,
+                "the start is missing",
+            ));
+        }
+    })
+}
+
+fn bounded_bytes(asked: u32) -> usize {
+    match usize::try_from(asked) {
+        Ok(0) => DEFAULT_BYTES,
+        Ok(bytes) => bytes.min(MAX_BYTES),
+        Err(_) => MAX_BYTES,
+    }
+}
+
+fn bounded_wait(asked_ms: u32) -> Duration {
+    match asked_ms {
+        0 => DEFAULT_WAIT,
+        millis => Duration::from_millis(millis.into()).min(MAX_WAIT),
+    }
+}
+
+/// One fetch stream.
+struct Reader {
+    api: Api,
+    partition: Partition,
+    next: Offset,
+    /// Where the stream ends; none when it follows.
+    end: Option<Offset>,
+    max_bytes: usize,
+    max_wait: Duration,
+    responses: mpsc::Sender<Result<FetchResponse, Status>>,
+}
+
+impl Reader {
+    async fn run(mut self) {
+        loop {
+            // A caller that has gone, or stopped reading, stops the reader here.
+            let Ok(slot) = self.responses.clone().reserve_owned().await else {
+                return;
+            };
+            match self.read().await {
+                Ok(fetched) => slot.send(Ok(self.response(fetched))),
+                Err(error) => {
+                    let next_offset = self.next.get();
+                    let response = FetchResponse {
+                        next_offset,
+                        error: Some(error),
+                        ..Default::default()
+                    };
+                    slot.send(Ok(response));
+                    return;
+                }
+            };
+            if self.end.is_some_and(|end| self.next >= end) {
+                return;
+            }
+            self.wait().await;
+        }
+    }
+
+    async fn read(&self) -> Result<Fetched, Error> {
+        let cluster = &self.api.cluster;
+        let (leader, leads) = self.partition.leader();
+        if !leads {
+            let leader = leader.filter(|leader| *leader != cluster.node());
+            return Err(errors::not_leader(cluster, leader));
+        }
+        let fetched = self.partition.read(self.next, self.max_bytes).await;
+        fetched.map_err(|error: ReadError| errors::read(cluster, &error))
+    }
+
+    /// Waits for records beyond those read, until it is time for a sign of life, or until this
+    /// node leads the partition no more.
+    async fn wait(&self) {
+        let mut leadership = self.partition.leadership();
+        tokio::select! {
+            biased;
+            () = self.partition.wait_past(self.next, self.max_wait) => {}
+            _ = leadership.wait_for(|now| !now.ready) => {}
+        }
+    }
+
+    fn response(&mut self, fetched: Fetched) -> FetchResponse {
+        let from_offset = self.next.get();
+        if let Some(last) = fetched.frames.last() {
+            self.next = last.header.next_offset();
+        }
+        FetchResponse {
+            batches: fetched.frames.into_iter().map(batch).collect(),
+            high_watermark: fetched.high_watermark.get(),
+            log_start: fetched.log_start.get(),
+            from_offset,
+            next_offset: self.next.get(),
+            error: None,
+        }
+    }
+}
+
+/// The stored bytes as they are: what differs from them (base offset, term) stands beside them.
+fn batch(frame: Frame) -> FetchedBatch {
+    FetchedBatch {
+        batch: frame.records,
+        base_offset: frame.header.base_offset.get(),
+        append_time_ns: frame.header.append_time.nanos(),
+        term: frame.header.term.get(),
+    }
+}

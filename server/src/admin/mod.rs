@@ -1,0 +1,82 @@
+//! The native gRPC API `trilog.v1`, an edge like the dialects: it translates messages into calls
+//! of the partition and cluster layers and knows neither Raft nor files.
+
+mod cluster;
+mod errors;
+mod fetch;
+mod producer;
+mod topics;
+
+use std::future::Future;
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use trilog_storage::env::{Clock, Entropy};
+use trilog_wire::v1::cluster_server::ClusterServer;
+use trilog_wire::v1::fetch_server::FetchServer;
+use trilog_wire::v1::offsets_server::OffsetsServer;
+use trilog_wire::v1::producer_server::ProducerServer;
+use trilog_wire::v1::topics_server::TopicsServer;
+
+use crate::cluster::Cluster;
+
+/// What a message may hold beyond its record batch.
+const MESSAGE_OVERHEAD: usize = 64 << 10;
+/// HTTP/2 flow control: bytes in flight per stream, and per connection.
+const STREAM_WINDOW: u32 = 4 << 20;
+const CONNECTION_WINDOW: u32 = 16 << 20;
+/// Calls one connection may have open at once.
+const MAX_STREAMS: u32 = 1024;
+
+/// Bounds of the API.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The largest record batch, in bytes.
+    pub batch_bytes: usize,
+    /// Bytes of unanswered appends per produce stream.
+    pub inflight_bytes: usize,
+}
+
+/// The API of one node.
+#[derive(Clone, Debug)]
+pub struct Api {
+    cluster: Cluster,
+    clock: Arc<dyn Clock>,
+    entropy: Entropy,
+    limits: Limits,
+}
+
+impl Api {
+    #[must_use]
+    pub fn new(cluster: Cluster, clock: Arc<dyn Clock>, entropy: Entropy, limits: Limits) -> Self {
+        Self {
+            cluster,
+            clock,
+            entropy,
+            limits,
+        }
+    }
+
+    /// Serves until `stop`, then lets open calls finish.
+    pub async fn serve(
+        self,
+        listener: TcpListener,
+        stop: impl Future<Output = ()>,
+    ) -> Result<(), tonic::transport::Error> {
+        let message = self.limits.batch_bytes + MESSAGE_OVERHEAD;
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        Server::builder()
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_concurrent_streams(MAX_STREAMS)
+            .add_service(TopicsServer::new(self.clone()).max_decoding_message_size(message))
+            .add_service(ProducerServer::new(self.clone()).max_decoding_message_size(message))
+            .add_service(FetchServer::new(self.clone()).max_decoding_message_size(message))
+            .add_service(OffsetsServer::new(self.clone()).max_decoding_message_size(message))
+            .add_service(ClusterServer::new(self).max_decoding_message_size(message))
+            .serve_with_incoming_shutdown(incoming, stop)
+            .await
+    }
+}

@@ -1,0 +1,245 @@
+//! Appending: streams of batches, and single records for callers that have no batch.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use trilog_model::batch::{BatchBuilder, Compression, Header as RecordHeader};
+use trilog_model::partitioner::partition_of_key;
+use trilog_wire::v1::producer_server::Producer;
+use trilog_wire::v1::{
+    Error, ErrorCode, InitProducerRequest, InitProducerResponse, ProduceRequest, ProduceResponse,
+    PublishRequest, PublishResponse,
+};
+
+use super::{Api, errors};
+use crate::partition::{AppendError, Appended, Partition, Ticket};
+
+/// Answers a produce stream may have waiting for its reader.
+const RESPONSES: usize = 1024;
+/// How long an append may take before its outcome is called unknown.
+const APPEND_PATIENCE: Duration = Duration::from_secs(30);
+
+#[tonic::async_trait]
+impl Producer for Api {
+    type ProduceStream = ReceiverStream<Result<ProduceResponse, Status>>;
+
+    async fn init_producer(
+        &self,
+        _: Request<InitProducerRequest>,
+    ) -> Result<Response<InitProducerResponse>, Status> {
+        let id = self.cluster.producer_id().await;
+        let producer_id = id.map_err(|error| errors::propose(&error))?;
+        Ok(Response::new(InitProducerResponse {
+            producer_id,
+            producer_epoch: 0,
+        }))
+    }
+
+    async fn produce(
+        &self,
+        request: Request<Streaming<ProduceRequest>>,
+    ) -> Result<Response<Self::ProduceStream>, Status> {
+        let (answers, responses) = mpsc::channel(RESPONSES);
+        let stream = ProduceStream::new(self.clone(), answers);
+        tokio::spawn(stream.run(request.into_inner()));
+        Ok(Response::new(ReceiverStream::new(responses)))
+    }
+
+    async fn publish(
+        &self,
+        request: Request<PublishRequest>,
+    ) -> Result<Response<PublishResponse>, Status> {
+        let request = request.into_inner();
+        let index = self.choose_partition(&request)?;
+        let batch = self.single_record(&request)?;
+        let append = self.cluster.append(&request.topic, index, batch);
+        let appended = within_patience(append)
+            .await
+            .map_err(|error| errors::append_anywhere(&self.cluster, &error))?;
+        Ok(Response::new(PublishResponse {
+            partition: index,
+            offset: appended.base_offset.get(),
+            append_time_ns: appended.append_time.nanos(),
+        }))
+    }
+}
+
+impl Api {
+    /// The partition asked for, or the one Kafka's clients would choose for the key.
+    fn choose_partition(&self, request: &PublishRequest) -> Result<u32, Error> {
+        if let Some(partition) = request.partition {
+            return Ok(partition);
+        }
+        let topic = self.cluster.topic(&request.topic);
+        let topic = topic.map_err(|error| errors::lookup(&self.cluster, &error))?;
+        let partitions = u32::try_from(topic.partitions.len()).unwrap_or(u32::MAX);
+        Ok(request
+            .key
+            .as_ref()
+            .map_or(0, |key| partition_of_key(key, partitions)))
+    }
+
+    fn single_record(&self, request: &PublishRequest) -> Result<Bytes, Error> {
+        let time = request
+            .timestamp_ms
+            .unwrap_or_else(|| self.clock.now().as_millis());
+        let headers: Vec<RecordHeader<'_>> = request
+            .headers
+            .iter()
+            .map(|header| RecordHeader {
+                key: &header.key,
+                value: header.value.as_deref(),
+            })
+            .collect();
+        let mut batch = BatchBuilder::new(Compression::None);
+        batch
+            .push(
+                time,
+                request.key.as_deref(),
+                request.value.as_deref(),
+                &headers,
+            )
+            .and_then(|()| batch.build())
+            .map_err(|error| Error::new(ErrorCode::InvalidRecord, error.to_string()))
+    }
+}
+
+async fn within_patience<T, E>(append: impl Future<Output = Result<T, E>>) -> Result<T, E>
+where
+    E: From<AppendError>,
+{
+    match tokio::time::timeout(APPEND_PATIENCE, append).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(AppendError::Unknown.into()),
+    }
+}
+
+/// One produce stream: batches are queued in the order they come and answered as they commit.
+struct ProduceStream {
+    api: Api,
+    answers: mpsc::Sender<Result<ProduceResponse, Status>>,
+    /// Partitions met so far, so that a batch costs no look-up by name. A topic that was deleted
+    /// and created anew has other groups: its closed partition is looked up again.
+    partitions: BTreeMap<(String, u32), Partition>,
+    inflight_bytes: usize,
+}
+
+/// An append that was queued, and what to answer it as.
+struct Pending {
+    request_id: u64,
+    bytes: usize,
+    ticket: Ticket,
+}
+
+type Done = (u64, usize, Result<Appended, AppendError>);
+
+impl ProduceStream {
+    fn new(api: Api, answers: mpsc::Sender<Result<ProduceResponse, Status>>) -> Self {
+        Self {
+            api,
+            answers,
+            partitions: BTreeMap::new(),
+            inflight_bytes: 0,
+        }
+    }
+
+    async fn run(mut self, mut requests: Streaming<ProduceRequest>) {
+        let mut pending = FuturesUnordered::new();
+        let mut open = true;
+        while open || !pending.is_empty() {
+            // A sender that outruns the log is not read from: its bytes stay in its own buffers.
+            let reading = open && self.inflight_bytes < self.api.limits.inflight_bytes;
+            let answered = tokio::select! {
+                biased;
+                Some(done) = pending.next(), if !pending.is_empty() => self.answer(done).await,
+                request = requests.next(), if reading => {
+                    let Some(Ok(request)) = request else {
+                        open = false;
+                        continue;
+                    };
+                    match self.enqueue(request).await {
+                        Ok(append) => {
+                            pending.push(settle(append));
+                            true
+                        }
+                        Err(refusal) => self.send(refusal).await,
+                    }
+                }
+            };
+            if !answered {
+                return;
+            }
+        }
+    }
+
+    async fn enqueue(&mut self, request: ProduceRequest) -> Result<Pending, ProduceResponse> {
+        let (request_id, bytes) = (request.request_id, request.batch.len());
+        let refused = |error| ProduceResponse {
+            request_id,
+            error: Some(error),
+            ..ProduceResponse::default()
+        };
+        let partition = self
+            .partition(request.topic, request.partition)
+            .map_err(&refused)?;
+        let ticket = partition
+            .enqueue(request.batch, None)
+            .await
+            .map_err(|error| refused(errors::append(&self.api.cluster, &error)))?;
+        self.inflight_bytes += bytes;
+        Ok(Pending {
+            request_id,
+            bytes,
+            ticket,
+        })
+    }
+
+    fn partition(&mut self, topic: String, index: u32) -> Result<Partition, Error> {
+        let place = (topic, index);
+        if let Some(partition) = self.partitions.get(&place)
+            && !partition.is_closed()
+        {
+            return Ok(partition.clone());
+        }
+        let cluster = &self.api.cluster;
+        let found = cluster.partition(&place.0, index);
+        let partition = found.map_err(|error| errors::lookup(cluster, &error))?;
+        self.partitions.insert(place, partition.clone());
+        Ok(partition)
+    }
+
+    async fn answer(&mut self, (request_id, bytes, outcome): Done) -> bool {
+        self.inflight_bytes -= bytes;
+        let response = match outcome {
+            Ok(appended) => ProduceResponse {
+                request_id,
+                base_offset: appended.base_offset.get(),
+                append_time_ns: appended.append_time.nanos(),
+                error: None,
+            },
+            Err(error) => ProduceResponse {
+                request_id,
+                error: Some(errors::append(&self.api.cluster, &error)),
+                ..ProduceResponse::default()
+            },
+        };
+        self.send(response).await
+    }
+
+    /// Whether anybody still listens.
+    async fn send(&self, response: ProduceResponse) -> bool {
+        self.answers.send(Ok(response)).await.is_ok()
+    }
+}
+
+async fn settle(pending: Pending) -> Done {
+    let outcome = within_patience(pending.ticket.committed()).await;
+    (pending.request_id, pending.bytes, outcome)
+}

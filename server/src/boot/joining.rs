@@ -1,0 +1,139 @@
+//! From a data directory to a member of a cluster: founding it, joining it, or coming back.
+
+use std::collections::BTreeSet;
+
+use anyhow::Context;
+use tracing::info;
+use trilog_model::{GroupId, NodeId, ReplicaId};
+use trilog_raft::controller::commands::{Bootstrap, Command, Endpoint, Purpose, RegisterNode};
+use trilog_raft::controller::{BASE_LEVEL, BUILD_LEVEL, NodeIdentity};
+use trilog_raft::transport::{ClusterId, Transport};
+use trilog_raft::{Group, MembershipError, Node};
+use uuid::Uuid;
+
+use crate::cluster::{Applicant, Cluster, ControllerView, Identity, Membership};
+use crate::config::Config;
+
+/// The founder's replica of the controller group.
+const FOUNDING_INCARNATION: u32 = 1;
+
+/// The identity as a member: as it was, or after asking the seeds.
+pub(super) async fn join(
+    config: &Config,
+    transport: &Transport,
+    identity: Identity,
+) -> anyhow::Result<Identity> {
+    if identity.cluster.is_some() {
+        return Ok(identity);
+    }
+    let node = NodeId(config.node.id);
+    let applicant = Applicant {
+        transport,
+        node,
+        identity: node_identity(&identity)?,
+        seeds: &config.cluster.seeds,
+        own_addresses: &[config.advertised_peer(), config.listen.peer.to_string()],
+        registration: registration(config, &identity),
+        replace: config.cluster.replace,
+    };
+    let joined = match applicant.settle().await? {
+        Membership::Founder => {
+            info!(%node, "no seed belongs to a cluster: this node founds one");
+            let replica = ReplicaId::new(node, FOUNDING_INCARNATION);
+            identity.founding(Uuid::new_v4(), replica)
+        }
+        Membership::Joined {
+            cluster,
+            controller_replica,
+        } => {
+            info!(%node, %cluster, "joined the cluster");
+            identity.joined(Uuid::from_bytes(*cluster.as_bytes()), controller_replica)
+        }
+    };
+    joined.save(&config.node.data_dir)?;
+    let cluster = joined.cluster.context("a member has a cluster")?;
+    transport.join_cluster(ClusterId(*cluster.as_bytes()));
+    Ok(joined)
+}
+
+/// Opens this node's replica of the controller group; the founder forms it, again if a crash
+/// came in between.
+pub(super) async fn open_controller(
+    node: &Node,
+    identity: &Identity,
+    view: ControllerView,
+) -> anyhow::Result<Group<ControllerView>> {
+    let replica = identity
+        .controller_replica()
+        .context("a member has a controller replica")?;
+    let group = node
+        .open_group(GroupId::CONTROLLER, replica, view)
+        .await
+        .context("opening the controller's log")?;
+    if identity.is_founder() {
+        match group.found(&BTreeSet::from([replica])).await {
+            Ok(()) | Err(MembershipError::Founded) => {}
+            Err(error) => return Err(error).context("forming the controller group"),
+        }
+    }
+    Ok(group)
+}
+
+/// Tells the controller where this node is now; the founder initializes the cluster first.
+pub(super) async fn register(
+    config: &Config,
+    cluster: &Cluster,
+    identity: &Identity,
+) -> anyhow::Result<()> {
+    let node = registration(config, identity);
+    if identity.is_founder() && cluster.map().cluster().is_none() {
+        let id = identity.cluster.context("a member has a cluster")?;
+        let bootstrap = Command::Bootstrap(Bootstrap {
+            cluster: bytes::Bytes::copy_from_slice(id.as_bytes()),
+            node: node.clone(),
+            level: BUILD_LEVEL,
+        });
+        cluster
+            .propose_when_led(&bootstrap)
+            .await
+            .context("initializing the cluster")?;
+    }
+    cluster
+        .propose_when_led(&Command::RegisterNode(node))
+        .await
+        .context("registering this node with the cluster")
+}
+
+fn node_identity(identity: &Identity) -> anyhow::Result<NodeIdentity> {
+    Ok(NodeIdentity::from_bytes(*identity.uuid.as_bytes())?)
+}
+
+fn registration(config: &Config, identity: &Identity) -> RegisterNode {
+    let cluster = identity
+        .cluster
+        .map(|id| bytes::Bytes::copy_from_slice(id.as_bytes()));
+    RegisterNode {
+        node: config.node.id,
+        identity: bytes::Bytes::copy_from_slice(identity.uuid.as_bytes()),
+        rack: config.node.rack.clone().unwrap_or_default(),
+        endpoints: endpoints(config),
+        min_level: BASE_LEVEL,
+        max_level: BUILD_LEVEL,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        cluster: cluster.unwrap_or_default(),
+    }
+}
+
+fn endpoints(config: &Config) -> Vec<Endpoint> {
+    let http = config.listen.http.to_string();
+    let all = [
+        (Purpose::Peer, config.advertised_peer()),
+        (Purpose::Grpc, config.advertised_grpc()),
+        (Purpose::Http, http),
+    ];
+    let endpoints = all.iter().filter_map(|(purpose, address)| {
+        let (host, port) = address.rsplit_once(':')?;
+        Some(Endpoint::new(*purpose, host, port.parse().ok()?))
+    });
+    endpoints.collect()
+}

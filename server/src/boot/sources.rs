@@ -1,0 +1,100 @@
+//! What a running node shows of itself: metrics published at the scrape, and readiness.
+
+use metrics::{counter, gauge};
+
+use super::Server;
+use crate::cluster::Cluster;
+use crate::http::{Health, Metrics};
+
+impl Server {
+    /// Registers this node's sources and checks.
+    pub(super) fn observe(&self, metrics: &Metrics, health: &Health) {
+        gauge!("trilog_uring_fallback").set(f64::from(u8::from(self.uring_fallback)));
+        let store = self.store.clone();
+        metrics.register(move || publish_store(&store.stats()));
+        let cluster = self.cluster.clone();
+        metrics.register(move || publish_partitions(&cluster));
+        let transport = self.transport.clone();
+        metrics.register(move || publish_transport(&transport.stats()));
+        self.check(health);
+    }
+
+    fn check(&self, health: &Health) {
+        let fatal = self.store.fatal();
+        health.must_live("storage", move || match &*fatal.borrow() {
+            None => Ok(()),
+            Some(fatal) => Err(fatal.to_string()),
+        });
+        let controller = self.cluster.controller().group().leadership();
+        health.must_be_ready("controller", move || match controller.borrow().leader {
+            Some(_) => Ok(()),
+            None => Err("the controller has no leader that this node knows of".to_owned()),
+        });
+        let pressure = self.store.pressure();
+        health.must_be_ready("disk", move || {
+            if pressure.borrow().disk_full {
+                return Err("the disk is full: reads are served, writes are refused".to_owned());
+            }
+            Ok(())
+        });
+        let cluster = self.cluster.clone();
+        health.must_be_ready("partitions", move || leaders_known(&cluster));
+    }
+}
+
+fn leaders_known(cluster: &Cluster) -> Result<(), String> {
+    let all = cluster.partitions().all();
+    let leaderless = all
+        .iter()
+        .filter(|(_, partition)| partition.leader().0.is_none())
+        .count();
+    if leaderless == 0 {
+        return Ok(());
+    }
+    Err(format!(
+        "{leaderless} of {} partitions held here know no leader",
+        all.len()
+    ))
+}
+
+fn publish_partitions(cluster: &Cluster) {
+    let map = cluster.map();
+    let (mut held, mut led, mut leaderless, mut under_replicated) = (0_u32, 0_u32, 0_u32, 0_u32);
+    for place in map.topics().flat_map(|topic| &topic.partitions) {
+        let Some(partition) = cluster.partitions().get(place.group) else {
+            continue;
+        };
+        held += 1;
+        let (leader, leads) = partition.leader();
+        leaderless += u32::from(leader.is_none());
+        led += u32::from(leads);
+        let lagging = leads && place.voter_nodes().any(|node| !cluster.is_alive(node));
+        under_replicated += u32::from(lagging);
+    }
+    gauge!("trilog_partitions").set(f64::from(held));
+    gauge!("trilog_partitions_led").set(f64::from(led));
+    gauge!("trilog_partitions_leaderless").set(f64::from(leaderless));
+    gauge!("trilog_partitions_under_replicated").set(f64::from(under_replicated));
+}
+
+fn publish_store(stats: &trilog_storage::store::StoreStats) {
+    gauge!("trilog_storage_pinned_bytes").set(as_f64(stats.pinned_bytes));
+    gauge!("trilog_storage_cache_bytes").set(as_f64(stats.cached_bytes));
+    let Some(wal) = &stats.wal else { return };
+    counter!("trilog_wal_bytes_total").absolute(wal.writing.bytes);
+    counter!("trilog_wal_rounds_total").absolute(wal.writing.rounds);
+    gauge!("trilog_wal_files_free").set(f64::from(wal.free_files));
+}
+
+fn publish_transport(stats: &trilog_raft::transport::TransportStats) {
+    counter!("trilog_peer_bytes_total", "op" => "out").absolute(stats.bytes_out);
+    counter!("trilog_peer_bytes_total", "op" => "in").absolute(stats.bytes_in);
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "a gauge is a float; 2^53 bytes are enough"
+)]
+fn as_f64(count: u64) -> f64 {
+    count as f64
+}

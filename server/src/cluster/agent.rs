@@ -1,0 +1,328 @@
+//! Does what the map asks of this node: opens and closes replicas, changes the membership of
+//! groups it leads, hands leadership over, and reports. Plans by `controller::reconcile`, which
+//! remembers nothing; what fails is planned again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use trilog_model::{GroupId, ReplicaId, Term};
+
+use trilog_raft::controller::balance::plan_balance;
+use trilog_raft::controller::commands::Purpose;
+use trilog_raft::controller::reconcile::{
+    Action, LeaderView, Limits, LocalGroup, LocalRole, Myself, OpenKind, Progress, plan_node,
+};
+use trilog_raft::{Group, Leadership, MembershipError, Node, OpenError, View};
+
+use super::Cluster;
+use crate::partition::{Intake, Limits as PartitionLimits, Partition};
+use crate::view::PartitionView;
+
+/// How often a round is planned when nothing asks for one.
+const INTERVAL: Duration = Duration::from_millis(200);
+/// Rounds between two of the controller's own plans.
+const BALANCE_EVERY: u32 = 5;
+/// How long one membership change may take before the group is planned anew.
+const CHANGE_PATIENCE: Duration = Duration::from_secs(15);
+
+/// The agent of one node.
+#[derive(Clone, Debug)]
+pub struct Agent {
+    pub cluster: Cluster,
+    pub node: Node,
+    pub me: Myself,
+    pub intake: Intake,
+    /// The node's own bound on record batches; topics may set a lower one.
+    pub max_batch_bytes: usize,
+    pub progress: Arc<Mutex<Confirmations>>,
+}
+
+/// What the agent knows between rounds; losing it costs a round.
+#[derive(Debug, Default)]
+pub struct Confirmations {
+    /// For groups led here: the term, and the map version proven current in it.
+    confirmed: BTreeMap<GroupId, (Term, u64)>,
+    /// Groups with a membership change on its way from here.
+    busy: BTreeSet<GroupId>,
+    /// Said once, not in every round.
+    unexplained: Vec<GroupId>,
+    estranged: bool,
+}
+
+impl Agent {
+    /// Runs until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut changes = self.cluster.changes();
+        let mut round = 0_u32;
+        while !stop.is_cancelled() {
+            self.follow_map();
+            self.round().await;
+            if round.is_multiple_of(BALANCE_EVERY) {
+                self.balance().await;
+            }
+            round = round.wrapping_add(1);
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                _ = changes.changed() => {}
+                () = tokio::time::sleep(INTERVAL) => {}
+            }
+        }
+    }
+
+    /// Brings the address book and the partitions' limits to where the map has them.
+    fn follow_map(&self) {
+        let map = self.cluster.map();
+        let book = self.cluster.controller().transport().book();
+        for node in map.nodes().filter(|node| node.id != self.me.node) {
+            match self.cluster.address(node.id, Purpose::Peer) {
+                Some(address) if node.is_member() => book.set(node.id, address),
+                _ => book.remove(node.id),
+            }
+        }
+        for topic in map.topics() {
+            let limits = self.limits(map.topic_config(topic).max_message_bytes);
+            for place in &topic.partitions {
+                if let Some(partition) = self.cluster.partitions().get(place.group) {
+                    partition.set_limits(limits);
+                }
+            }
+        }
+    }
+
+    fn limits(&self, max_message_bytes: u64) -> PartitionLimits {
+        let asked = usize::try_from(max_message_bytes).unwrap_or(usize::MAX);
+        PartitionLimits {
+            max_batch_bytes: asked.min(self.max_batch_bytes),
+        }
+    }
+
+    async fn round(&self) {
+        let map = self.cluster.map();
+        if map.cluster().is_none() {
+            return;
+        }
+        let plan = match plan_node(&map, self.me, &self.local_groups(), &Limits::default()) {
+            Ok(plan) => plan,
+            Err(estranged) => {
+                // Before registration this is how every node starts.
+                if !std::mem::replace(&mut self.progress.lock().estranged, true) {
+                    info!(reason = %estranged, "this node takes no part in the cluster for now");
+                }
+                return;
+            }
+        };
+        self.progress.lock().estranged = false;
+        self.mention(plan.unexplained);
+        let (opens, rest): (Vec<_>, Vec<_>) = plan
+            .actions
+            .into_iter()
+            .partition(|action| matches!(action, Action::OpenGroup { .. }));
+        join_all(opens.into_iter().map(|action| self.carry_out(action))).await;
+        for action in rest {
+            self.carry_out(action).await;
+        }
+    }
+
+    fn mention(&self, unexplained: Vec<GroupId>) {
+        let mut progress = self.progress.lock();
+        if !unexplained.is_empty() && progress.unexplained != unexplained {
+            warn!(groups = ?unexplained, "replicas are held that the cluster map does not explain; \
+                   they are kept");
+        }
+        progress.unexplained = unexplained;
+    }
+
+    fn local_groups(&self) -> Vec<LocalGroup> {
+        let mut local = vec![self.local(self.cluster.controller().group())];
+        for (_, partition) in self.cluster.partitions().all() {
+            local.push(self.local(partition.group()));
+        }
+        local
+    }
+
+    fn local<V: View>(&self, group: &Group<V>) -> LocalGroup {
+        let leadership = *group.leadership().borrow();
+        let role = if leadership.ready && leadership.leader == Some(group.replica()) {
+            LocalRole::Leader(self.leader_view(group, leadership))
+        } else {
+            LocalRole::Follower
+        };
+        LocalGroup {
+            group: group.id(),
+            replica: group.replica(),
+            role,
+        }
+    }
+
+    fn leader_view<V: View>(&self, group: &Group<V>, leadership: Leadership) -> LeaderView {
+        let members = group.members();
+        let last = group.log().state().last.map_or(0, |last| last.index.get());
+        let progress = group.matched().into_iter().map(|(replica, matched)| {
+            let lag = matched.map_or(last + 1, |matched| last.saturating_sub(matched.get()));
+            (
+                replica,
+                Progress {
+                    lag,
+                    reachable: self.cluster.is_alive(replica.node()),
+                },
+            )
+        });
+        let state = self.progress.lock();
+        let confirmed = state.confirmed.get(&group.id());
+        LeaderView {
+            term: leadership.term,
+            confirmed: confirmed
+                .filter(|(term, _)| *term == leadership.term)
+                .map(|(_, v)| *v),
+            changing: members.changing || state.busy.contains(&group.id()),
+            voters: members.voters,
+            learners: members.learners,
+            progress: progress.collect(),
+        }
+    }
+
+    async fn carry_out(&self, action: Action) {
+        match action {
+            Action::OpenGroup {
+                group,
+                replica,
+                kind,
+            } => self.open(group, replica, kind).await,
+            Action::CloseGroup { group, replica } => self.close(group, replica).await,
+            Action::ConfirmMap => self.confirm().await,
+            Action::Report(command) => {
+                // A refused report is about an older state; the next round sees the newer one.
+                drop(self.cluster.propose(&command).await);
+            }
+            change => self.change_members(change),
+        }
+    }
+
+    async fn open(&self, id: GroupId, replica: ReplicaId, kind: OpenKind) {
+        let (view, state) = PartitionView::new();
+        let group = match self.node.open_group(id, replica, view).await {
+            Ok(group) => group,
+            Err(OpenError::IsOpen(_) | OpenError::Stopping) => return,
+            Err(error) => {
+                warn!(group = %id, %replica, %error, "a replica does not open");
+                return;
+            }
+        };
+        if let OpenKind::Found(voters) = kind {
+            match group.found(&voters).await {
+                Ok(()) | Err(MembershipError::Founded) => {}
+                Err(error) => warn!(group = %id, %error, "a group was not formed"),
+            }
+        }
+        let limits = self.limits(u64::MAX);
+        let partition = Partition::new(group, state, self.intake.clone(), limits);
+        self.cluster.partitions().insert(id, partition);
+    }
+
+    async fn close(&self, id: GroupId, replica: ReplicaId) {
+        if id == GroupId::CONTROLLER {
+            return;
+        }
+        if let Some(partition) = self.cluster.partitions().remove(id) {
+            partition.close();
+        }
+        self.node.close_group(id).await;
+        if let Err(error) = self.node.delete_group(id).await {
+            warn!(group = %id, %replica, %error, "a replica that was taken away is not deleted");
+            return;
+        }
+        info!(group = %id, %replica, "a replica was closed, as the cluster map asks");
+    }
+
+    /// Proves the map current for every group led since before the proof began.
+    async fn confirm(&self) {
+        let led: Vec<(GroupId, Term)> = self
+            .local_groups()
+            .into_iter()
+            .filter_map(|local| match local.role {
+                LocalRole::Leader(view) => Some((local.group, view.term)),
+                LocalRole::Follower => None,
+            })
+            .collect();
+        let controller = self.cluster.controller();
+        let Some(version) = controller.current_version().await else {
+            return;
+        };
+        if !controller.await_version(version).await {
+            return;
+        }
+        let confirmed = led
+            .into_iter()
+            .map(|(group, term)| (group, (term, version)));
+        self.progress.lock().confirmed = confirmed.collect();
+    }
+
+    /// Membership changes wait for other nodes: each runs apart, one per group at a time.
+    fn change_members(&self, action: Action) {
+        let group = match &action {
+            Action::AddLearner { group, .. }
+            | Action::RemoveLearner { group, .. }
+            | Action::ChangeVoters { group, .. }
+            | Action::TransferLeader { group, .. } => *group,
+            _ => return,
+        };
+        if !self.progress.lock().busy.insert(group) {
+            return;
+        }
+        let this = self.clone();
+        tokio::spawn(async move {
+            let changed = if group == GroupId::CONTROLLER {
+                let group = this.cluster.controller().group().clone();
+                tokio::time::timeout(CHANGE_PATIENCE, change(&group, action)).await
+            } else if let Some(partition) = this.cluster.partitions().get(group) {
+                let change = change(partition.group(), action);
+                tokio::time::timeout(CHANGE_PATIENCE, change).await
+            } else {
+                Ok(Ok(()))
+            };
+            match changed {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => info!(%group, %error, "a membership change is tried again"),
+                Err(_) => info!(%group, "a membership change takes long and is looked at anew"),
+            }
+            this.progress.lock().busy.remove(&group);
+        });
+    }
+
+    /// What only the controller's leader decides: growth, drains, and an even spread.
+    async fn balance(&self) {
+        let controller = self.cluster.controller();
+        if !controller.group().leadership().borrow().ready {
+            return;
+        }
+        let map = self.cluster.map();
+        let active = map.active_nodes().map(|node| node.id);
+        let reachable = active.filter(|node| self.cluster.is_alive(*node)).collect();
+        for command in plan_balance(&map, &reachable).commands {
+            if let Err(error) = self.cluster.propose(&command).await {
+                info!(%error, "a planned move was refused and is planned anew");
+                return;
+            }
+        }
+    }
+}
+
+async fn change<V: View>(group: &Group<V>, action: Action) -> Result<(), MembershipError> {
+    match action {
+        Action::AddLearner { replica, .. } => group.add_learner(replica).await,
+        Action::RemoveLearner { replica, .. } => {
+            group.remove_learners(&BTreeSet::from([replica])).await
+        }
+        Action::ChangeVoters {
+            voters, demoted, ..
+        } => group.change_voters(&voters, &demoted).await,
+        Action::TransferLeader { to, .. } => group.transfer_leader(to).await,
+        _ => Ok(()),
+    }
+}

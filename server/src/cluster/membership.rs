@@ -1,0 +1,325 @@
+//! How a node comes to belong to a cluster: who its seeds say they are, what it does about it,
+//! and how it is taken in. Decides nothing by itself: `controller::bootstrap` does.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::{BoxFuture, join_all};
+use parking_lot::RwLock;
+use prost::Message;
+use trilog_model::{NodeId, ReplicaId};
+use trilog_raft::controller::bootstrap::{Answer, Decision, Seed, decide};
+use trilog_raft::controller::commands::{Command, RegisterNode, ReplaceNode};
+use trilog_raft::controller::{ClusterId, ControllerError, NodeIdentity, Outcome, Reply};
+use trilog_raft::controller::{decode_outcome, encode_outcome};
+use trilog_raft::transport::{Kind, PeerCall, PeerHandler, PeerStream, Refusal, Transport};
+
+use super::ControllerHandle;
+
+/// Asks a node who it is.
+const IDENTIFY: Kind = Kind(1);
+/// Asks a node of a cluster to take the caller in.
+const JOIN: Kind = Kind(2);
+const PATIENCE: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What a node says of itself to one that introduces itself.
+#[derive(Clone, PartialEq, Message)]
+struct Introduction {
+    #[prost(uint32, tag = "1")]
+    node: u32,
+    /// Empty while the node belongs to no cluster.
+    #[prost(bytes = "bytes", tag = "2")]
+    cluster: Bytes,
+    #[prost(bytes = "bytes", tag = "3")]
+    identity: Bytes,
+}
+
+/// A node's wish to be taken in.
+#[derive(Clone, PartialEq, Message)]
+struct JoinRequest {
+    #[prost(message, required, tag = "1")]
+    node: RegisterNode,
+    /// Take the place of a node of the same number whose disk is lost.
+    #[prost(bool, tag = "2")]
+    replace: bool,
+}
+
+/// Taken in, and where the controller's other nodes are.
+#[derive(Clone, PartialEq, Message)]
+struct JoinAnswer {
+    /// An outcome of the controller.
+    #[prost(bytes = "bytes", tag = "1")]
+    outcome: Bytes,
+    #[prost(message, repeated, tag = "2")]
+    peers: Vec<PeerAddress>,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
+struct PeerAddress {
+    #[prost(uint32, tag = "1")]
+    node: u32,
+    #[prost(string, tag = "2")]
+    address: String,
+}
+
+/// Why a node belongs to no cluster.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MembershipError {
+    #[error("{0}")]
+    Refused(String),
+    #[error(transparent)]
+    Controller(#[from] ControllerError),
+}
+
+/// How a node with an empty directory goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Membership {
+    /// It founds the cluster.
+    Founder,
+    Joined {
+        cluster: ClusterId,
+        controller_replica: ReplicaId,
+    },
+}
+
+/// A node that belongs to no cluster yet.
+#[derive(Debug)]
+pub struct Applicant<'a> {
+    pub transport: &'a Transport,
+    pub node: NodeId,
+    pub identity: NodeIdentity,
+    pub seeds: &'a [String],
+    /// By which of the seeds this node itself is meant.
+    pub own_addresses: &'a [String],
+    pub registration: RegisterNode,
+    pub replace: bool,
+}
+
+impl Applicant<'_> {
+    /// Asks the seeds until they say something that settles it.
+    pub async fn settle(&self) -> Result<Membership, MembershipError> {
+        let mut said = None;
+        loop {
+            let answers = join_all(self.seeds.iter().map(|seed| self.identify(seed))).await;
+            match decide(self.node, self.identity, &answers) {
+                Decision::Initialize => return Ok(Membership::Founder),
+                Decision::Join { address, .. } => {
+                    if let Some(membership) = self.join(&address).await? {
+                        return Ok(membership);
+                    }
+                }
+                Decision::Refuse(reason) => {
+                    return Err(MembershipError::Refused(reason.to_string()));
+                }
+                Decision::Wait(reason) => {
+                    let reason = reason.to_string();
+                    if said.as_ref() != Some(&reason) {
+                        tracing::info!(node = %self.node, %reason, "waiting to form a cluster");
+                        said = Some(reason);
+                    }
+                }
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn identify(&self, address: &str) -> Seed {
+        if self.own_addresses.iter().any(|own| own == address) {
+            let answer = Answer::Empty {
+                node: self.node,
+                identity: self.identity,
+            };
+            return Seed {
+                address: address.to_owned(),
+                answer,
+            };
+        }
+        let asked = self
+            .transport
+            .introduce(address, IDENTIFY, Vec::new(), PATIENCE)
+            .await;
+        let answer = match asked {
+            Err(error) => Answer::Silent(error.to_string()),
+            Ok((node, said)) => read_introduction(node, &said),
+        };
+        Seed {
+            address: address.to_owned(),
+            answer,
+        }
+    }
+
+    /// `None` if it is worth trying again.
+    async fn join(&self, address: &str) -> Result<Option<Membership>, MembershipError> {
+        let request = JoinRequest {
+            node: self.registration.clone(),
+            replace: self.replace,
+        };
+        let payload = vec![request.encode_to_vec().into()];
+        let asked = self
+            .transport
+            .introduce(address, JOIN, payload, PATIENCE)
+            .await;
+        let Ok((_, answer)) = asked else {
+            return Ok(None);
+        };
+        let Ok(answer) = JoinAnswer::decode(answer) else {
+            return Ok(None);
+        };
+        for peer in answer
+            .peers
+            .into_iter()
+            .filter(|peer| peer.node != self.node.get())
+        {
+            self.transport.book().set(NodeId(peer.node), peer.address);
+        }
+        let reply = match decode_outcome(&answer.outcome) {
+            // The seed's cluster is still being formed.
+            Err(ControllerError::NotBootstrapped {}) => return Ok(None),
+            outcome => outcome?,
+        };
+        match reply {
+            Reply::Registered {
+                cluster,
+                controller_replica,
+                ..
+            } => Ok(Some(Membership::Joined {
+                cluster,
+                controller_replica,
+            })),
+            _ => Ok(None),
+        }
+    }
+}
+
+fn read_introduction(node: NodeId, said: &Bytes) -> Answer {
+    let Ok(said) = Introduction::decode(said.clone()) else {
+        return Answer::Silent("its introduction cannot be read".to_owned());
+    };
+    let Ok(identity) = NodeIdentity::from_wire(&said.identity) else {
+        return Answer::Silent("its identity cannot be read".to_owned());
+    };
+    match ClusterId::from_wire(&said.cluster) {
+        Ok(cluster) => Answer::Clustered {
+            node,
+            identity,
+            cluster,
+        },
+        Err(_) => Answer::Empty { node, identity },
+    }
+}
+
+/// Answers nodes that introduce themselves.
+#[derive(Clone, Debug)]
+pub struct Receptionist {
+    node: NodeId,
+    identity: NodeIdentity,
+    member: Arc<RwLock<Option<Member>>>,
+}
+
+#[derive(Clone, Debug)]
+struct Member {
+    cluster: ClusterId,
+    controller: ControllerHandle,
+}
+
+impl Receptionist {
+    #[must_use]
+    pub fn new(node: NodeId, identity: NodeIdentity) -> Self {
+        Self {
+            node,
+            identity,
+            member: Arc::default(),
+        }
+    }
+
+    /// Starts serving on a transport.
+    pub fn attend(&self, transport: &Transport) {
+        transport.register(0..Kind::FIRST_CLUSTERED, Arc::new(self.clone()));
+    }
+
+    /// From now on this node belongs to a cluster and takes others in.
+    pub fn admit(&self, cluster: ClusterId, controller: ControllerHandle) {
+        *self.member.write() = Some(Member {
+            cluster,
+            controller,
+        });
+    }
+
+    fn introduction(&self) -> Introduction {
+        let member = self.member.read();
+        let cluster = member.as_ref().map(|member| member.cluster.to_wire());
+        Introduction {
+            node: self.node.get(),
+            cluster: cluster.unwrap_or_default(),
+            identity: self.identity.to_wire(),
+        }
+    }
+
+    async fn take_in(&self, payload: Bytes) -> Result<Vec<Bytes>, Refusal> {
+        let request = JoinRequest::decode(payload)
+            .map_err(|error| Refusal::Failed(format!("unreadable join request: {error}")))?;
+        let member = self.member.read().clone().ok_or(Refusal::Unclustered)?;
+        let command = joining(&member.controller, request);
+        let outcome: Outcome = match member.controller.propose(&command).await {
+            Ok((reply, _)) => Ok(reply),
+            Err(super::ProposeError::Refused(refusal)) => Err(refusal),
+            Err(_) => return Err(Refusal::Busy),
+        };
+        let map = member.controller.map();
+        let members = map
+            .nodes()
+            .filter(|node| node.is_member())
+            .filter_map(|node| {
+                let address = member.controller.peer_address(node.id)?;
+                Some(PeerAddress {
+                    node: node.id.get(),
+                    address,
+                })
+            });
+        let peers = members.collect();
+        let answer = JoinAnswer {
+            outcome: encode_outcome(&outcome),
+            peers,
+        };
+        Ok(vec![answer.encode_to_vec().into()])
+    }
+}
+
+/// A replacement names the identity it replaces, so that it cannot replace a later one.
+fn joining(controller: &ControllerHandle, request: JoinRequest) -> Command {
+    let number = NodeId(request.node.node);
+    let known = controller
+        .map()
+        .node(number)
+        .map(|node| node.identity.to_wire());
+    match known {
+        Some(old_identity) if request.replace && old_identity != request.node.identity => {
+            Command::ReplaceNode(ReplaceNode {
+                node: request.node,
+                old_identity,
+            })
+        }
+        _ => Command::RegisterNode(request.node),
+    }
+}
+
+impl PeerHandler for Receptionist {
+    fn on_call(&self, call: PeerCall) -> BoxFuture<'static, Result<Vec<Bytes>, Refusal>> {
+        let this = self.clone();
+        async move {
+            match call.kind {
+                IDENTIFY => Ok(vec![this.introduction().encode_to_vec().into()]),
+                JOIN => this.take_in(call.payload).await,
+                _ => Err(Refusal::Unserved),
+            }
+        }
+        .boxed()
+    }
+
+    fn on_stream(&self, stream: PeerStream) {
+        stream.refuse(&Refusal::Unserved);
+    }
+}

@@ -1,0 +1,214 @@
+//! The cluster as this node takes part in it: the map, the controller, the partitions held here.
+//!
+//! Below the dialects and above the Raft layer. Owns finding a partition or its leader, changing
+//! metadata through whichever node leads the controller, and (in `agent`) doing what the map asks
+//! of this node.
+
+mod agent;
+mod controller;
+mod identity;
+pub mod kinds;
+mod leaders;
+mod liveness;
+mod membership;
+mod producer_ids;
+mod proxy;
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use trilog_model::{GroupId, NodeId, Term};
+use trilog_raft::controller::commands::{Command, Purpose};
+use trilog_raft::controller::{ClusterMap, Partition as Place, Reply, Topic};
+
+pub use agent::Agent;
+pub use controller::{ControllerHandle, ControllerView, ProposeError};
+pub use identity::{Identity, IdentityError};
+pub use leaders::Leaders;
+pub use liveness::Liveness;
+pub use membership::{Applicant, Membership, MembershipError, Receptionist};
+pub use proxy::ProxyError;
+
+use crate::partition::{Partition, Partitions};
+use producer_ids::ProducerIds;
+
+/// Shared by everything that serves requests; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    parts: Parts,
+    producer_ids: ProducerIds,
+}
+
+/// What a cluster handle is made of.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// This node.
+    pub node: NodeId,
+    pub partitions: Partitions,
+    pub controller: ControllerHandle,
+    pub leaders: Leaders,
+    pub liveness: Liveness,
+}
+
+/// Why a partition cannot be used here.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LookupError {
+    #[error("there is no topic '{0}'")]
+    UnknownTopic(String),
+    #[error("topic '{topic}' has {partitions} partitions; there is no partition {asked}")]
+    UnknownPartition {
+        topic: String,
+        asked: u32,
+        partitions: usize,
+    },
+    /// This node holds no replica of it.
+    #[error("the partition is on other nodes")]
+    Elsewhere { leader: Option<NodeId> },
+}
+
+impl Cluster {
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        let producer_ids = ProducerIds::default();
+        Self {
+            inner: Arc::new(Inner {
+                parts,
+                producer_ids,
+            }),
+        }
+    }
+
+    #[must_use]
+    pub fn node(&self) -> NodeId {
+        self.inner.parts.node
+    }
+
+    /// The newest map this node has.
+    #[must_use]
+    pub fn map(&self) -> Arc<ClusterMap> {
+        self.inner.parts.controller.map()
+    }
+
+    /// Moves with each change of the map, to its version.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.inner.parts.controller.changes()
+    }
+
+    #[must_use]
+    pub fn partitions(&self) -> &Partitions {
+        &self.inner.parts.partitions
+    }
+
+    #[must_use]
+    pub fn leaders(&self) -> &Leaders {
+        &self.inner.parts.leaders
+    }
+
+    #[must_use]
+    pub fn liveness(&self) -> &Liveness {
+        &self.inner.parts.liveness
+    }
+
+    #[must_use]
+    pub fn controller(&self) -> &ControllerHandle {
+        &self.inner.parts.controller
+    }
+
+    pub fn topic(&self, name: &str) -> Result<Arc<Topic>, LookupError> {
+        let map = self.map();
+        map.topic_named(name)
+            .cloned()
+            .ok_or_else(|| LookupError::UnknownTopic(name.to_owned()))
+    }
+
+    /// Where a partition is placed.
+    pub fn place(&self, topic: &str, index: u32) -> Result<Arc<Place>, LookupError> {
+        let topic = self.topic(topic)?;
+        let place = usize::try_from(index)
+            .ok()
+            .and_then(|index| topic.partitions.get(index));
+        place.cloned().ok_or_else(|| LookupError::UnknownPartition {
+            topic: topic.name.to_string(),
+            asked: index,
+            partitions: topic.partitions.len(),
+        })
+    }
+
+    /// The replica of a partition on this node.
+    pub fn partition(&self, topic: &str, index: u32) -> Result<Partition, LookupError> {
+        let group = self.place(topic, index)?.group;
+        let held = self.inner.parts.partitions.get(group);
+        held.ok_or_else(|| LookupError::Elsewhere {
+            leader: self.leader(group),
+        })
+    }
+
+    /// Whether a node is heard from; always true of this one.
+    #[must_use]
+    pub fn is_alive(&self, node: NodeId) -> bool {
+        node == self.inner.parts.node || self.inner.parts.liveness.is_alive(node)
+    }
+
+    /// Who leads a group, as far as this node knows.
+    #[must_use]
+    pub fn leader(&self, group: GroupId) -> Option<NodeId> {
+        match self.inner.parts.partitions.get(group) {
+            Some(partition) => partition.leader().0,
+            None => self.inner.parts.leaders.get(group),
+        }
+    }
+
+    /// The term of a group's leader, as far as this node knows; zero where it holds no replica.
+    #[must_use]
+    pub fn term(&self, group: GroupId) -> Term {
+        self.inner
+            .parts
+            .partitions
+            .get(group)
+            .map_or(Term(0), |partition| partition.term())
+    }
+
+    /// A producer id that nobody else was or will be given.
+    pub async fn producer_id(&self) -> Result<i64, ProposeError> {
+        self.inner.producer_ids.next(self).await
+    }
+
+    /// Where clients of the native API reach a node.
+    #[must_use]
+    pub fn grpc_address(&self, node: NodeId) -> Option<String> {
+        self.address(node, Purpose::Grpc)
+    }
+
+    /// Where a node is reached for one purpose, as `host:port`.
+    #[must_use]
+    pub fn address(&self, node: NodeId, purpose: Purpose) -> Option<String> {
+        let map = self.map();
+        let endpoint = map.node(node)?.endpoint(purpose)?;
+        Some(format!("{}:{}", endpoint.host, endpoint.port))
+    }
+
+    /// Changes the cluster's metadata, wherever its leader is, and waits until this node's own
+    /// map shows it.
+    pub async fn propose(&self, command: &Command) -> Result<Reply, ProposeError> {
+        let (reply, version) = self.inner.parts.controller.propose(command).await?;
+        // A map that lags is no failure of the change.
+        self.inner.parts.controller.await_version(version).await;
+        Ok(reply)
+    }
+
+    /// As [`Cluster::propose`], for a node that is starting and may find no leader for a while.
+    pub async fn propose_when_led(&self, command: &Command) -> Result<(), ProposeError> {
+        loop {
+            match self.propose(command).await {
+                Err(ProposeError::NoLeader | ProposeError::Unknown) => {}
+                outcome => return outcome.map(drop),
+            }
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! Admission: one drain in flight per partition.
+//!
+//! What queued while the last drain was on its way is judged, in order, against the applied state
+//! plus what this drain has already accepted, and proposed as one, under the term it was judged
+//! in. Nothing is rejected later, at apply; a duplicate is answered with its original offset,
+//! after the original has committed. A drain whose outcome is unknown ends this leadership's
+//! admission: the next drain starts only once the leader of some term is ready again, when the
+//! applied state says what became of it.
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+use trilog_model::{Offset, ReplicaId, Term};
+use trilog_raft::{Leadership, Proposal, ProposeError};
+
+use super::{AppendError, Appended, Group};
+use crate::view::producers::{Drain, Place, Publisher, Verdict};
+use crate::view::{PartitionCommand, PartitionState, SharedState};
+
+/// The most entries in one drain; Raft merges about as many.
+const MAX_ENTRIES: usize = 4096;
+/// A drain closes once it holds so much, so that one round of replication stays short.
+const MAX_BYTES: usize = 4 << 20;
+
+/// What somebody wants appended.
+pub(super) struct Request {
+    pub(super) work: Work,
+    pub(super) reply: oneshot::Sender<Result<Appended, AppendError>>,
+    /// Held until the answer, so that bytes in flight stay bounded.
+    pub(super) _permits: Option<OwnedSemaphorePermit>,
+}
+
+pub(super) enum Work {
+    Batch {
+        bytes: Bytes,
+        records: u32,
+        publisher: Option<Publisher>,
+        /// Append only if this is the next offset.
+        expect: Option<Offset>,
+    },
+    Command(PartitionCommand),
+}
+
+impl Request {
+    fn bytes(&self) -> usize {
+        match &self.work {
+            Work::Batch { bytes, .. } => bytes.len(),
+            Work::Command(_) => 0,
+        }
+    }
+
+    fn answer(self, outcome: Result<Appended, AppendError>) {
+        // The asker may have gone: its answer then matters to nobody.
+        drop(self.reply.send(outcome));
+    }
+}
+
+/// Runs until the queue closes.
+pub(super) async fn run(group: Group, state: SharedState, mut queue: mpsc::Receiver<Request>) {
+    let mut leadership = group.leadership();
+    let mut requests = Vec::new();
+    while next_requests(&mut queue, &mut requests).await {
+        let Some(term) = ready_term(&mut leadership) else {
+            refuse_all(&mut requests, &leadership);
+            continue;
+        };
+        let (proposals, waiting) = {
+            let applied = state.lock();
+            admit(&applied, requests.drain(..))
+        };
+        if proposals.is_empty() {
+            continue;
+        }
+        match group.propose(proposals, term).await {
+            Ok(applied) => {
+                let places: Vec<Appended> = applied
+                    .iter()
+                    .map(|entry| Appended {
+                        base_offset: entry.base_offset,
+                        append_time: entry.append_time,
+                        duplicate: false,
+                    })
+                    .collect();
+                for (slot, request) in waiting {
+                    request.answer(places.get(slot).copied().ok_or(AppendError::Unknown));
+                }
+            }
+            Err(error) => {
+                let answer = append_error(&error);
+                for (_, request) in waiting {
+                    request.answer(Err(answer.clone()));
+                }
+                if answer == AppendError::Unknown {
+                    await_other_term(&mut leadership, term).await;
+                }
+            }
+        }
+    }
+}
+
+/// Waits for at least one request and takes what else is there, within a drain's bounds.
+async fn next_requests(queue: &mut mpsc::Receiver<Request>, out: &mut Vec<Request>) -> bool {
+    let Some(first) = queue.recv().await else {
+        return false;
+    };
+    let mut bytes = first.bytes();
+    out.push(first);
+    while out.len() < MAX_ENTRIES && bytes < MAX_BYTES {
+        let Ok(request) = queue.try_recv() else { break };
+        bytes += request.bytes();
+        out.push(request);
+    }
+    true
+}
+
+fn ready_term(leadership: &mut watch::Receiver<Leadership>) -> Option<Term> {
+    let now = leadership.borrow_and_update();
+    now.ready.then_some(now.term)
+}
+
+fn refuse_all(requests: &mut Vec<Request>, leadership: &watch::Receiver<Leadership>) {
+    let leader = leadership.borrow().leader.map(ReplicaId::node);
+    for request in requests.drain(..) {
+        request.answer(Err(AppendError::NotLeader { leader }));
+    }
+}
+
+/// Admission in a term whose drain may or may not have been committed would judge against a
+/// state that does not know; a later term's leader has applied everything before its own blank.
+async fn await_other_term(leadership: &mut watch::Receiver<Leadership>, term: Term) {
+    // An error means that the group is closed; the queue then closes too.
+    let _closed = leadership
+        .wait_for(|now| now.term != term || !now.ready)
+        .await
+        .is_err();
+}
+
+/// Judges the requests in order: refusals and repeats of committed batches are answered at once,
+/// the rest wait for the proposal they stand in.
+fn admit(
+    applied: &PartitionState,
+    requests: impl Iterator<Item = Request>,
+) -> (Vec<Proposal>, Vec<(usize, Request)>) {
+    let mut proposals = Vec::new();
+    let mut waiting = Vec::new();
+    let mut producers = Drain::over(applied.producers());
+    let mut next = applied.next_offset();
+    for request in requests {
+        let slot = proposals.len();
+        match judge(&request.work, &mut producers, slot, next) {
+            Judged::Append(proposal) => {
+                next = next.plus(u64::from(proposal.record_count));
+                proposals.push(proposal);
+                waiting.push((slot, request));
+            }
+            Judged::Await(slot) => waiting.push((slot, request)),
+            Judged::Answer(outcome) => request.answer(outcome),
+        }
+    }
+    (proposals, waiting)
+}
+
+enum Judged {
+    Append(Proposal),
+    /// The same batch is already entry number so-and-so of this drain.
+    Await(usize),
+    Answer(Result<Appended, AppendError>),
+}
+
+fn judge(work: &Work, producers: &mut Drain<'_>, slot: usize, next: Offset) -> Judged {
+    let (bytes, records, publisher, expect) = match work {
+        Work::Command(command) => {
+            return Judged::Append(Proposal {
+                records: Bytes::new(),
+                record_count: 0,
+                command: command.encoded(),
+            });
+        }
+        Work::Batch {
+            bytes,
+            records,
+            publisher,
+            expect,
+        } => (bytes, *records, publisher, expect),
+    };
+    // A repeat is recognised before the condition is checked: its first try has changed the
+    // very offset that it expects.
+    let verdict = publisher
+        .as_ref()
+        .map_or(Verdict::Accept, |batch| producers.judge(batch));
+    match verdict {
+        Verdict::Accept if expect.is_some_and(|expected| expected != next) => {
+            Judged::Answer(Err(AppendError::OffsetMismatch { next }))
+        }
+        Verdict::Accept => {
+            if let Some(batch) = publisher {
+                producers.accept(batch, slot);
+            }
+            Judged::Append(Proposal {
+                records: bytes.clone(),
+                record_count: records,
+                command: Bytes::new(),
+            })
+        }
+        Verdict::Duplicate(Place::Pending(original)) => Judged::Await(original),
+        Verdict::Duplicate(Place::Committed {
+            base_offset,
+            append_time,
+        }) => Judged::Answer(Ok(Appended {
+            base_offset,
+            append_time,
+            duplicate: true,
+        })),
+        Verdict::OutOfOrder { expected } => {
+            Judged::Answer(Err(AppendError::OutOfOrder { expected }))
+        }
+        Verdict::Fenced { current_epoch } => {
+            Judged::Answer(Err(AppendError::Fenced { current_epoch }))
+        }
+    }
+}
+
+fn append_error(error: &ProposeError) -> AppendError {
+    match error {
+        ProposeError::NotLeader { leader } => AppendError::NotLeader {
+            leader: leader.map(ReplicaId::node),
+        },
+        ProposeError::Fenced | ProposeError::NoQuorum => AppendError::NotLeader { leader: None },
+        ProposeError::Full => AppendError::Busy("too much is waiting to be replicated"),
+        ProposeError::Invalid { len, max } => AppendError::TooLarge {
+            size: *len,
+            limit: *max,
+        },
+        ProposeError::Unknown => AppendError::Unknown,
+        ProposeError::Stopped => AppendError::Closed,
+    }
+}

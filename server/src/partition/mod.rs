@@ -1,0 +1,405 @@
+//! Partitions as dialects see them: append, propose, read, watch, locate.
+//!
+//! Owns admission and the translation between offsets and the log. Knows no dialect, socket or
+//! file; below it are the Raft group and its log.
+
+mod drain;
+mod error;
+mod registry;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use trilog_model::batch::BatchHeader;
+use trilog_model::{LogIndex, NodeId, Offset, ReplicaId, Term, Timestamp};
+use trilog_raft::{HighWatermark, Leadership};
+use trilog_storage::frame::Frame;
+use trilog_storage::log::Pressure;
+
+pub use error::{AppendError, ReadError};
+pub use registry::Partitions;
+
+use crate::view::producers::Publisher;
+use crate::view::{PartitionCommand, PartitionView, SharedState};
+use drain::{Request, Work};
+
+/// The Raft group under a partition.
+pub type Group = trilog_raft::Group<PartitionView>;
+
+/// Requests that may wait for a drain in one partition; their bytes are bounded apart.
+const QUEUE_LEN: usize = 16_384;
+
+/// How long an append waits for storage to catch up before it is refused.
+const ROOM_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The most one batch may decompress to, in bytes.
+const MAX_DECODED: usize = 64 << 20;
+
+/// Where an acknowledged batch is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appended {
+    pub base_offset: Offset,
+    pub append_time: Timestamp,
+    /// The batch had been appended before; these are the original's.
+    pub duplicate: bool,
+}
+
+/// A place in a partition, as readers name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    Offset(Offset),
+    Earliest,
+    /// The high watermark: the next record to be committed.
+    Latest,
+    /// The first record whose own timestamp is this or later, in milliseconds.
+    RecordTime(i64),
+    /// The first record appended at this time or later.
+    AppendTime(Timestamp),
+}
+
+/// Committed records, as whole batches.
+#[derive(Clone, Debug)]
+pub struct Fetched {
+    /// In order; the first one may begin before the offset asked for.
+    pub frames: Vec<Frame>,
+    pub high_watermark: Offset,
+    pub log_start: Offset,
+}
+
+/// Bounds of one partition's admission.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The largest record batch taken, in bytes.
+    pub max_batch_bytes: usize,
+}
+
+/// What all appends of a node share.
+#[derive(Clone, Debug)]
+pub struct Intake {
+    /// Bytes of appends waiting or on their way.
+    pub in_flight: Arc<Semaphore>,
+    /// Whether storage can take more.
+    pub pressure: watch::Receiver<Pressure>,
+}
+
+impl Intake {
+    /// Waits while storage catches up, within bounds; a full disk refuses at once.
+    async fn await_room(&self) -> Result<(), AppendError> {
+        if !self.pressure.borrow().any() {
+            return Ok(());
+        }
+        let mut pressure = self.pressure.clone();
+        let eased = pressure.wait_for(|now| now.disk_full || !now.any());
+        match tokio::time::timeout(ROOM_PATIENCE, eased).await {
+            Ok(Ok(now)) if now.disk_full => Err(AppendError::Busy("the disk is full")),
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(AppendError::Closed),
+            Err(_) => Err(AppendError::Busy(
+                "the log is written faster than segments are",
+            )),
+        }
+    }
+}
+
+/// A replica of a partition on this node. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Partition {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    group: Group,
+    state: SharedState,
+    queue: mpsc::Sender<Request>,
+    intake: Intake,
+    limits: watch::Sender<Limits>,
+    drain: JoinHandle<()>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.drain.abort();
+    }
+}
+
+impl Partition {
+    /// Takes over a group whose view keeps `state`.
+    #[must_use]
+    pub fn new(group: Group, state: SharedState, intake: Intake, limits: Limits) -> Self {
+        let (queue, requests) = mpsc::channel(QUEUE_LEN);
+        let drain = tokio::spawn(drain::run(group.clone(), Arc::clone(&state), requests));
+        let limits = watch::Sender::new(limits);
+        let inner = Inner {
+            group,
+            state,
+            queue,
+            intake,
+            limits,
+            drain,
+        };
+        Self {
+            inner: Arc::new(inner),
+        }
+    }
+
+    /// Queues one record batch, exactly as the producer sent it, and returns once it has its
+    /// place in the queue; batches are appended in the order of these returns. The ticket
+    /// resolves when the batch is committed, or will not be.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped before it returns, nothing is appended. A dropped ticket cancels nothing.
+    pub async fn enqueue(
+        &self,
+        bytes: Bytes,
+        expect: Option<Offset>,
+    ) -> Result<Ticket, AppendError> {
+        let header = self.check(&bytes)?;
+        let publisher = header.is_idempotent().then_some(Publisher {
+            producer_id: header.producer_id,
+            epoch: header.producer_epoch,
+            first_sequence: header.base_sequence,
+            records: header.record_count,
+        });
+        let records = header.record_count.unsigned_abs();
+        self.submit(Work::Batch {
+            bytes,
+            records,
+            publisher,
+            expect,
+        })
+        .await
+    }
+
+    /// Appends one record batch and waits for its commit.
+    pub async fn append(&self, bytes: Bytes) -> Result<Appended, AppendError> {
+        self.enqueue(bytes, None).await?.committed().await
+    }
+
+    /// Proposes a command of the partition's own views and waits for its commit.
+    pub async fn propose(&self, command: PartitionCommand) -> Result<Appended, AppendError> {
+        self.submit(Work::Command(command)).await?.committed().await
+    }
+
+    fn check(&self, bytes: &Bytes) -> Result<BatchHeader, AppendError> {
+        let limit = self.inner.limits.borrow().max_batch_bytes;
+        if bytes.len() > limit {
+            return Err(AppendError::TooLarge {
+                size: bytes.len(),
+                limit,
+            });
+        }
+        BatchHeader::validate(bytes).map_err(AppendError::Invalid)
+    }
+
+    async fn submit(&self, work: Work) -> Result<Ticket, AppendError> {
+        let inner = &self.inner;
+        let leadership = *inner.group.leadership().borrow();
+        if !leadership.ready {
+            return Err(AppendError::NotLeader {
+                leader: leader_node(&leadership),
+            });
+        }
+        let permits = match &work {
+            Work::Command(_) => None,
+            Work::Batch { bytes, .. } => {
+                inner.intake.await_room().await?;
+                let bytes = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+                let budget = Arc::clone(&inner.intake.in_flight);
+                Some(
+                    budget
+                        .acquire_many_owned(bytes)
+                        .await
+                        .map_err(|_| AppendError::Closed)?,
+                )
+            }
+        };
+        let (reply, answer) = oneshot::channel();
+        let request = Request {
+            work,
+            reply,
+            _permits: permits,
+        };
+        inner
+            .queue
+            .send(request)
+            .await
+            .map_err(|_| AppendError::Closed)?;
+        Ok(Ticket(answer))
+    }
+
+    /// Committed records from `from` on, at least one batch if there is one, whatever its size.
+    pub async fn read(&self, from: Offset, max_bytes: usize) -> Result<Fetched, ReadError> {
+        let high_watermark = *self.inner.group.high_watermark().borrow();
+        let log_start = self.log_start();
+        if from < log_start || from > high_watermark.offset {
+            let (start, end) = (log_start, high_watermark.offset);
+            return Err(ReadError::OutOfRange {
+                asked: from,
+                start,
+                end,
+            });
+        }
+        let frames = match high_watermark.applied {
+            Some(applied) if from < high_watermark.offset => {
+                let log = self.inner.group.log();
+                log.read_offsets(from, applied, max_bytes)
+                    .await
+                    .map_err(read_error)?
+            }
+            _ => Vec::new(),
+        };
+        Ok(Fetched {
+            frames,
+            high_watermark: high_watermark.offset,
+            log_start,
+        })
+    }
+
+    /// The offset a starting point means now. A time after the last record means the end.
+    pub async fn locate(&self, start: Start) -> Result<Offset, ReadError> {
+        let end = *self.inner.group.high_watermark().borrow();
+        let found = match (start, end.applied) {
+            (Start::Offset(offset), _) => return Ok(offset),
+            (Start::Earliest, _) => Some(self.log_start()),
+            (Start::Latest, _) | (_, None) => None,
+            (Start::AppendTime(time), Some(applied)) => {
+                let log = self.inner.group.log();
+                log.find_append_time(time, applied)
+                    .await
+                    .map_err(read_error)?
+            }
+            (Start::RecordTime(millis), Some(applied)) => self.find_record(millis, applied).await?,
+        };
+        Ok(found.unwrap_or(end.offset).max(self.log_start()))
+    }
+
+    /// The first record at `millis` or later: the index names the batch, its records the rest.
+    async fn find_record(
+        &self,
+        millis: i64,
+        applied: LogIndex,
+    ) -> Result<Option<Offset>, ReadError> {
+        let log = self.inner.group.log();
+        let found = log
+            .find_record_time(millis, applied)
+            .await
+            .map_err(read_error)?;
+        let Some((base, _)) = found else {
+            return Ok(None);
+        };
+        let frames = log
+            .read_offsets(base, applied, 1)
+            .await
+            .map_err(read_error)?;
+        let Some(frame) = frames.into_iter().next() else {
+            return Ok(Some(base));
+        };
+        match tokio::task::spawn_blocking(move || first_at(&frame, millis)).await {
+            Ok(offset) => offset.map(Some),
+            Err(error) => Err(ReadError::Unavailable(error.to_string())),
+        }
+    }
+
+    /// The first offset served.
+    #[must_use]
+    pub fn log_start(&self) -> Offset {
+        self.inner.state.lock().log_start()
+    }
+
+    /// Moves with each commit applied here.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<HighWatermark> {
+        self.inner.group.high_watermark()
+    }
+
+    #[must_use]
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.inner.group.leadership()
+    }
+
+    /// The leading node as this one knows it, and whether that is itself, ready.
+    #[must_use]
+    pub fn leader(&self) -> (Option<NodeId>, bool) {
+        let leadership = *self.inner.group.leadership().borrow();
+        (leader_node(&leadership), leadership.ready)
+    }
+
+    /// Waits until the high watermark passes `offset`, or the time is over.
+    pub async fn wait_past(&self, offset: Offset, patience: Duration) {
+        let mut watch = self.watch();
+        let passed = watch.wait_for(|now| now.offset > offset);
+        // Either outcome is an answer: the caller reads what there is.
+        drop(tokio::time::timeout(patience, passed).await);
+    }
+
+    /// The term of the leader this replica knows, or its own newest.
+    #[must_use]
+    pub fn term(&self) -> Term {
+        self.inner.group.leadership().borrow().term
+    }
+
+    /// Whether the replica was closed: it then answers nothing any more.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.inner.queue.is_closed()
+    }
+
+    /// Ends admission; what is queued is answered as closed. The group itself is closed apart.
+    pub fn close(&self) {
+        self.inner.drain.abort();
+    }
+
+    #[must_use]
+    pub fn group(&self) -> &Group {
+        &self.inner.group
+    }
+
+    pub fn set_limits(&self, limits: Limits) {
+        self.inner.limits.send_replace(limits);
+    }
+}
+
+/// The first record of a batch at `millis` or later. A batch that cannot be decoded here (a codec
+/// of a later version) is itself the answer: its reader decodes it anyway.
+fn first_at(frame: &Frame, millis: i64) -> Result<Offset, ReadError> {
+    let first = frame.header.base_offset;
+    let damaged = |error: &dyn std::fmt::Display| ReadError::Damaged(error.to_string());
+    let header = BatchHeader::parse(&frame.records).map_err(|error| damaged(&error))?;
+    let Ok(records) = header.records(&frame.records, MAX_DECODED) else {
+        return Ok(first);
+    };
+    for record in &records {
+        let record = record.map_err(|error| damaged(&error))?;
+        if record.timestamp >= millis {
+            return Ok(first.plus(u64::from(record.offset_delta.unsigned_abs())));
+        }
+    }
+    Ok(frame.header.next_offset())
+}
+
+fn leader_node(leadership: &Leadership) -> Option<NodeId> {
+    leadership.leader.map(ReplicaId::node)
+}
+
+fn read_error(error: trilog_storage::log::ReadError) -> ReadError {
+    match error {
+        trilog_storage::log::ReadError::Damaged { .. } => ReadError::Damaged(error.to_string()),
+        other => ReadError::Unavailable(other.to_string()),
+    }
+}
+
+/// An append on its way.
+#[derive(Debug)]
+pub struct Ticket(oneshot::Receiver<Result<Appended, AppendError>>);
+
+impl Ticket {
+    /// Waits for the commit. A partition closed meanwhile leaves the outcome unknown.
+    pub async fn committed(self) -> Result<Appended, AppendError> {
+        self.0.await.unwrap_or(Err(AppendError::Unknown))
+    }
+}
