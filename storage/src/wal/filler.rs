@@ -56,8 +56,10 @@ impl IoJob for Filler {
                 Err(error) => {
                     let source = Arc::new(error);
                     let what = "make a file of the write-ahead log";
-                    self.fatal.fire(Fatal { what, source });
-                    pool.not_filled();
+                    let fatal = Fatal { what, source };
+                    self.fatal.fire(fatal.clone());
+                    pool.fail(fatal);
+                    self.shared.queue.ring();
                     return;
                 }
             }

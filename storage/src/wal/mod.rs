@@ -215,7 +215,8 @@ impl Wal {
     ///
     /// Units are written, and told, in the order of submission, one exception apart: while no
     /// file is free, reserved units overtake units of other groups. A unit larger than a round
-    /// is not atomic over a crash: a part from its front may survive.
+    /// is not atomic over a crash: a part from its front may survive. A unit that was overtaken
+    /// half-written is written again from its front. Units must be far smaller than the log.
     pub fn submit(&self, frames: Vec<Frame>, done: WalDone) {
         self.push(frames, false, done);
     }

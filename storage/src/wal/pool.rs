@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 use super::{WalPressure, WalStatus};
+use crate::fatal::Fatal;
 
 /// Ready files kept for reserved units.
 const RESERVE: usize = 1;
@@ -76,6 +77,8 @@ struct State {
     blocked: bool,
     /// Whether the writer holds units that it cannot place.
     starved: bool,
+    /// Why no more files are made.
+    failure: Option<Fatal>,
     ended: bool,
 }
 
@@ -88,8 +91,9 @@ impl State {
     }
 
     fn pressure(&self) -> WalPressure {
-        let free = self.slots.ready.len() + self.growable();
-        if self.starved && self.growable() == 0 {
+        let ready = self.slots.ready.len();
+        let free = ready + self.growable();
+        if self.starved && self.growable() == 0 && ready <= RESERVE {
             WalPressure::Full
         } else if free < self.slots.used.len() {
             WalPressure::Low
@@ -132,6 +136,7 @@ impl Pool {
             }
             let slot = slots.ready.pop_front()?;
             slots.used.insert(file, slot);
+            state.starved = false;
             Some(slot)
         });
         self.errand.notify_one();
@@ -222,6 +227,19 @@ impl Pool {
             state.slots.absent.extend(state.filling.take());
             state.blocked = true;
         });
+    }
+
+    /// The slot of the last errand cannot be made, and none after it.
+    pub(super) fn fail(&self, fatal: Fatal) {
+        self.change(|state| {
+            state.slots.absent.extend(state.filling.take());
+            state.blocked = true;
+            state.failure = Some(fatal);
+        });
+    }
+
+    pub(super) fn failure(&self) -> Option<Fatal> {
+        self.state.lock().failure.clone()
     }
 
     pub(super) fn watch(&self) -> watch::Receiver<WalPressure> {

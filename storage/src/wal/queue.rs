@@ -37,6 +37,12 @@ impl Unit {
         }
     }
 
+    /// Forgets where frames were placed.
+    pub(super) fn replace(&mut self) {
+        self.placed = 0;
+        self.position = None;
+    }
+
     pub(super) fn is_placed(&self) -> bool {
         self.placed == self.frames.len()
     }

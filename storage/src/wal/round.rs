@@ -216,3 +216,126 @@ fn aligned_buffer(round_bytes_max: usize) -> BytesMut {
     }
     buffer
 }
+
+#[cfg(test)]
+mod tests {
+    use trilog_model::{EntryId, GroupId};
+
+    use super::*;
+    use crate::frame::FrameKind;
+
+    const ROUND_MAX: usize = 64 << 10;
+    const PLACE: Place = Place {
+        file: 3,
+        signature: 7,
+        round: 12,
+        durable: 11,
+        predecessor_crc: 99,
+    };
+
+    /// A frame whose record batch and command have these lengths.
+    fn frame(records: usize, command: usize) -> Frame {
+        let id = EntryId::new(1, 1);
+        let mut frame = Frame::bare(FrameKind::Data, GroupId(1), id, vec![3; command].into());
+        if records > 0 {
+            frame.header.records_len = u32::try_from(records).unwrap();
+            frame.header.records_crc = crc32c::crc32c(&vec![9; records][BATCH_PREFIX_LEN..]);
+            frame.records = vec![9; records].into();
+        }
+        frame
+    }
+
+    fn round_of(builder: &mut RoundBuilder, frames: &[Frame]) -> (Round, WalWriting) {
+        let mut writing = WalWriting::default();
+        builder.begin();
+        for frame in frames {
+            assert!(builder.fits(frame, usize::MAX));
+            builder.push(frame, &mut writing);
+        }
+        (builder.finish(PLACE), writing)
+    }
+
+    #[test]
+    fn a_round_is_its_header_its_frames_and_zeros_to_the_block() {
+        let frames = [frame(100, 0), frame(5_000, 7), frame(0, 6_000), frame(0, 0)];
+        let (round, _) = round_of(&mut RoundBuilder::new(ROUND_MAX), &frames);
+        let bytes = round.slices.concat();
+        assert_eq!((bytes.len(), bytes.len() % BLOCK), (round.len, 0));
+        let header = RoundHeader::decode(&bytes).unwrap();
+        assert_eq!((header.round, header.durable), (12, 11));
+        assert_eq!(round.crc, format::crc_of(&bytes));
+        let mut expected = Vec::new();
+        for frame in &frames {
+            frame.push_slices(&mut expected);
+        }
+        let expected = expected.concat();
+        let (body, padding) = bytes[HEADER_LEN..].split_at(expected.len());
+        assert_eq!(body, expected);
+        assert!(padding.iter().all(|byte| *byte == 0));
+        assert_eq!(header.len(), HEADER_LEN + expected.len());
+    }
+
+    #[test]
+    fn small_frames_make_one_aligned_slice() {
+        let frames: Vec<Frame> = (21..200).map(|len| frame(len, len % 50)).collect();
+        let (round, writing) = round_of(&mut RoundBuilder::new(ROUND_MAX), &frames);
+        assert_eq!(round.slices.len(), 1);
+        assert_eq!(round.slices[0].as_ptr().align_offset(BLOCK), 0);
+        assert_eq!((round.shared_bytes, round.large_bytes), (0, 0));
+        assert!(writing.payload_bytes_gathered > 0);
+    }
+
+    #[test]
+    fn a_large_payload_is_the_very_buffer_that_came() {
+        let large = frame(GATHER_MAX + 1, 10_000);
+        let frames = [frame(50, 0), large.clone(), frame(60, 0)];
+        let (round, writing) = round_of(&mut RoundBuilder::new(ROUND_MAX), &frames);
+        let body = large.records.slice(BATCH_PREFIX_LEN..);
+        assert_eq!(round.slices.len(), 4, "heads, records, command, the rest");
+        assert_eq!(round.slices[1].as_ptr(), body.as_ptr());
+        assert_eq!(round.slices[2].as_ptr(), large.command.as_ptr());
+        let large_bytes = (body.len() + large.command.len()) as u64;
+        assert_eq!(
+            (round.large_bytes, round.shared_bytes),
+            (large_bytes, large_bytes)
+        );
+        assert_eq!(writing.payload_bytes_gathered, 29 + 39);
+    }
+
+    #[test]
+    fn a_round_ends_at_its_bytes_its_slices_or_the_room() {
+        let mut builder = RoundBuilder::new(ROUND_MAX);
+        builder.begin();
+        let huge = frame(ROUND_MAX * 2, 0);
+        assert!(builder.fits(&huge, usize::MAX), "alone it may be larger");
+        assert!(!builder.fits(&huge, ROUND_MAX));
+        builder.push(&frame(100, 0), &mut WalWriting::default());
+        assert!(!builder.fits(&huge, usize::MAX));
+        let mut builder = RoundBuilder::new(64 << 20);
+        builder.begin();
+        let large = frame(GATHER_MAX + 1, 0);
+        while builder.fits(&large, usize::MAX) {
+            builder.push(&large, &mut WalWriting::default());
+        }
+        let slices = builder.finish(PLACE).slices.len();
+        assert!((SLICES_MAX - 4..=SLICES_MAX).contains(&slices), "{slices}");
+    }
+
+    #[test]
+    fn the_buffer_of_a_written_round_is_used_again() {
+        let mut builder = RoundBuilder::new(ROUND_MAX);
+        let mut places = Vec::new();
+        for _ in 0..3 {
+            let (round, _) = round_of(&mut builder, &[frame(300, 0), frame(9_000, 0)]);
+            places.push(round.buffer.as_ptr());
+            drop(round.slices);
+            builder.reuse(round.buffer);
+        }
+        assert!(places.iter().all(|place| *place == places[0]));
+        let (round, _) = round_of(&mut builder, &[frame(300, 0)]);
+        let held = round.slices[0].clone();
+        builder.reuse(round.buffer);
+        let (other, _) = round_of(&mut builder, &[frame(300, 0)]);
+        assert_ne!(other.buffer.as_ptr(), held.as_ptr());
+    }
+}

@@ -91,11 +91,7 @@ impl<I: Io> Writer<I> {
     pub(super) async fn run(mut self) {
         let end = match self.serve().await {
             Ok(()) => WalError::Closed,
-            Err(source) => {
-                let fatal = Fatal {
-                    what: "write to the write-ahead log",
-                    source: Arc::new(source),
-                };
+            Err(fatal) => {
                 self.fatal.fire(fatal.clone());
                 WalError::Fatal(fatal)
             }
@@ -104,7 +100,7 @@ impl<I: Io> Writer<I> {
         self.shared.pool.end();
     }
 
-    async fn serve(&mut self) -> io::Result<()> {
+    async fn serve(&mut self) -> Result<(), Fatal> {
         loop {
             let taken = self.shared.queue.take(&mut self.pending);
             if let Some(since) = taken.since {
@@ -139,7 +135,7 @@ impl<I: Io> Writer<I> {
     }
 
     /// Waits for something to do; seals the log when there is nothing for a while.
-    async fn rest(&mut self) -> io::Result<()> {
+    async fn rest(&mut self) -> Result<(), Fatal> {
         let heard = self.shared.queue.heard();
         if !self.seal_due {
             heard.await;
@@ -151,7 +147,7 @@ impl<I: Io> Writer<I> {
 
     /// Which units come next, with a file for the first of them; none if there are none or no
     /// file is free.
-    async fn next_lane(&mut self) -> io::Result<Option<Lane>> {
+    async fn next_lane(&mut self) -> Result<Option<Lane>, Fatal> {
         self.answer_placed(Lane::Urgent);
         if let Some(len) = next_len(&self.urgent)
             && self.make_room(len, true).await?
@@ -173,7 +169,8 @@ impl<I: Io> Writer<I> {
         {
             return Ok(Some(Lane::Urgent));
         }
-        Ok(None)
+        // Where the filler failed there is nothing to wait for.
+        self.shared.pool.failure().map_or(Ok(None), Err)
     }
 
     /// Lets reserved units overtake, with whatever of their groups was submitted before them, so
@@ -185,12 +182,15 @@ impl<I: Io> Writer<I> {
         let mut groups = BTreeSet::new();
         let mut kept = VecDeque::new();
         let mut chosen = VecDeque::new();
-        while let Some(unit) = self.pending.pop_back() {
+        while let Some(mut unit) = self.pending.pop_back() {
             let members = || unit.frames.iter().map(|frame| frame.header.group);
             if unit.reserved || members().any(|group| groups.contains(&group)) {
                 groups.extend(members());
                 chosen.push_front(unit);
             } else {
+                // What is told durable later must not begin earlier than what is told now: a
+                // unit written in part is written again as a whole.
+                unit.replace();
                 kept.push_front(unit);
             }
         }
@@ -199,7 +199,7 @@ impl<I: Io> Writer<I> {
     }
 
     /// Sees to a current file that takes a frame of `len` bytes; false if there is none.
-    async fn make_room(&mut self, len: usize, reserved: bool) -> io::Result<bool> {
+    async fn make_room(&mut self, len: usize, reserved: bool) -> Result<bool, Fatal> {
         if let Some(current) = &self.current
             && padded(HEADER_LEN + len) <= self.room()
             && (reserved || !current.reserve || self.shared.pool.has_reserve())
@@ -217,7 +217,7 @@ impl<I: Io> Writer<I> {
         })
     }
 
-    async fn begin_file(&mut self, reserved: bool) -> io::Result<bool> {
+    async fn begin_file(&mut self, reserved: bool) -> Result<bool, Fatal> {
         let number = self.tail.file + 1;
         let pool = &self.shared.pool;
         let Some(slot) = pool.begin(number, reserved) else {
@@ -225,7 +225,8 @@ impl<I: Io> Writer<I> {
         };
         let reserve = reserved && !pool.has_reserve();
         let path = slot.path(&self.config.dir);
-        let file = self.io.open(&path, OpenMode::Write).await?;
+        let file = self.io.open(&path, OpenMode::Write).await;
+        let file = file.map_err(fatal)?;
         let signature = self.signatures.next_u64();
         let header = FileHeader {
             file: number,
@@ -246,7 +247,7 @@ impl<I: Io> Writer<I> {
         Ok(true)
     }
 
-    async fn write_round(&mut self, lane: Lane) -> io::Result<()> {
+    async fn write_round(&mut self, lane: Lane) -> Result<(), Fatal> {
         let began = Instant::now();
         let room = self.room();
         let position = self.next_position();
@@ -275,7 +276,7 @@ impl<I: Io> Writer<I> {
     }
 
     /// Writes an empty round, whose durable mark covers the last frames, if that is due.
-    async fn seal(&mut self) -> io::Result<()> {
+    async fn seal(&mut self) -> Result<(), Fatal> {
         if !self.seal_due {
             return Ok(());
         }
@@ -296,7 +297,7 @@ impl<I: Io> Writer<I> {
     }
 
     /// Makes what the builder holds durable as round number `round`.
-    async fn write(&mut self, round: u64) -> io::Result<()> {
+    async fn write(&mut self, round: u64) -> Result<(), Fatal> {
         let Some(current) = &mut self.current else {
             return Ok(());
         };
@@ -324,7 +325,8 @@ impl<I: Io> Writer<I> {
             self.writing.bytes += BLOCK_BYTES;
         }
         let began = Instant::now();
-        current.file.write_durable_at(slices, pos).await?;
+        let written = current.file.write_durable_at(slices, pos).await;
+        written.map_err(fatal)?;
         self.writing.stages.write += began.elapsed();
         current.pos += len as u64;
         self.tail.round += 1;
@@ -355,6 +357,13 @@ impl<I: Io> Writer<I> {
                 self.shared.queue.answer(unit, Ok(position));
             }
         }
+    }
+}
+
+fn fatal(source: io::Error) -> Fatal {
+    Fatal {
+        what: "write to the write-ahead log",
+        source: Arc::new(source),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::io::sim::{PowerLoss, SimConfig, SimDisk, block_on};
 use crate::wal::Wal;
 
 const LIVES: u64 = 3;
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Draws what a life of the log consists of.
 struct Script {

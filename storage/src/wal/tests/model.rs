@@ -82,6 +82,13 @@ impl Model {
         }
     }
 
+    /// Submits a unit that fails: it may or may not be found again.
+    pub(super) async fn submit_failing(&mut self, wal: &Wal, frames: Vec<Frame>) {
+        self.frames.extend_from_slice(&frames);
+        let told = super::support::submit(wal, frames).await;
+        assert!(told.unwrap().is_err());
+    }
+
     /// Units in flight.
     pub(super) fn open_units(&self) -> usize {
         self.acks.lock().open

@@ -3,7 +3,7 @@
 use super::support::{data, small_config, submit};
 use crate::env::Entropy;
 use crate::fatal::FatalSink;
-use crate::io::Backend;
+use crate::io::{Backend, Choice};
 use crate::wal::{Wal, WalConfig, WalPosition, WalScan, WalStart};
 
 async fn open(backend: &Backend, config: &WalConfig, start: WalStart) -> (Wal, WalScan) {
@@ -52,4 +52,13 @@ async fn frames_survive_reopening_and_recycling(backend: Backend) {
 #[tokio::test]
 async fn frames_survive_reopening_and_recycling_on_threads() {
     frames_survive_reopening_and_recycling(Backend::Threads).await;
+}
+
+#[tokio::test]
+async fn frames_survive_reopening_and_recycling_on_uring() {
+    let dir = tempfile::tempdir().unwrap();
+    match Backend::probe(Choice::Uring, dir.path()) {
+        Ok(probe) => frames_survive_reopening_and_recycling(probe.backend).await,
+        Err(error) => eprintln!("SKIPPED: {error}"),
+    }
 }
