@@ -30,7 +30,8 @@ use super::ids::NodeIdentity;
 /// Replicas named in one report at most.
 const MAX_REPORTED: usize = 1_000;
 
-/// A replica this node holds on its disk. Whatever it holds it runs, from start to close.
+/// A replica this node holds on its disk, running or not. Leaving one out makes the node report
+/// it closed once it is retired, and its files then stay for ever.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalGroup {
     pub group: GroupId,
@@ -41,6 +42,8 @@ pub struct LocalGroup {
 /// What a replica is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LocalRole {
+    /// On disk only, as every replica is after a start.
+    Stopped,
     Follower,
     /// Leads, and has applied the first entry of its own term.
     Leader(LeaderView),
@@ -111,7 +114,7 @@ pub enum Action {
         group: GroupId,
         replica: ReplicaId,
     },
-    /// Start a replica that the map says belongs here.
+    /// Start a replica that the map lists here, on the log it has or else on an empty one.
     OpenGroup {
         group: GroupId,
         replica: ReplicaId,
@@ -263,7 +266,11 @@ impl Round<'_> {
             let Some(replica) = self.due_here(partition) else {
                 continue;
             };
-            if opens == self.limits.opens || self.held.contains_key(&partition.group) {
+            let startable = self
+                .held
+                .get(&partition.group)
+                .is_none_or(|local| local.role == LocalRole::Stopped && local.replica == replica);
+            if opens == self.limits.opens || !startable {
                 continue;
             }
             opens += 1;
@@ -280,16 +287,15 @@ impl Round<'_> {
         }
     }
 
-    /// The replica of a group that should be open here: the one that is wanted, else one that
-    /// the group still counts as a member.
+    /// The replica of a group that should run here: the one that is wanted, else one that is on
+    /// its way out. Even one that never was to stay may have become a voter meanwhile, and the
+    /// group may need its vote to let it go.
     fn due_here(&self, partition: &Partition) -> Option<ReplicaId> {
         let here = |replica: &&Replica| replica.id.node() == self.me.node && !replica.lost;
-        let due = |replica: &&Replica| replica.is_wanted() || replica.settled != Standing::Absent;
         partition
             .replicas
             .iter()
             .filter(here)
-            .filter(due)
             .max_by_key(|replica| (replica.is_wanted(), replica.id))
             .map(|replica| replica.id)
     }

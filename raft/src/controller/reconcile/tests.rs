@@ -53,7 +53,7 @@ fn leading(state: &ControllerState, node: u32, group: u64) -> LocalGroup {
 fn view(local: &mut LocalGroup) -> &mut LeaderView {
     match &mut local.role {
         LocalRole::Leader(view) => view,
-        LocalRole::Follower => panic!("a follower"),
+        LocalRole::Follower | LocalRole::Stopped => panic!("no leader"),
     }
 }
 
@@ -328,6 +328,58 @@ fn the_controller_takes_in_learners_and_demotes_voters() {
             group: GroupId::CONTROLLER,
             voters: partition(&state, 1).target_set(Standing::Voter),
             demoted
+        }]
+    );
+}
+
+#[test]
+fn after_a_start_what_is_on_disk_is_opened_or_deleted() {
+    let mut state = cluster(1);
+    done(&mut state, &create(1, "a", 2, 1));
+    let stopped = |group: u64, state: &ControllerState| LocalGroup {
+        group: GroupId(group),
+        replica: partition(state, group).replicas[0].id,
+        role: LocalRole::Stopped,
+    };
+    let kept = stopped(2, &state);
+    let deleted = LocalGroup {
+        group: GroupId(2),
+        replica: kept.replica,
+        role: LocalRole::Stopped,
+    };
+    assert!(matches!(
+        about(plan(&state, 1, &[kept]), 2)[..],
+        [Action::OpenGroup { .. }]
+    ));
+    let id = state.map().topic_named("a").unwrap().id.to_wire();
+    done(
+        &mut state,
+        &Command::DeleteTopic(super::super::command::DeleteTopic { id }),
+    );
+    let actions = plan(&state, 1, &[deleted]);
+    assert!(matches!(
+        about(actions, 2)[..],
+        [Action::CloseGroup { .. }, Action::Report(_)]
+    ));
+}
+
+#[test]
+fn a_voter_whose_coming_was_called_off_runs_until_it_is_let_go() {
+    let mut state = cluster(2);
+    done(&mut state, &create(1, "a", 1, 1));
+    let here = partition(&state, 2).preferred.get();
+    let there = 3 - here;
+    let both = assign(&state, 2, &[here, there]);
+    done(&mut state, &both);
+    let joiner = partition(&state, 2).wanted_on(NodeId(there)).unwrap().id;
+    let one = assign(&state, 2, &[here]);
+    done(&mut state, &one);
+    assert_eq!(
+        about(plan(&state, there, &[]), 2),
+        [Action::OpenGroup {
+            group: GroupId(2),
+            replica: joiner,
+            kind: OpenKind::Join
         }]
     );
 }

@@ -89,8 +89,16 @@ struct ToyNode {
     up: bool,
     map: ClusterMap,
     local: BTreeMap<GroupId, ReplicaId>,
+    /// Of those, the ones that run: none after a start.
+    running: BTreeSet<GroupId>,
     /// Per led group: the term and the version read in it.
     confirmed: BTreeMap<GroupId, (u64, u64)>,
+}
+
+impl ToyNode {
+    fn runs(&self, group: GroupId) -> bool {
+        self.up && self.running.contains(&group)
+    }
 }
 
 pub(super) struct World {
@@ -128,6 +136,7 @@ impl World {
             up: true,
             map: self.state.map(),
             local: BTreeMap::new(),
+            running: BTreeSet::new(),
             confirmed: BTreeMap::new(),
         };
         self.nodes.insert(NodeId(node.into()), toy);
@@ -136,7 +145,7 @@ impl World {
     fn runs(&self, group: GroupId, replica: ReplicaId) -> bool {
         self.nodes
             .get(&replica.node())
-            .is_some_and(|node| node.up && node.local.get(&group) == Some(&replica))
+            .is_some_and(|node| node.runs(group) && node.local.get(&group) == Some(&replica))
     }
 
     /// What the controller says to a command; refusals are part of life here.
@@ -157,6 +166,9 @@ impl World {
     }
 
     fn role(&self, id: GroupId, replica: ReplicaId, node: &ToyNode) -> LocalRole {
+        if !node.runs(id) {
+            return LocalRole::Stopped;
+        }
         let Some(group) = self.groups.get(&id) else {
             return LocalRole::Follower;
         };
@@ -268,11 +280,12 @@ impl World {
         assert_eq!(replica.node(), id);
         assert!(!self.gone.contains(&replica), "a deleted replica came back");
         let node = self.nodes.get_mut(&id).unwrap();
+        let before = node.local.insert(group, replica);
         assert!(
-            !node.local.contains_key(&group),
+            before.is_none_or(|before| before == replica),
             "two replicas in one place"
         );
-        node.local.insert(group, replica);
+        assert!(node.running.insert(group), "opened twice");
         let toy = self.groups.entry(group).or_default();
         toy.matched.entry(replica).or_insert(0);
         if let OpenKind::Found(founding) = kind {
@@ -286,6 +299,7 @@ impl World {
     fn close(&mut self, id: NodeId, group: GroupId, replica: ReplicaId) {
         let node = self.nodes.get_mut(&id).unwrap();
         assert_eq!(node.local.remove(&group), Some(replica));
+        node.running.remove(&group);
         self.gone.insert(replica);
         let alive = self.state.map().group(group).is_some();
         let toy = self.groups.get_mut(&group).unwrap();
@@ -491,7 +505,8 @@ impl World {
             27 => {
                 let node = self.pick_node(a);
                 let node = self.nodes.get_mut(&node).unwrap();
-                node.up = !node.up || b % 2 == 0;
+                node.up = !node.up;
+                node.running.clear();
             }
             28 => {
                 let group = self.pick_group(a);
@@ -680,7 +695,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
+    #![proptest_config(ProptestConfig::with_cases(192))]
 
     #[test]
     fn any_trouble_is_safe_and_ends_where_the_map_wants_it(nodes in 1u8..6, events in events()) {
