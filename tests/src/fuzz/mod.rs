@@ -1,0 +1,42 @@
+//! What is fuzzed: everything that reads bytes which somebody else wrote. Each target is a plain
+//! function over bytes that panics if something is wrong, so that cargo-fuzz can drive it
+//! (`tests/fuzz`) and any toolchain can replay a corpus through it.
+//!
+//! Checksums keep random bytes from what lies behind them, so a target also takes its input with
+//! the checksum made right.
+
+mod controller;
+mod frames;
+mod record_batch;
+
+pub use controller::controller_commands;
+pub use frames::{log_frames, peer_frames};
+pub use record_batch::record_batch;
+
+/// One thing to fuzz.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// Also the name of its corpus.
+    pub name: &'static str,
+    pub run: fn(&[u8]),
+}
+
+/// All of them.
+pub const TARGETS: &[Target] = &[
+    Target {
+        name: "controller_commands",
+        run: controller_commands,
+    },
+    Target {
+        name: "log_frames",
+        run: log_frames,
+    },
+    Target {
+        name: "peer_frames",
+        run: peer_frames,
+    },
+    Target {
+        name: "record_batch",
+        run: record_batch,
+    },
+];
