@@ -101,6 +101,7 @@ impl<'a> Planner<'a> {
             .map(|(node, rack)| Candidate {
                 node,
                 rack,
+                silent: false,
                 total: load(&self.loads, node),
                 topic: load(topic, node),
             })

@@ -193,6 +193,7 @@ pub(super) struct Tables {
     pub(super) controller: Arc<Partition>,
     pub(super) retired: Arc<BTreeMap<NodeId, Arc<Retired>>>,
     pub(super) configs: Arc<BTreeMap<String, String>>,
+    pub(super) silent: Arc<BTreeSet<NodeId>>,
 }
 
 #[derive(Debug)]
@@ -255,6 +256,12 @@ impl ClusterMap {
     /// Nodes that get replicas, by id.
     pub fn active_nodes(&self) -> impl Iterator<Item = &Arc<Node>> {
         self.nodes().filter(|node| node.is_active())
+    }
+
+    /// Whether the controller's leader has not heard from the node for some time.
+    #[must_use]
+    pub fn is_silent(&self, node: NodeId) -> bool {
+        self.tables().silent.contains(&node)
     }
 
     #[must_use]

@@ -40,7 +40,7 @@ struct Envelope {
 struct CommandBody {
     #[prost(
         oneof = "Command",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20"
     )]
     command: Option<Command>,
 }
@@ -100,6 +100,9 @@ pub enum Command {
     /// As `PreferLeader`, by an operator, with the same consequence.
     #[prost(message, tag = "19")]
     PreferByHand(PreferLeader),
+    /// Which nodes the controller's leader has not heard from for some time.
+    #[prost(message, tag = "20")]
+    ReportSilent(ReportSilent),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -384,6 +387,13 @@ pub struct PreferLeader {
 }
 
 #[derive(Clone, PartialEq, Message)]
+pub struct ReportSilent {
+    /// All of them; what is not named is heard from.
+    #[prost(uint32, repeated, tag = "1")]
+    pub nodes: Vec<u32>,
+}
+
+#[derive(Clone, PartialEq, Message)]
 pub struct SetClusterConfig {
     #[prost(message, repeated, tag = "1")]
     pub configs: Vec<ConfigChange>,
@@ -424,7 +434,8 @@ impl Command {
             | Self::ActivateLevel(_)
             | Self::AllocateProducerIds(_)
             | Self::AssignByHand(_)
-            | Self::PreferByHand(_) => BASE_LEVEL,
+            | Self::PreferByHand(_)
+            | Self::ReportSilent(_) => BASE_LEVEL,
         }
     }
 
@@ -501,6 +512,14 @@ mod tests {
             Command::from_bytes(&command.to_bytes(), BASE_LEVEL),
             Ok(command)
         );
+    }
+
+    #[test]
+    fn the_bytes_of_a_command_are_what_they_always_were() {
+        let expected = b"\x08\x01\x12\x34\x42\x32\x0a\x10\x07\x07\x07\x07\x07\x07\x07\x07\
+            \x07\x07\x07\x07\x07\x07\x07\x07\x12\x06orders\x18\x03\x20\x01\
+            \x2a\x12\x0a\x0cretention.ms\x12\x02-1";
+        assert_eq!(sample().to_bytes(), expected[..]);
     }
 
     #[test]

@@ -25,6 +25,7 @@ mod nearest;
 mod placement;
 pub mod reconcile;
 mod reply;
+pub mod silence;
 mod state;
 mod topic_config;
 

@@ -1,4 +1,5 @@
-//! Where replicas go: over racks first, then evenly over nodes, leaders evenly among replicas.
+//! Where replicas go: to nodes that answer, over racks, then evenly over nodes, leaders evenly
+//! among replicas.
 //!
 //! Pure and deterministic. Placing a new topic happens inside apply, so what it answers at one
 //! feature level is frozen; moving replicas is decided outside and may become cleverer any time.
@@ -13,6 +14,8 @@ pub(super) struct Candidate {
     pub(super) node: NodeId,
     /// Nodes without a rack count as a rack of their own.
     pub(super) rack: Option<String>,
+    /// Not heard from lately: chosen last, leads last.
+    pub(super) silent: bool,
     /// Of all topics.
     pub(super) total: Load,
     /// Of the topic in question.
@@ -80,6 +83,7 @@ fn best_addition(candidates: &[Candidate], set: &[usize]) -> Option<usize> {
         .min_by_key(|at| {
             let candidate = &candidates[*at];
             (
+                candidate.silent,
                 rack_use(candidate),
                 candidate.topic.replicas,
                 candidate.total.replicas,
@@ -94,6 +98,7 @@ fn put_leader_first(candidates: &mut [Candidate], set: &mut [usize]) {
     let leader = (0..set.len()).min_by_key(|place| {
         let candidate = &candidates[set[*place]];
         (
+            candidate.silent,
             candidate.topic.leaders,
             candidate.total.leaders,
             candidate.node,
@@ -119,7 +124,8 @@ fn even_leaders_of_topic(candidates: &[Candidate], sets: &mut [Vec<NodeId>]) {
             options: set.clone(),
         })
         .collect();
-    for (at, leader) in even_leaders(&choices, counts, usize::MAX, |_, _, _| true) {
+    let silent = |node| candidates.iter().any(|c| c.node == node && c.silent);
+    for (at, leader) in even_leaders(&choices, counts, usize::MAX, |_, _, to| !silent(to)) {
         if let Some(place) = sets[at].iter().position(|node| *node == leader) {
             sets[at][..=place].rotate_right(1);
         }

@@ -81,6 +81,7 @@ impl ControllerState {
                 controller: Arc::new(controller),
                 retired: Arc::default(),
                 configs: Arc::default(),
+                silent: Arc::default(),
             },
             next_group: GroupId::CONTROLLER.next().get(),
             next_incarnation: 1,
@@ -127,6 +128,7 @@ impl ControllerState {
             Command::AssignByHand(command) => self.assign_replicas(command, Origin::Operator),
             Command::ReportSettled(command) => self.report_settled(command),
             Command::ReportClosed(command) => self.report_closed(command),
+            Command::ReportSilent(command) => self.report_silent(command),
             Command::PreferLeader(command) => self.prefer_leader(*command, Origin::Plan),
             Command::PreferByHand(command) => self.prefer_leader(*command, Origin::Operator),
             Command::SetClusterConfig(command) => self.set_cluster_config(command),
@@ -188,6 +190,7 @@ impl ControllerState {
             .map(|node| Candidate {
                 node: node.id,
                 rack: node.rack.clone(),
+                silent: self.tables.silent.contains(&node.id),
                 total: load(&self.loads, node.id),
                 topic: load(&of_topic, node.id),
             })

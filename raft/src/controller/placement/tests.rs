@@ -10,6 +10,7 @@ fn candidates(racks: &[Option<u8>]) -> Vec<Candidate> {
         .map(|(node, rack)| Candidate {
             node: NodeId(node),
             rack: rack.map(|rack| format!("rack-{rack}")),
+            silent: false,
             total: Load::default(),
             topic: Load::default(),
         })
@@ -70,6 +71,18 @@ fn single_partitions_go_where_the_least_is() {
             .collect::<BTreeSet<_>>(),
         BTreeSet::from([NodeId(2), NodeId(3)])
     );
+}
+
+#[test]
+fn silent_nodes_are_chosen_last_and_do_not_lead() {
+    let mut nodes = candidates(&[Some(1), Some(1), Some(2)]);
+    nodes[2].silent = true;
+    for set in place(&nodes, 6, 2).unwrap() {
+        assert!(!set.contains(&NodeId(3)), "{set:?}");
+    }
+    for set in place(&nodes, 6, 3).unwrap() {
+        assert_ne!(set[0], NodeId(3));
+    }
 }
 
 #[test]

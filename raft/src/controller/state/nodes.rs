@@ -7,7 +7,8 @@ use trilog_model::{GroupId, NodeId, ReplicaId, Term, Timestamp};
 
 use super::super::cluster_map::{GroupPlace, Node, NodeState, Partition, Replica, Standing};
 use super::super::command::{
-    Bootstrap, Endpoint, Purpose, RegisterNode, ReplaceNode, ReplicaRef, ReportClosed, StepAside,
+    Bootstrap, Endpoint, Purpose, RegisterNode, ReplaceNode, ReplicaRef, ReportClosed,
+    ReportSilent, StepAside,
 };
 use super::super::ids::{ClusterId, NodeIdentity};
 use super::super::level::LevelRange;
@@ -85,6 +86,7 @@ impl ControllerState {
                 self.add_controller_learner(id);
             }
         }
+        self.unsilence(NodeId(command.node));
         self.registered(NodeId(command.node), Vec::new())
     }
 
@@ -111,6 +113,7 @@ impl ControllerState {
         self.put_node(node);
         // The disk is gone, and with it all that was to be closed on it.
         Arc::make_mut(&mut self.tables.retired).remove(&id);
+        self.unsilence(id);
         let stranded = self.renew(&replicas);
         self.registered(id, stranded)
     }
@@ -199,6 +202,7 @@ impl ControllerState {
         controller.generation += 1;
         self.put_partition(controller);
         Arc::make_mut(&mut self.tables.retired).remove(&id);
+        self.unsilence(id);
         self.set_state(id, NodeState::Removed);
         Ok(Reply::Done)
     }
@@ -231,6 +235,24 @@ impl ControllerState {
             self.touch();
         }
         Ok(Reply::Done)
+    }
+
+    pub(super) fn report_silent(&mut self, command: &ReportSilent) -> Outcome {
+        let named = command.nodes.iter().copied().map(NodeId);
+        let silent: BTreeSet<NodeId> = named.filter(|id| self.node(*id).is_ok()).collect();
+        if silent != *self.tables.silent {
+            self.tables.silent = Arc::new(silent);
+            self.touch();
+        }
+        Ok(Reply::Done)
+    }
+
+    /// A node has spoken for itself, or is no more.
+    fn unsilence(&mut self, id: NodeId) {
+        if self.tables.silent.contains(&id) {
+            Arc::make_mut(&mut self.tables.silent).remove(&id);
+            self.touch();
+        }
     }
 
     /// The answer to a node that is a member.

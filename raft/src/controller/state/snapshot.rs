@@ -64,6 +64,8 @@ struct SnapshotMessage {
     retired: Vec<ReplicaRef>,
     #[prost(message, repeated, tag = "12")]
     configs: Vec<ConfigEntry>,
+    #[prost(uint32, repeated, tag = "13")]
+    silent: Vec<u32>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -163,6 +165,7 @@ impl ControllerState {
                 })
                 .collect(),
             configs: write_configs(&tables.configs),
+            silent: tables.silent.iter().map(|node| node.get()).collect(),
         }
         .encode_to_vec()
         .into()
@@ -341,6 +344,7 @@ fn read_tables(message: &SnapshotMessage) -> Result<Tables, RestoreError> {
                 .collect(),
         ),
         configs: Arc::new(read_configs(&message.configs)),
+        silent: Arc::new(message.silent.iter().copied().map(NodeId).collect()),
     })
 }
 

@@ -6,7 +6,7 @@ use super::super::cluster_map::{NodeState, Replication, Standing};
 use super::super::command::{
     ActivateLevel, AllocateProducerIds, AlterTopic, Assignment, ConfigChange, ConfigEntry,
     CreateTopic, DeleteTopic, NodeRef, PreferLeader, Purpose, RegisterNode, ReplaceNode,
-    ReplicaRef, ReportClosed, SetClusterConfig, StepAside, TopicKind,
+    ReplicaRef, ReportClosed, ReportSilent, SetClusterConfig, StepAside, TopicKind,
 };
 use super::super::fixtures::{
     assign, cluster, create, done, partition, refused, registration, settle, topic_id, voters,
@@ -171,6 +171,28 @@ fn default_replication_is_odd_and_grows_with_the_cluster() {
         assert_eq!(topic.partitions[0].voter_nodes().count(), replication);
         assert_eq!(map.wanted_replication(topic) as usize, replication);
     }
+}
+
+#[test]
+fn a_silent_node_gets_nothing_new_while_others_can_have_it() {
+    let mut state = cluster(3);
+    let report = |nodes: &[u32]| {
+        Command::ReportSilent(ReportSilent {
+            nodes: nodes.to_vec(),
+        })
+    };
+    done(&mut state, &report(&[2, 99]));
+    assert!(state.map().is_silent(NodeId(2)) && !state.map().is_silent(NodeId(99)));
+    done(&mut state, &create(1, "a", 6, 2));
+    done(&mut state, &create(2, "b", 6, 3));
+    let map = state.map();
+    let leads = |p: &Arc<Partition>| p.preferred == NodeId(2);
+    let holds = |p: &Arc<Partition>| p.wanted_on(NodeId(2)).is_some();
+    assert!(!map.topic_named("a").unwrap().partitions.iter().any(holds));
+    assert!(map.topic_named("b").unwrap().partitions.iter().all(holds));
+    assert!(!map.topic_named("b").unwrap().partitions.iter().any(leads));
+    done(&mut state, &Command::RegisterNode(registration(2, 2, "")));
+    assert!(!state.map().is_silent(NodeId(2)));
 }
 
 #[test]

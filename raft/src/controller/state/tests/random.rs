@@ -45,6 +45,7 @@ enum Draw {
         node: u8,
     },
     ProducerIds(u8),
+    Silent(Vec<u8>),
     Noise(Vec<u8>),
 }
 
@@ -69,7 +70,8 @@ fn draw() -> impl Strategy<Value = Draw> {
         4 => any::<usize>().prop_map(|pick| Draw::Settle { pick }),
         2 => node.clone().prop_map(|node| Draw::Closed { node }),
         1 => (any::<usize>(), node.clone()).prop_map(|(pick, node)| Draw::Prefer { pick, node }),
-        1 => node.prop_map(Draw::ProducerIds),
+        1 => node.clone().prop_map(Draw::ProducerIds),
+        1 => prop::collection::vec(node, 0..3).prop_map(Draw::Silent),
         1 => prop::collection::vec(any::<u8>(), 0..40).prop_map(Draw::Noise),
     ]
 }
@@ -132,6 +134,9 @@ fn resolve_node(state: &ControllerState, draw: &Draw) -> Option<Command> {
                 replicas: refs(retired.into_iter().flatten()),
             })
         }
+        Draw::Silent(nodes) => Command::ReportSilent(ReportSilent {
+            nodes: nodes.iter().map(|node| (*node).into()).collect(),
+        }),
         Draw::ProducerIds(node) => Command::AllocateProducerIds(AllocateProducerIds {
             node: (*node).into(),
         }),
