@@ -11,6 +11,7 @@ mod consume;
 mod demo;
 mod dev;
 mod format;
+mod log;
 mod logging;
 mod output;
 mod position;
@@ -60,6 +61,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Measure it, beside what the same machine does without it
     Bench(bench::BenchArgs),
+    /// Look into the log of a stopped node
+    Log(log::LogArgs),
     /// Write, check and show the configuration of a node
     Config(config::ConfigArgs),
     /// Print the completion script of a shell
@@ -101,6 +104,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Replay(args) => runtime()?.block_on(replay::run(args)),
         Command::Cluster(args) => runtime()?.block_on(cluster::run(args)),
         Command::Bench(args) => runtime()?.block_on(bench::run(args)),
+        Command::Log(args) => runtime()?.block_on(log::run(args)),
         Command::Demo(args) => runtime()?.block_on(demo::run(args)),
     }
 }

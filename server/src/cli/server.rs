@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::config::{SettingArgs, load};
-use super::logging;
+use super::{log, logging};
 use crate::boot;
 
 #[derive(Debug, Args)]
@@ -27,6 +27,8 @@ pub(super) struct ServerArgs {
 pub(super) async fn run(args: ServerArgs) -> anyhow::Result<()> {
     let loaded = load(args.config, &args.settings)?;
     logging::start(&loaded.config.log)?;
+    // Held until the process ends: two nodes on one directory would destroy it.
+    let _lock = log::lock(&loaded.config.node.data_dir, true)?;
     let stop = CancellationToken::new();
     let signals = tokio::spawn(stop_on_signal(
         signal(SignalKind::terminate())?,

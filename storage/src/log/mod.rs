@@ -38,12 +38,15 @@ pub use types::{
     AppendDone, AppendError, Appending, LogStart, LogState, ReadError, StoreError, TermStart, Vote,
 };
 
-pub(crate) use checkpoint::{Checkpoint, CheckpointError, SaveError};
+pub(crate) use checkpoint::{Checkpoint, CheckpointError, GroupRecord, SaveError, SegmentRecord};
 pub(crate) use config::{SEGMENTS, WAL};
 pub(crate) use fill::{FillJob, FillTask};
 pub(crate) use group::{Group, GroupState};
 pub(crate) use keeper::{KeeperJob, KeeperTask};
 pub(crate) use reader::ReadPool;
 pub(crate) use recovery::{Recovered, Recovery};
+pub(crate) use segment::{
+    HEADER_LEN as SEGMENT_HEADER_LEN, SegmentHeader, file_name as segment_file_name,
+};
 pub(crate) use shared::{Progress, Shared};
 pub(crate) use tip::Tip;

@@ -339,6 +339,13 @@ pub(crate) struct Recovered {
 pub(crate) struct RecoveredGroup(Replay);
 
 impl RecoveredGroup {
+    /// What is known of the group: its record, and its entries behind the segments, in order.
+    pub(crate) fn parts(&self) -> (&GroupRecord, impl Iterator<Item = &Frame>) {
+        let Replay { record, suffix, .. } = &self.0;
+        let behind = suffix.range(record.tip.next_index..);
+        (record, behind.map(|(_, (_, frame))| frame))
+    }
+
     /// Puts the group together as it was.
     pub(crate) fn restore(self, shared: &Arc<Shared>) -> Arc<Group> {
         let Replay { record, suffix, .. } = self.0;

@@ -211,6 +211,22 @@ impl Wal {
         Ok((wal, summary))
     }
 
+    /// Reads what [`Self::open_visiting`] would recover, through an `io` that ignores writes.
+    pub(crate) async fn read<I: Io>(
+        io: &I,
+        dir: PathBuf,
+        start: WalStart,
+        visit: impl FnMut(WalPosition, Frame) + Send + 'static,
+    ) -> Result<WalScanSummary, WalError> {
+        let mut visit: Visit = Box::new(visit);
+        let found = scan::scan(io, &WalConfig::new(dir), start, &mut visit).await?;
+        Ok(WalScanSummary {
+            torn_tail: found.torn_tail,
+            rounds: found.rounds,
+            bytes_read: found.bytes_read,
+        })
+    }
+
     /// Queues frames as one unit and returns at once; `done` is told when all are durable.
     ///
     /// Units are written, and told, in the order of submission, one exception apart: while no

@@ -26,6 +26,7 @@ use trilog_client::{Client, ProducerConfig};
 
 use super::dev::data_flag;
 use super::format::hex;
+use super::log;
 use super::output;
 use super::progress::Progress;
 use super::scrape::Scrape;
@@ -82,12 +83,19 @@ async fn show(args: DemoArgs) -> anyhow::Result<()> {
         before.elapsed().as_secs_f64()
     ))?;
     let outcome = play(&dev, files, args.records, &mut story).await;
-    let port = dev.layout().places.first().map_or(7400, |place| place.grpc);
+    let layout = dev.layout().clone();
     dev.stop().await;
     story.tell("the nodes have stopped; their data is kept")?;
-    let outcome = outcome?;
+    let mut outcome = outcome?;
+    for place in &layout.places {
+        let found = log::look(&layout.data_dir(place.node), Box::new(|_, _| {})).await?;
+        let (node, frames) = (place.node, found.frames);
+        let text = format!("the log of node {node}: {frames} frames, checksums and chains hold");
+        outcome.check(&text, found.damage.is_empty());
+    }
 
     outcome.print(seed, story.begun)?;
+    let port = layout.places.first().map_or(7400, |place| place.grpc);
     farewell(&args.data, port)?;
     if outcome.checks.iter().all(|check| check.passed) {
         return Ok(());
