@@ -128,7 +128,10 @@ impl ControllerState {
             Command::AssignByHand(command) => self.assign_replicas(command, Origin::Operator),
             Command::ReportSettled(command) => self.report_settled(command),
             Command::ReportClosed(command) => self.report_closed(command),
-            Command::ReportSilent(command) => self.report_silent(command),
+            Command::ReportSilent(command) => {
+                self.report_silent(command);
+                Ok(Reply::Done)
+            }
             Command::PreferLeader(command) => self.prefer_leader(*command, Origin::Plan),
             Command::PreferByHand(command) => self.prefer_leader(*command, Origin::Operator),
             Command::SetClusterConfig(command) => self.set_cluster_config(command),

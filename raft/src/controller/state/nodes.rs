@@ -237,14 +237,13 @@ impl ControllerState {
         Ok(Reply::Done)
     }
 
-    pub(super) fn report_silent(&mut self, command: &ReportSilent) -> Outcome {
+    pub(super) fn report_silent(&mut self, command: &ReportSilent) {
         let named = command.nodes.iter().copied().map(NodeId);
         let silent: BTreeSet<NodeId> = named.filter(|id| self.node(*id).is_ok()).collect();
         if silent != *self.tables.silent {
             self.tables.silent = Arc::new(silent);
             self.touch();
         }
-        Ok(Reply::Done)
     }
 
     /// A node has spoken for itself, or is no more.
