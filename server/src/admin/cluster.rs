@@ -118,7 +118,7 @@ impl ClusterService for Api {
                 "the partition has no such other replica",
             )
         })?;
-        let command = Command::PreferLeader(PreferLeader {
+        let command = Command::PreferByHand(PreferLeader {
             group: place.group.get(),
             node: to.get(),
         });
@@ -226,7 +226,7 @@ fn substitute(place: &Place, old: NodeId, new: NodeId) -> Result<Command, Error>
     } else {
         place.preferred
     };
-    Ok(Command::AssignReplicas(AssignReplicas {
+    Ok(Command::AssignByHand(AssignReplicas {
         group: place.group.get(),
         generation: place.generation,
         voters: swapped.map(NodeId::get).collect(),

@@ -129,17 +129,17 @@ impl Topics for Api {
         } else {
             request.names
         };
-        let topics = names.into_iter().map(|name| {
-            let result = match self.topic(&name) {
+        let mut topics = Vec::with_capacity(names.len());
+        for name in names {
+            let result = match self.cluster.current_topic(&name).await {
                 Ok(topic) => Described::Topic(self.describe_topic(&topic, request.with_config)),
-                Err(error) => Described::Error(error),
+                Err(error) => Described::Error(errors::lookup(&self.cluster, &error)),
             };
-            DescribedTopic {
+            topics.push(DescribedTopic {
                 name,
                 result: Some(result),
-            }
-        });
-        let topics = topics.collect();
+            });
+        }
         let nodes = map
             .nodes()
             .filter(|node| node.is_member())

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -26,7 +27,7 @@ use super::joining;
 use crate::admin::{Api, Limits as ApiLimits};
 use crate::cluster::{
     Agent, Cluster, ControllerHandle, ControllerView, Identity, Leaders, Liveness,
-    Parts as ClusterParts, Receptionist, kinds,
+    Parts as ClusterParts, PeerFile, Receptionist, find_peers, kinds,
 };
 use crate::config::{Config, IoChoice};
 use crate::partition::{Intake, Partitions};
@@ -64,6 +65,7 @@ pub struct Server {
     pub(super) uring_fallback: bool,
     kv: Kv,
     entropy: Entropy,
+    peers: Arc<Mutex<PeerFile>>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -93,6 +95,7 @@ impl Server {
 
         let server = Self::take_part(config, ground, &identity).await?;
         receptionist.admit(cluster_id, server.cluster.controller().clone());
+        server.run_search(config, cluster_id);
         server.run_agent(
             config,
             Myself {
@@ -120,6 +123,7 @@ impl Server {
             uring_fallback,
             ..
         } = ground;
+        let peers = PeerFile::load(&config.node.data_dir, transport.book());
         let raft = raft_config(config);
         let node = Node::start(&raft, store.clone(), kv.clone(), transport.clone())?;
         let (view, map, changes) = ControllerView::new();
@@ -142,9 +146,28 @@ impl Server {
             uring_fallback,
             kv,
             entropy,
+            peers: Arc::new(Mutex::new(peers)),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         })
+    }
+
+    /// Looks for the other nodes until the map says where they are.
+    fn run_search(&self, config: &Config, cluster_id: ClusterId) {
+        let (transport, cluster) = (self.transport.clone(), self.cluster.clone());
+        let own = [config.advertised_peer(), config.listen.peer.to_string()];
+        let seeds = config
+            .cluster
+            .seeds
+            .iter()
+            .filter(|seed| !own.contains(seed));
+        let seeds: Vec<String> = seeds.cloned().collect();
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            let known = || cluster.map().cluster().is_some();
+            let search = find_peers(&transport, &seeds, cluster_id, known);
+            stop.run_until_cancelled(search).await;
+        });
     }
 
     fn run_agent(&self, config: &Config, me: Myself) {
@@ -153,6 +176,7 @@ impl Server {
             node: self.node.clone(),
             me,
             progress: Arc::default(),
+            peers: Arc::clone(&self.peers),
             intake: Intake {
                 in_flight: Arc::new(Semaphore::new(IN_FLIGHT_BYTES)),
                 pressure: self.store.pressure(),
@@ -289,14 +313,19 @@ fn choice(io: IoChoice) -> Choice {
 
 fn store_config(config: &Config) -> StoreConfig {
     let storage = &config.storage;
+    let defaults = StoreConfig::new(config.node.data_dir.clone());
     StoreConfig {
         wal_file_bytes: storage.wal_file_size.get(),
+        // A round never spans files; small ones still hold several.
+        wal_round_bytes: defaults
+            .wal_round_bytes
+            .min(storage.wal_file_size.as_usize() / 4),
         wal_files: storage.wal_files,
         pinned_bytes: storage.pinned_size.get(),
         cache_bytes: storage.cache_size.get(),
         segment_bytes: storage.segment_size.get(),
         fill_bytes: storage.fill_size.get(),
-        ..StoreConfig::new(config.node.data_dir.clone())
+        ..defaults
     }
 }
 

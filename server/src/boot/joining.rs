@@ -6,12 +6,12 @@ use anyhow::Context;
 use tracing::info;
 use trilog_model::{GroupId, NodeId, ReplicaId};
 use trilog_raft::controller::commands::{Bootstrap, Command, Endpoint, Purpose, RegisterNode};
-use trilog_raft::controller::{BASE_LEVEL, BUILD_LEVEL, NodeIdentity};
+use trilog_raft::controller::{BASE_LEVEL, BUILD_LEVEL, ControllerError, NodeIdentity};
 use trilog_raft::transport::{ClusterId, Transport};
 use trilog_raft::{Group, MembershipError, Node};
 use uuid::Uuid;
 
-use crate::cluster::{Applicant, Cluster, ControllerView, Identity, Membership};
+use crate::cluster::{Applicant, Cluster, ControllerView, Identity, Membership, ProposeError};
 use crate::config::Config;
 
 /// The founder's replica of the controller group.
@@ -93,10 +93,11 @@ pub(super) async fn register(
             node: node.clone(),
             level: BUILD_LEVEL,
         });
-        cluster
-            .propose_when_led(&bootstrap)
-            .await
-            .context("initializing the cluster")?;
+        match cluster.propose_when_led(&bootstrap).await {
+            // Done by an earlier start, which this node has yet to replay.
+            Ok(()) | Err(ProposeError::Refused(ControllerError::AlreadyBootstrapped {})) => {}
+            Err(error) => return Err(error).context("initializing the cluster"),
+        }
     }
     cluster
         .propose_when_led(&Command::RegisterNode(node))

@@ -17,9 +17,10 @@ use trilog_raft::controller::commands::Purpose;
 use trilog_raft::controller::reconcile::{
     Action, LeaderView, Limits, LocalGroup, LocalRole, Myself, OpenKind, Progress, plan_node,
 };
+use trilog_raft::controller::silence::Silence;
 use trilog_raft::{Group, Leadership, MembershipError, Node, OpenError, View};
 
-use super::Cluster;
+use super::{Cluster, PeerFile};
 use crate::partition::{Intake, Limits as PartitionLimits, Partition};
 use crate::view::PartitionView;
 
@@ -40,6 +41,7 @@ pub struct Agent {
     /// The node's own bound on record batches; topics may set a lower one.
     pub max_batch_bytes: usize,
     pub progress: Arc<Mutex<Confirmations>>,
+    pub peers: Arc<Mutex<PeerFile>>,
 }
 
 /// What the agent knows between rounds; losing it costs a round.
@@ -52,6 +54,8 @@ pub struct Confirmations {
     /// Said once, not in every round.
     unexplained: Vec<GroupId>,
     estranged: bool,
+    /// Which nodes have been silent for how long, while this node leads the controller.
+    silence: Silence,
 }
 
 impl Agent {
@@ -78,6 +82,9 @@ impl Agent {
     /// Brings the address book and the partitions' limits to where the map has them.
     fn follow_map(&self) {
         let map = self.cluster.map();
+        if map.cluster().is_none() {
+            return;
+        }
         let book = self.cluster.controller().transport().book();
         for node in map.nodes().filter(|node| node.id != self.me.node) {
             match self.cluster.address(node.id, Purpose::Peer) {
@@ -85,6 +92,7 @@ impl Agent {
                 _ => book.remove(node.id),
             }
         }
+        self.peers.lock().update(book);
         for topic in map.topics() {
             let limits = self.limits(map.topic_config(topic).max_message_bytes);
             for place in &topic.partitions {
@@ -140,8 +148,20 @@ impl Agent {
 
     fn local_groups(&self) -> Vec<LocalGroup> {
         let mut local = vec![self.local(self.cluster.controller().group())];
-        for (_, partition) in self.cluster.partitions().all() {
-            local.push(self.local(partition.group()));
+        let partitions = self.cluster.partitions();
+        for id in self.node.store().groups() {
+            if id == GroupId::CONTROLLER {
+                continue;
+            }
+            match (partitions.get(id), self.node.store().group(id)) {
+                (Some(partition), _) => local.push(self.local(partition.group())),
+                (None, Some(log)) => local.push(LocalGroup {
+                    group: id,
+                    replica: log.replica(),
+                    role: LocalRole::Stopped,
+                }),
+                (None, None) => {}
+            }
         }
         local
     }
@@ -247,7 +267,7 @@ impl Agent {
             .into_iter()
             .filter_map(|local| match local.role {
                 LocalRole::Leader(view) => Some((local.group, view.term)),
-                LocalRole::Follower => None,
+                LocalRole::Follower | LocalRole::Stopped => None,
             })
             .collect();
         let controller = self.cluster.controller();
@@ -299,12 +319,17 @@ impl Agent {
     async fn balance(&self) {
         let controller = self.cluster.controller();
         if !controller.group().leadership().borrow().ready {
+            self.progress.lock().silence = Silence::default();
             return;
         }
         let map = self.cluster.map();
         let active = map.active_nodes().map(|node| node.id);
         let reachable = active.filter(|node| self.cluster.is_alive(*node)).collect();
-        for command in plan_balance(&map, &reachable).commands {
+        let silence = self.progress.lock().silence.observe(&map, &reachable);
+        for command in silence
+            .into_iter()
+            .chain(plan_balance(&map, &reachable).commands)
+        {
             if let Err(error) = self.cluster.propose(&command).await {
                 info!(%error, "a planned move was refused and is planned anew");
                 return;

@@ -194,6 +194,32 @@ impl Applicant<'_> {
     }
 }
 
+/// Asks the seeds where the nodes of this cluster are, until `known` says that the map tells: for
+/// a node that restarts when all others do, perhaps at other addresses.
+pub async fn find_peers(
+    transport: &Transport,
+    seeds: &[String],
+    cluster: ClusterId,
+    known: impl Fn() -> bool,
+) {
+    while !known() {
+        for seed in seeds {
+            let asked = transport
+                .introduce(seed.as_str(), IDENTIFY, Vec::new(), PATIENCE)
+                .await;
+            let Ok((node, said)) = asked else { continue };
+            let theirs = match read_introduction(node, &said) {
+                Answer::Clustered { cluster, .. } => cluster,
+                Answer::Silent(_) | Answer::Empty { .. } => continue,
+            };
+            if theirs == cluster && node != transport.node() {
+                transport.book().set(node, seed.clone());
+            }
+        }
+        tokio::time::sleep(PAUSE * 5).await;
+    }
+}
+
 fn read_introduction(node: NodeId, said: &Bytes) -> Answer {
     let Ok(said) = Introduction::decode(said.clone()) else {
         return Answer::Silent("its introduction cannot be read".to_owned());

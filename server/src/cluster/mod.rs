@@ -11,6 +11,7 @@ pub mod kinds;
 mod leaders;
 mod liveness;
 mod membership;
+mod peers;
 mod producer_ids;
 mod proxy;
 
@@ -26,7 +27,8 @@ pub use controller::{ControllerHandle, ControllerView, ProposeError};
 pub use identity::{Identity, IdentityError};
 pub use leaders::Leaders;
 pub use liveness::Liveness;
-pub use membership::{Applicant, Membership, MembershipError, Receptionist};
+pub use membership::{Applicant, Membership, MembershipError, Receptionist, find_peers};
+pub use peers::PeerFile;
 pub use proxy::ProxyError;
 
 use crate::partition::{Partition, Partitions};
@@ -125,6 +127,19 @@ impl Cluster {
         map.topic_named(name)
             .cloned()
             .ok_or_else(|| LookupError::UnknownTopic(name.to_owned()))
+    }
+
+    /// As [`Cluster::topic`], but before a topic is called unknown, this node's map is brought up
+    /// to date: a topic that was just created through another node is found.
+    pub async fn current_topic(&self, name: &str) -> Result<Arc<Topic>, LookupError> {
+        if let Ok(topic) = self.topic(name) {
+            return Ok(topic);
+        }
+        let controller = self.controller();
+        if let Some(version) = controller.current_version().await {
+            controller.await_version(version).await;
+        }
+        self.topic(name)
     }
 
     /// Where a partition is placed.
