@@ -31,6 +31,11 @@ pub(crate) fn seed_thread(seed: u64) {
     SEEDS.with(|seeds| *seeds.borrow_mut() = SmallRng::seed_from_u64(seed));
 }
 
+#[cfg(any(test, feature = "sim"))]
+type RuntimeWatch = crate::testkit::OrderedWatch;
+#[cfg(not(any(test, feature = "sim")))]
+type RuntimeWatch = <TokioRuntime as AsyncRuntime>::Watch;
+
 type Seeded = DeterministicRng<TokioRuntime>;
 
 /// The runtime of [`crate::types::TypeConfig`].
@@ -47,7 +52,7 @@ impl AsyncRuntime for Runtime {
         <TokioRuntime as AsyncRuntime>::Timeout<R, T>;
     type ThreadLocalRng = <Seeded as AsyncRuntime>::ThreadLocalRng;
     type Mpsc = <TokioRuntime as AsyncRuntime>::Mpsc;
-    type Watch = <TokioRuntime as AsyncRuntime>::Watch;
+    type Watch = RuntimeWatch;
     type Oneshot = <TokioRuntime as AsyncRuntime>::Oneshot;
     type Mutex<T: OptionalSend + 'static> = <TokioRuntime as AsyncRuntime>::Mutex<T>;
 

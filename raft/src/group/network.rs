@@ -11,6 +11,8 @@
 //! predecessor on the same node is ever taken.
 
 use std::fmt::Display;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -213,6 +215,8 @@ impl NetTransferLeader<TypeConfig> for Client {
 }
 
 impl NetStreamAppend<TypeConfig> for Client {
+    /// Takes the first request before it opens anything: openraft waits between attempts where it
+    /// hands out requests, so failing earlier would make it try again without end.
     fn stream_append<S>(
         &mut self,
         mut input: S,
@@ -222,35 +226,60 @@ impl NetStreamAppend<TypeConfig> for Client {
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
         let timeout = option.soft_ttl();
-        async move {
+        let session = async move {
+            let Some(first) = input.next().await else {
+                return futures::stream::empty().boxed();
+            };
             if self.purpose == Purpose::Beats {
-                let beats = async move {
-                    let request = input.next().await?;
-                    Some(self.beat(request, timeout).await)
-                };
-                let replies = beats.into_stream().filter_map(futures::future::ready);
-                return Ok(replies.boxed());
+                return once(self.beat(first, timeout).await).boxed();
             }
-            let (sender, receiver) = self.open(Lane::Append, APPEND, timeout).await?;
-            // The sending side yields nothing but the error that ends it.
-            let sent = send_all(input, sender).into_stream();
-            let failures = sent.filter_map(|result| futures::future::ready(result.err().map(Err)));
-            let both = futures::stream::select(replies(receiver), failures);
-            Ok(both.boxed())
-        }
-        .boxed()
+            match self.open(Lane::Append, APPEND, timeout).await {
+                Ok((sender, receiver)) => exchange(once(first).chain(input), sender, receiver),
+                Err(error) => once(Err(error)).boxed(),
+            }
+        };
+        futures::future::ready(Ok(session.flatten_stream().boxed())).boxed()
     }
 }
 
+fn once<T: Send>(item: T) -> impl Stream<Item = T> + Send + Unpin {
+    futures::stream::once(futures::future::ready(item))
+}
+
+/// Sends requests and yields the answers to them, until either side ends.
+fn exchange<S>(requests: S, sender: StreamSender, receiver: StreamReceiver) -> AppendStream<'static>
+where
+    S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
+{
+    let complete = Arc::new(AtomicBool::new(false));
+    // The sending side yields nothing but the error that ends it.
+    let sent = send_all(requests, sender, Arc::clone(&complete)).into_stream();
+    let failures = sent.filter_map(|result| futures::future::ready(result.err().map(Err)));
+    let end = async move {
+        let expected = complete.load(Ordering::Relaxed);
+        (!expected).then(|| Err(unreachable_peer("it ended the stream")))
+    };
+    let end = end.into_stream().filter_map(futures::future::ready);
+    let answers = replies(receiver).chain(end).map(Some).chain(once(None));
+    let both = futures::stream::select(answers, failures.map(Some));
+    let until_the_end = both.take_while(|item| futures::future::ready(item.is_some()));
+    until_the_end.filter_map(futures::future::ready).boxed()
+}
+
 /// Sends every request as the follower has room for it, then ends the stream.
-async fn send_all<S>(mut input: S, mut sender: StreamSender) -> Result<(), RpcError>
+async fn send_all<S>(
+    mut requests: S,
+    mut sender: StreamSender,
+    complete: Arc<AtomicBool>,
+) -> Result<(), RpcError>
 where
     S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin,
 {
-    while let Some(request) = input.next().await {
+    while let Some(request) = requests.next().await {
         let payload = codec::encode_append(request).map_err(unreachable_peer)?;
         sender.send(payload).await.map_err(unreachable_peer)?;
     }
+    complete.store(true, Ordering::Relaxed);
     Ok(())
 }
 

@@ -9,8 +9,10 @@ pub mod client;
 mod clock;
 mod cluster;
 pub mod compare;
+pub mod nemesis;
 mod owner;
 mod tally;
+mod watch;
 mod witness;
 
 pub use checks::Checks;
@@ -21,6 +23,7 @@ pub use trilog_storage::io::sim::block_on;
 pub use witness::Witness;
 
 pub(crate) use owner::Owner;
+pub(crate) use watch::OrderedWatch;
 
 /// The seeds to run: `TRILOG_SEEDS` as a count, as `first..end`, or a few by default.
 #[must_use]

@@ -1,38 +1,114 @@
-//! Three nodes, one group, and what can happen to them.
+//! Three nodes, one group, and everything that can happen to them.
 
 use std::time::Duration;
 
+use rand::Rng;
+use rand::seq::IndexedRandom;
+use tokio::task::JoinHandle;
 use trilog_model::GroupId;
 
 use crate::testkit::client::{self, Directory, Numbers};
-use crate::testkit::{Cluster, ClusterConfig, block_on};
+use crate::testkit::nemesis::{self, Fault};
+use crate::testkit::{Cluster, ClusterConfig, block_on, seeds};
 
 const GROUP: GroupId = GroupId(40);
+
+struct Load {
+    directory: Directory,
+    clients: Vec<JoinHandle<()>>,
+}
+
+impl Load {
+    fn start(cluster: &Cluster, clients: usize) -> Self {
+        let directory = Directory::default();
+        let numbers = Numbers::default();
+        let spawn = |_| {
+            client::spawn(
+                directory.clone(),
+                numbers.clone(),
+                cluster.checks.clone(),
+                cluster.entropy.fork(),
+            )
+        };
+        let clients = (0..clients).map(spawn).collect();
+        let load = Self { directory, clients };
+        load.refresh(cluster);
+        load
+    }
+
+    fn refresh(&self, cluster: &Cluster) {
+        self.directory.set(cluster.replicas(GROUP));
+    }
+
+    fn stop(self) {
+        for client in self.clients {
+            client.abort();
+        }
+    }
+}
+
+async fn founded(config: ClusterConfig) -> Cluster {
+    let mut cluster = Cluster::start(config).await;
+    cluster.create_group(GROUP).await;
+    cluster.await_leader(GROUP).await;
+    cluster
+}
+
+/// Runs `steps` faults drawn from `faults` under load, heals, and checks everything. Returns the
+/// trace.
+fn simulate(seed: u64, steps: usize, faults: &[Fault]) -> u64 {
+    block_on(async {
+        let mut cluster = founded(ClusterConfig::three(seed)).await;
+        let load = Load::start(&cluster, 3);
+        let mut rng = cluster.entropy.fork();
+        for _ in 0..steps {
+            let fault = faults.choose(&mut rng).copied().unwrap_or(Fault::BootAll);
+            let done = nemesis::strike(&mut cluster, GROUP, fault, &mut rng).await;
+            if std::env::var_os("TRILOG_TRACE").is_some() {
+                eprintln!("seed {seed}: {done}");
+            }
+            load.refresh(&cluster);
+            cluster
+                .run(Duration::from_millis(rng.random_range(20..500)))
+                .await;
+        }
+        cluster.heal().await;
+        load.refresh(&cluster);
+        cluster.await_leader(GROUP).await;
+        let acked = cluster.checks.acked();
+        cluster
+            .until("progress after healing", |cluster| {
+                cluster.checks.acked() > acked + 10
+            })
+            .await;
+        load.stop();
+        cluster.converge(GROUP).await;
+        cluster.trace()
+    })
+}
 
 #[test]
 fn three_nodes_elect_a_leader_and_apply_what_is_proposed() {
     block_on(async {
-        let mut cluster = Cluster::start(ClusterConfig::three(1)).await;
-        cluster.create_group(GROUP).await;
-        cluster.await_leader(GROUP).await;
-        let directory = Directory::default();
-        directory.set(cluster.replicas(GROUP));
-        let numbers = Numbers::default();
-        let clients: Vec<_> = (0..4)
-            .map(|_| {
-                client::spawn(
-                    directory.clone(),
-                    numbers.clone(),
-                    cluster.checks.clone(),
-                    cluster.entropy.fork(),
-                )
-            })
-            .collect();
-        cluster.run(Duration::from_secs(2)).await;
-        for client in clients {
-            client.abort();
-        }
+        let cluster = founded(ClusterConfig::three(1)).await;
+        let load = Load::start(&cluster, 4);
+        cluster.run(Duration::from_secs(1)).await;
+        load.stop();
         cluster.converge(GROUP).await;
         assert!(cluster.checks.acked() > 100, "{}", cluster.checks.acked());
     });
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_whatever_happens_to_three_nodes() {
+    for seed in seeds(10) {
+        simulate(seed, 10, &Fault::ALL);
+    }
+}
+
+#[test]
+fn one_seed_gives_one_trace() {
+    let first = simulate(7, 6, &Fault::ALL);
+    assert_eq!(first, simulate(7, 6, &Fault::ALL));
+    assert_ne!(first, simulate(8, 6, &Fault::ALL));
 }

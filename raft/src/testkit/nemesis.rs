@@ -1,0 +1,165 @@
+//! What goes wrong in a simulation: one fault after another, drawn from the seed.
+
+use std::time::Duration;
+
+use rand::Rng;
+use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom;
+use trilog_model::{GroupId, LogIndex, NodeId};
+
+use super::Cluster;
+
+/// A kind of fault, or of relief.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    KillLeader,
+    KillAny,
+    PowerLossAny,
+    PowerLossAll,
+    StopInOrder,
+    IsolateLeader,
+    IsolateAny,
+    CutOneWay,
+    ResetLinks,
+    SlowDisk,
+    StallDisk,
+    SlowLinks,
+    JumpClock,
+    TransferLeader,
+    Trim,
+    HealLinks,
+    BootAll,
+}
+
+impl Fault {
+    pub const ALL: [Self; 17] = [
+        Self::KillLeader,
+        Self::KillAny,
+        Self::PowerLossAny,
+        Self::PowerLossAll,
+        Self::StopInOrder,
+        Self::IsolateLeader,
+        Self::IsolateAny,
+        Self::CutOneWay,
+        Self::ResetLinks,
+        Self::SlowDisk,
+        Self::StallDisk,
+        Self::SlowLinks,
+        Self::JumpClock,
+        Self::TransferLeader,
+        Self::Trim,
+        Self::HealLinks,
+        Self::BootAll,
+    ];
+}
+
+/// Does one thing to the cluster. Says what it did, for the trace of a failing seed.
+pub async fn strike(
+    cluster: &mut Cluster,
+    group: GroupId,
+    fault: Fault,
+    rng: &mut SmallRng,
+) -> String {
+    let up = cluster.up();
+    let any = up.choose(rng).copied();
+    let leader = cluster.leader(group).map(|(node, _)| node);
+    let victim = match fault {
+        Fault::KillLeader | Fault::IsolateLeader | Fault::TransferLeader => leader.or(any),
+        _ => any,
+    };
+    let Some(node) = victim else {
+        boot_all(cluster).await;
+        return "boot all".to_owned();
+    };
+    match fault {
+        Fault::KillLeader | Fault::KillAny => cluster.kill(node),
+        Fault::PowerLossAny => cluster.power_loss(node),
+        Fault::PowerLossAll => {
+            for node in up {
+                cluster.power_loss(node);
+            }
+        }
+        Fault::StopInOrder => cluster.stop(node).await,
+        Fault::IsolateLeader | Fault::IsolateAny => cluster.net.isolate(node),
+        Fault::CutOneWay | Fault::ResetLinks | Fault::SlowLinks => {
+            let others: Vec<NodeId> = cluster.nodes();
+            let other = others.choose(rng).copied().unwrap_or(node);
+            links(cluster, fault, node, other, rng);
+        }
+        Fault::SlowDisk => {
+            let slow = Duration::from_millis(rng.random_range(5..80));
+            cluster.disk(node).configure(|disk| disk.latency_max = slow);
+        }
+        Fault::StallDisk => {
+            let stall = Duration::from_millis(rng.random_range(100..1_500));
+            cluster.disk(node).stall(stall);
+        }
+        Fault::JumpClock => {
+            let nanos = rng.random_range(-2_000_000_000..2_000_000_000);
+            cluster.clock(node).set_offset_nanos(nanos);
+        }
+        Fault::TransferLeader => transfer(cluster, group, node, rng).await,
+        Fault::Trim => trim(cluster, group, rng).await,
+        Fault::HealLinks => cluster.net.heal_all(),
+        Fault::BootAll => boot_all(cluster).await,
+    }
+    format!("{fault:?} node {node}")
+}
+
+fn links(cluster: &Cluster, fault: Fault, a: NodeId, b: NodeId, rng: &mut SmallRng) {
+    match fault {
+        _ if a == b => {}
+        Fault::CutOneWay => cluster.net.cut(a, b),
+        Fault::ResetLinks => cluster.net.reset_links(a, b),
+        _ => {
+            let path = crate::transport::sim::Path {
+                latency: Duration::from_millis(rng.random_range(1..120)),
+                jitter: Duration::from_millis(rng.random_range(0..120)),
+                bandwidth: None,
+            };
+            cluster.net.set_path(a, b, path);
+        }
+    }
+}
+
+async fn boot_all(cluster: &mut Cluster) {
+    for node in cluster.nodes() {
+        if cluster.node(node).is_none() {
+            cluster.boot(node).await;
+        }
+    }
+}
+
+/// Asks for a transfer and does not wait: the clock of this scenario has to go on.
+async fn transfer(cluster: &Cluster, group: GroupId, from: NodeId, rng: &mut SmallRng) {
+    let Some(replica) = cluster.group(from, group).cloned() else {
+        return;
+    };
+    let voters: Vec<_> = replica.voters().into_iter().collect();
+    let Some(to) = voters.choose(rng).copied() else {
+        return;
+    };
+    tokio::spawn(async move {
+        // Whether it succeeds is up to the other faults.
+        let _ = replica.transfer_leader(to).await;
+    });
+    cluster.run(Duration::from_millis(20)).await;
+}
+
+/// Cuts every replica's log at one committed entry, as an entry that says so would.
+async fn trim(cluster: &Cluster, group: GroupId, rng: &mut SmallRng) {
+    let applied = |replica: &crate::Group<super::Witness>| {
+        let applied = replica.high_watermark().borrow().applied;
+        applied.map_or(0, LogIndex::get)
+    };
+    let replicas = cluster.replicas(group);
+    let Some(most) = replicas.iter().map(applied).max() else {
+        return;
+    };
+    let purged = LogIndex(most.saturating_sub(rng.random_range(0..40)));
+    for replica in replicas {
+        let data_start = replica.log().state().data_start;
+        // A replica that has applied nothing has nothing to cut.
+        let _ = replica.trim(purged, data_start).await;
+    }
+}
