@@ -24,6 +24,9 @@ use super::link::Link;
 use super::peer::PeerError;
 use super::stats::count;
 
+/// An attempt that takes longer than this is given up when the peer connects to us meanwhile.
+const HUNG: Duration = Duration::from_millis(100);
+
 #[derive(Clone, Debug)]
 enum State {
     Connecting,
@@ -90,6 +93,11 @@ impl Connector {
         self.kick.notify_one();
     }
 
+    async fn kicked_after(&self, patience: Duration) {
+        tokio::time::sleep(patience).await;
+        self.kick.notified().await;
+    }
+
     async fn run(&self, endpoint: &Arc<Endpoint>) {
         let mut pauses = Pauses::new(*endpoint.timings(), endpoint.entropy.fork());
         let mut edits = endpoint.book.watch();
@@ -125,7 +133,13 @@ impl Connector {
     /// Connects once, and stays until the link is over.
     async fn keep_up(&self, endpoint: &Arc<Endpoint>, address: &str, pauses: &mut Pauses) {
         let greeting = Greeting::new(endpoint.identity(), self.node, self.number, false);
-        match endpoint.dial(address.to_owned(), greeting).await {
+        let dialled = tokio::select! {
+            biased;
+            dialled = endpoint.dial(address.to_owned(), greeting) => dialled,
+            // The network was deaf when this attempt began, and is not any more.
+            () = self.kicked_after(HUNG) => return pauses.reset(),
+        };
+        match dialled {
             Ok((conn, peer)) => {
                 count(&endpoint.counters.connects, 1);
                 tracing::debug!(node = %self.node, link = self.number, "peer link up");

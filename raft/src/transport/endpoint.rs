@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -27,6 +28,9 @@ use super::registry::Registry;
 use super::service::Service;
 use super::stats::{Counters, count};
 use super::stream::{StreamReceiver, StreamSender};
+
+/// After telling of a refused connection, others are only told at debug level for so long.
+const REFUSAL_SILENCE: Duration = Duration::from_secs(10);
 
 /// What a transport needs to know of its node.
 #[derive(Clone, Debug)]
@@ -97,6 +101,7 @@ pub(super) struct Endpoint {
     /// Every link, for closing.
     links: Mutex<BTreeMap<u64, Running>>,
     next_link: AtomicU64,
+    told_refusal: Mutex<Option<Instant>>,
     accept_slots: Arc<Semaphore>,
     handshake_slots: Arc<Semaphore>,
     /// Cancelled first: nothing new starts.
@@ -126,6 +131,7 @@ impl Endpoint {
             accepted: Mutex::default(),
             links: Mutex::default(),
             next_link: AtomicU64::new(0),
+            told_refusal: Mutex::default(),
             accept_slots: Arc::new(Semaphore::new(config.max_accepted)),
             handshake_slots: Arc::new(Semaphore::new(config.max_handshakes)),
             closing: CancellationToken::new(),
@@ -235,10 +241,22 @@ impl Endpoint {
                 }
                 Err(error) => {
                     count(&endpoint.counters.handshake_failures, 1);
-                    tracing::warn!(from, %error, "peer connection refused");
+                    endpoint.tell_refusal(&from, &error);
                 }
             }
         });
+    }
+
+    /// Whoever is refused tries again and again: one line in a while is enough.
+    fn tell_refusal(&self, from: &str, error: &HandshakeError) {
+        let now = Instant::now();
+        let mut told = self.told_refusal.lock();
+        if told.is_none_or(|told| now.duration_since(told) >= REFUSAL_SILENCE) {
+            *told = Some(now);
+            tracing::warn!(from, %error, "peer connection refused");
+        } else {
+            tracing::debug!(from, %error, "peer connection refused");
+        }
     }
 
     async fn welcome(&self, mut conn: BoxConn) -> Result<(BoxConn, Greeting), HandshakeError> {

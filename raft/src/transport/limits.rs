@@ -69,7 +69,7 @@ pub struct Timings {
 impl Default for Timings {
     fn default() -> Self {
         Self {
-            connect: Duration::from_secs(2),
+            connect: Duration::from_secs(1),
             handshake: Duration::from_secs(3),
             keep_alive: Duration::from_millis(500),
             silence: Duration::from_secs(2),

@@ -143,7 +143,8 @@ pub enum PeerError {
     Refused(Refusal),
     #[error("a message of {len} bytes exceeds the limit of {max}")]
     TooLarge { len: usize, max: usize },
-    /// This side, or the peer's receiver, closed the stream or the transport.
+    /// This side, or the peer's receiver, closed the stream or the transport. A call in flight may
+    /// or may not have been carried out.
     #[error("closed")]
     Closed,
 }

@@ -120,7 +120,7 @@ impl SimNet {
 
     /// Sets how bytes travel from one node to another.
     pub fn set_path(&self, from: NodeId, to: NodeId, path: Path) {
-        self.world.lock().paths.insert((from, to), path);
+        self.world.lock().set_path(from, to, path);
     }
 
     /// Nothing passes from one node to another any more, the other way all does.

@@ -144,7 +144,7 @@ pub(super) struct World {
     wires: BTreeMap<u64, Wire>,
     next_wire: u64,
     pub(super) default_path: Path,
-    pub(super) paths: BTreeMap<(NodeId, NodeId), Path>,
+    paths: BTreeMap<(NodeId, NodeId), Path>,
     cuts: BTreeSet<(NodeId, NodeId)>,
     start: Instant,
     trace: Trace,
@@ -224,14 +224,26 @@ impl World {
         self.record(Event::Heal, from, to, 0);
         // What was held back is sent again, and takes its time.
         let due = Instant::now() + self.travel(from, to);
+        self.retime(from, to, |old| old.max(due));
+    }
+
+    /// Sets a path; what is under way arrives no later than if it were sent along it now.
+    pub(super) fn set_path(&mut self, from: NodeId, to: NodeId, path: Path) {
+        self.paths.insert((from, to), path);
+        let slowest = Instant::now() + path.latency + path.jitter;
+        self.retime(from, to, |old| old.min(slowest));
+    }
+
+    /// Changes when the bytes under way in one direction arrive, keeping their order.
+    fn retime(&mut self, from: NodeId, to: NodeId, change: impl Fn(Instant) -> Instant) {
         for wire in self.wires.values_mut() {
             for side in 0..2 {
                 if wire.nodes[side] == from && wire.nodes[1 - side] == to {
                     let pipe = &mut wire.pipes[side];
                     for chunk in &mut pipe.chunks {
-                        chunk.due = chunk.due.max(due);
+                        chunk.due = change(chunk.due);
                     }
-                    pipe.last_due = pipe.last_due.max(due);
+                    pipe.last_due = change(pipe.last_due);
                     pipe.wake();
                 }
             }

@@ -1,5 +1,6 @@
 //! The transport as its users meet it, over loopback TCP and over the simulated network.
 
+mod faults;
 mod hostile;
 mod links;
 mod pressure;
