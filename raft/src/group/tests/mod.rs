@@ -1,4 +1,5 @@
 //! Tests of groups: upstream's storage suite, and whole replicas on simulated disks.
 
 mod cluster;
+mod restart;
 mod suite;
