@@ -23,7 +23,8 @@ pub enum Error {
     Timeout(String),
     #[error("'{0}' is not an address of the form host:port")]
     Address(String),
-    #[error("a record of {size} bytes is larger than the {limit} allowed")]
+    /// A record, or the batch that holds it.
+    #[error("{size} bytes are more than the {limit} allowed")]
     TooLarge { size: usize, limit: usize },
     #[error("topic '{topic}' has {partitions} partitions; {partition} is not one of them")]
     NoSuchPartition {

@@ -207,6 +207,20 @@ async fn what_can_never_be_written_is_refused_at_once() {
     let error = producer.send("t", huge).await.unwrap_err();
     assert!(matches!(error, Error::TooLarge { .. }), "{error:?}");
 
+    // Within this producer's own limit, beyond that of the nodes.
+    let config = ProducerConfig {
+        max_record_bytes: 8 << 20,
+        ..ProducerConfig::default()
+    };
+    let daring = client(&cluster).await.producer_with(config);
+    let huge = Record::new(vec![0; 2 << 20]).at_partition(0);
+    let delivery = daring.send("t", huge).await.unwrap();
+    let error = delivery.await.unwrap_err();
+    assert!(matches!(error, Error::TooLarge { .. }), "{error:?}");
+    let small = Record::new("v").at_partition(0);
+    let delivery = daring.send("t", small).await.unwrap();
+    assert_eq!(delivery.await.unwrap().offset, 0, "the lane goes on");
+
     let error = producer.send("none", Record::new("v")).await.unwrap_err();
     assert_eq!(error.code(), Some(ErrorCode::UnknownTopic));
     assert_eq!(error.to_string(), "no topic 'none' (create it first)");

@@ -6,11 +6,11 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, oneshot};
 use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
 use trilog_model::Timestamp;
-use trilog_model::batch::{BatchHeader, ProducerState, restamp};
+use trilog_model::batch::{BatchHeader, BuildError, ProducerState, restamp};
 use trilog_wire::v1::producer_client::ProducerClient;
 use trilog_wire::v1::{ErrorCode, InitProducerRequest, Leader, ProduceRequest};
 
@@ -30,6 +30,8 @@ pub(super) struct LaneContext {
     pub(super) config: ProducerConfig,
     pub(super) topic: String,
     pub(super) partition: u32,
+    /// The producer's first identity, which all its lanes begin with.
+    pub(super) identity: Arc<OnceCell<Identity>>,
 }
 
 /// A batch under way.
@@ -48,6 +50,8 @@ struct Lane {
     flights: Flights<Batch>,
     answers: FuturesUnordered<BoxFuture<'static, (Ticket, Answer)>>,
     backoff: Backoff,
+    /// The largest batch that nodes take: beyond it they would end the stream for everybody.
+    max_batch_bytes: usize,
     /// The leader as believed is not to be trusted: ask the cluster.
     leader_doubted: bool,
     /// The latest reason for trying again, for the error of whoever runs out of time.
@@ -56,14 +60,15 @@ struct Lane {
 
 /// Carries batches until the buffer is closed and empty.
 pub(super) async fn run(ctx: LaneContext, buffer: Arc<Buffer>) {
-    let Some((id, epoch)) = first_identity(&ctx, &buffer).await else {
+    let Some(identity) = first_identity(&ctx, &buffer).await else {
         return;
     };
     let backoff = ctx.client.backoff();
     let mut lane = Lane {
         ctx,
         buffer,
-        flights: Flights::new(id, epoch),
+        flights: Flights::new(identity.producer_id, identity.epoch),
+        max_batch_bytes: identity.max_batch_bytes,
         answers: FuturesUnordered::new(),
         backoff,
         leader_doubted: false,
@@ -73,10 +78,10 @@ pub(super) async fn run(ctx: LaneContext, buffer: Arc<Buffer>) {
 }
 
 /// An identity for the lane. While there is none to be had, records fail as their time runs out.
-async fn first_identity(ctx: &LaneContext, buffer: &Buffer) -> Option<(i64, i16)> {
+async fn first_identity(ctx: &LaneContext, buffer: &Buffer) -> Option<Identity> {
     loop {
-        match identity(&ctx.client).await {
-            Ok(identity) => return Some(identity),
+        match ctx.identity.get_or_try_init(|| identity(&ctx.client)).await {
+            Ok(identity) => return Some(*identity),
             Err(error) => {
                 warn!(topic = ctx.topic, partition = ctx.partition, %error, "no producer id");
                 // The call has used up a caller's patience, so what is waiting fails with it.
@@ -88,7 +93,16 @@ async fn first_identity(ctx: &LaneContext, buffer: &Buffer) -> Option<(i64, i16)
     }
 }
 
-async fn identity(client: &Client) -> Result<(i64, i16), Error> {
+/// What the cluster gives a producer to begin with. Epochs and sequences count per partition, so
+/// lanes can share an id and still go on to epochs of their own.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Identity {
+    producer_id: i64,
+    epoch: i16,
+    max_batch_bytes: usize,
+}
+
+async fn identity(client: &Client) -> Result<Identity, Error> {
     let given = client
         .on_any_node(Repeat::Safe, |channel| async move {
             let mut producers = ProducerClient::new(channel);
@@ -97,7 +111,15 @@ async fn identity(client: &Client) -> Result<(i64, i16), Error> {
         .await?;
     let epoch = i16::try_from(given.producer_epoch)
         .map_err(|_| Error::Unreachable("the cluster gave a producer epoch out of range".into()))?;
-    Ok((given.producer_id, epoch))
+    let max_batch_bytes = match given.max_batch_bytes {
+        0 => usize::MAX,
+        bytes => usize::try_from(bytes).unwrap_or(usize::MAX),
+    };
+    Ok(Identity {
+        producer_id: given.producer_id,
+        epoch,
+        max_batch_bytes,
+    })
 }
 
 impl Lane {
@@ -132,7 +154,7 @@ impl Lane {
         let mut builder = sealed.builder;
         builder.set_producer(self.flights.next_stamp());
         let count = builder.record_count();
-        match builder.build() {
+        match self.checked(builder.build()) {
             Ok(bytes) => {
                 let batch = Batch {
                     bytes: bytes.clone(),
@@ -152,9 +174,18 @@ impl Lane {
             }
             Err(error) => {
                 self.buffer.resolved(sealed.number);
-                let _ = sealed.done.send(Err(error.into()));
+                let _ = sealed.done.send(Err(error));
             }
         }
+    }
+
+    fn checked(&self, built: Result<Bytes, BuildError>) -> Result<Bytes, Error> {
+        let bytes = built?;
+        let (size, limit) = (bytes.len(), self.max_batch_bytes);
+        if size > limit {
+            return Err(Error::TooLarge { size, limit });
+        }
+        Ok(bytes)
     }
 
     fn not_sent(&mut self, ticket: Ticket, reason: &str) {
@@ -292,7 +323,7 @@ impl Lane {
     async fn renew(&mut self) {
         let new_id = if self.flights.needs_producer_id() {
             match identity(&self.ctx.client).await {
-                Ok(identity) => Some(identity),
+                Ok(identity) => Some((identity.producer_id, identity.epoch)),
                 Err(error) => {
                     self.reason = error.to_string();
                     return self.backoff.pause().await;

@@ -19,13 +19,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 use trilog_model::batch::{BatchBuilder, Header};
 
 use self::buffer::{Buffer, Encoding};
 pub use self::buffer::{Delivery, RecordPlace};
-use self::lane::LaneContext;
+use self::lane::{Identity, LaneContext};
 use self::link::Links;
 use crate::backoff::Chance;
 use crate::client::Client;
@@ -119,6 +119,7 @@ struct Inner {
     config: ProducerConfig,
     links: Arc<Links>,
     memory: Arc<Semaphore>,
+    identity: Arc<OnceCell<Identity>>,
     topics: Mutex<BTreeMap<String, TopicLanes>>,
 }
 
@@ -148,6 +149,7 @@ impl Producer {
         let inner = Inner {
             links: Arc::new(Links::new(client.connections().clone())),
             memory: Arc::new(Semaphore::new(permits)),
+            identity: Arc::default(),
             topics: Mutex::default(),
             client,
             config,
@@ -280,6 +282,7 @@ impl TopicLanes {
                 config: inner.config,
                 topic: topic.to_owned(),
                 partition,
+                identity: Arc::clone(&inner.identity),
             };
             let task = tokio::spawn(lane::run(ctx, Arc::clone(&buffer)));
             LaneHandle { buffer, task }

@@ -17,6 +17,9 @@ use trilog_wire::v1::{self, Error, ErrorCode, start};
 
 use super::Shared;
 
+/// What this cluster says is the largest batch it takes.
+const MAX_BATCH_BYTES: u32 = 1 << 20;
+
 type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[derive(Clone, Debug)]
@@ -200,6 +203,7 @@ impl Producer for Node {
         Ok(Response::new(v1::InitProducerResponse {
             producer_id: state.next_producer_id,
             producer_epoch: 0,
+            max_batch_bytes: MAX_BATCH_BYTES,
         }))
     }
 

@@ -39,6 +39,7 @@ impl Producer for Api {
         Ok(Response::new(InitProducerResponse {
             producer_id,
             producer_epoch: 0,
+            max_batch_bytes: u32::try_from(self.limits.batch_bytes).unwrap_or(u32::MAX),
         }))
     }
 
