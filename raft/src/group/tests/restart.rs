@@ -52,8 +52,8 @@ async fn propose(cluster: &Cluster, from: u64, to: u64) {
 
 fn freeze(cluster: &Cluster, node: NodeId) {
     cluster.disk(node).configure(|disk| {
-        disk.latency_min = Duration::from_secs(3_600);
-        disk.latency_max = Duration::from_secs(3_600);
+        disk.latency_min = Duration::from_hours(1);
+        disk.latency_max = Duration::from_hours(1);
     });
 }
 
