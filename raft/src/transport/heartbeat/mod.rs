@@ -314,4 +314,6 @@ impl PeerHandler for Serving {
 }
 
 #[cfg(test)]
+mod swarm;
+#[cfg(test)]
 mod tests;

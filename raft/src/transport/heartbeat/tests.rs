@@ -23,11 +23,27 @@ impl Clock for OffsetClock {
 
 /// Replies to beats with their payload, agrees to vouches unless told not to.
 #[derive(Default)]
-struct Groups {
+pub(super) struct Groups {
     hang: Mutex<BTreeSet<GroupId>>,
     disagree: Mutex<BTreeSet<GroupId>>,
     resting: Mutex<BTreeSet<GroupId>>,
     woken: Mutex<Vec<(GroupId, WakeReason)>>,
+}
+
+impl Groups {
+    pub(super) fn rests(&self, group: GroupId) -> bool {
+        self.resting.lock().contains(&group)
+    }
+
+    /// A replica wakes by itself.
+    pub(super) fn wake(&self, group: GroupId) {
+        self.resting.lock().remove(&group);
+    }
+
+    /// The process is gone, and what rested in it.
+    pub(super) fn forget(&self) {
+        self.resting.lock().clear();
+    }
 }
 
 impl BeatHandler for Groups {
@@ -56,13 +72,13 @@ impl BeatHandler for Groups {
     }
 }
 
-struct Node {
+pub(super) struct Node {
     transport: Transport,
-    groups: Arc<Groups>,
-    hub: HeartbeatHub,
+    pub(super) groups: Arc<Groups>,
+    pub(super) hub: HeartbeatHub,
 }
 
-fn node(net: &SimNet, id: NodeId, seed: u64) -> Node {
+pub(super) fn node(net: &SimNet, id: NodeId, seed: u64) -> Node {
     let transport = net.transport(TransportConfig::new(id, Some(CLUSTER)));
     for peer in [A, B, C] {
         transport.book().set(peer, SimNet::address(peer));
@@ -94,7 +110,7 @@ fn route(from: NodeId, to: NodeId, group: u64) -> Route {
     }
 }
 
-fn vouch(from: NodeId, to: NodeId, group: u64) -> Vouch {
+pub(super) fn vouch(from: NodeId, to: NodeId, group: u64) -> Vouch {
     Vouch {
         term: Term(3),
         route: route(from, to, group),
