@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use futures::future::join_all;
 use serde_json::{Value, json};
 use trilog_client::proto::{
-    AlterTopicRequest, CreateTopicRequest, ResolveResponse, Subjects, TopicDescription,
+    AlterTopicRequest, ConfigEntry, CreateTopicRequest, ResolveResponse, Subjects, TopicDescription,
 };
 use trilog_client::{Admin, Client, Error};
 
@@ -39,6 +39,9 @@ enum TopicCommand {
     /// Show a topic's partitions, their leaders and offsets, and its settings
     Describe {
         name: String,
+        /// Settings that nobody changed, too
+        #[arg(long)]
+        all: bool,
         #[command(flatten)]
         connect: ConnectArgs,
         #[command(flatten)]
@@ -161,13 +164,14 @@ pub(super) async fn run(args: TopicArgs) -> anyhow::Result<()> {
         } => list(&connect.client().await?.admin(), internal, output).await,
         TopicCommand::Describe {
             name,
+            all,
             connect,
             output,
         } => {
             let client = connect.client().await?;
             let topic = client.admin().describe_topic(&name).await?;
             let bounds = bounds(&client, &topic).await;
-            describe(&topic, &bounds, output)
+            describe(&topic, &bounds, all, output)
         }
         TopicCommand::Alter(args) => alter(args).await,
         TopicCommand::Delete { name, connect } => {
@@ -336,18 +340,24 @@ fn describe(topic: &TopicDescription, bounds: &[Bounds], output: OutputArgs) -> 
         "end",
     ];
     output::table(&heading, rows.collect())?;
-    if topic.config.is_empty() {
-        return Ok(());
+    let shown: Vec<&ConfigEntry> = topic
+        .config
+        .iter()
+        .filter(|entry| all || !entry.is_default)
+        .collect();
+    if !shown.is_empty() {
+        output::line("")?;
+        let rows = shown.iter().map(|entry| {
+            let origin = if entry.is_default { "default" } else { "topic" };
+            vec![entry.name.clone(), entry.value.clone(), origin.to_owned()]
+        });
+        output::table(&["setting", "value", "origin"], rows.collect())?;
     }
-    output::line("")?;
-    let rows = topic.config.iter().map(|entry| {
-        let origin = if entry.is_default { "default" } else { "topic" };
-        vec![entry.name.clone(), entry.value.clone(), origin.to_owned()]
-    });
-    Ok(output::table(
-        &["setting", "value", "origin"],
-        rows.collect(),
-    )?)
+    let hidden = topic.config.len() - shown.len();
+    if hidden > 0 {
+        output::line(format_args!("\n{hidden} settings are at their defaults; --all shows them"))?;
+    }
+    Ok(())
 }
 
 fn topic_json(topic: &TopicDescription, bounds: &[Bounds]) -> Value {

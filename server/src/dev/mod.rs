@@ -53,7 +53,7 @@ pub enum DevError {
     AlreadyUp(u32),
     #[error("node {node} cannot be started")]
     Spawn { node: u32, source: io::Error },
-    #[error("node {node} ended with {status}; the end of {log}:\n{tail}", log = .log.display())]
+    #[error("node {node} {status}; the end of {log}:\n{tail}", log = .log.display())]
     Died {
         node: u32,
         status: String,

@@ -1,0 +1,129 @@
+//! A cluster of real processes for the tests of the command line.
+
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+
+/// Runs the binary to its end.
+pub fn trilog(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_trilog"))
+        .args(arguments)
+        .env_remove("TRILOG_CONFIG")
+        .env_remove("TRILOG_SERVER")
+        .output()
+        .unwrap()
+}
+
+pub fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A running `trilog dev`, killed if a test fails before it stops it.
+pub struct Cluster {
+    child: Child,
+    data: PathBuf,
+    server: String,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Cluster {
+    /// Starts three nodes and waits until they serve.
+    pub fn start(data: &Path) -> Self {
+        let base = free_block();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_trilog"))
+            .args(["dev", "--base-port", &base.to_string(), "--data"])
+            .arg(data)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let first = lines.next().and_then(Result::ok).unwrap_or_default();
+        if !first.starts_with("3 nodes are up") {
+            let _ = child.kill();
+            let output = child.wait_with_output().unwrap();
+            panic!("it did not start: {first}{}", stderr(&output));
+        }
+        // Whoever closes the pipe makes it fail on its last words.
+        std::thread::spawn(move || lines.count());
+        Self {
+            child,
+            data: data.to_owned(),
+            server: (0..3)
+                .map(|nth| format!("127.0.0.1:{}", base + 10 * nth))
+                .collect::<Vec<_>>()
+                .join(","),
+        }
+    }
+
+    /// Runs a command against the cluster.
+    pub fn output(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_trilog"))
+            .args(arguments)
+            .env_remove("TRILOG_CONFIG")
+            .env("TRILOG_SERVER", &self.server)
+            .output()
+            .unwrap()
+    }
+
+    /// Runs a command that must succeed; what it printed.
+    pub fn run(&self, arguments: &[&str]) -> String {
+        let output = self.output(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", stderr(&output));
+        stdout(&output)
+    }
+
+    /// `trilog dev ...`, from another terminal, so to speak.
+    pub fn dev_output(&self, arguments: &[&str]) -> Output {
+        let data = self.data.to_str().unwrap();
+        let mut all = vec!["dev"];
+        all.extend(arguments);
+        all.extend(["--data", data]);
+        trilog(&all)
+    }
+
+    pub fn dev(&self, arguments: &[&str]) -> String {
+        let output = self.dev_output(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", stderr(&output));
+        stdout(&output)
+    }
+
+    pub fn node_dir(&self, node: u32) -> PathBuf {
+        self.data.join(format!("node-{node}"))
+    }
+
+    /// Stops it from another terminal, and waits until it has ended by itself.
+    pub fn stop(mut self) {
+        self.dev(&["stop"]);
+        let status = self.child.wait().unwrap();
+        assert!(status.success(), "{status}");
+    }
+}
+
+/// The first of thirty ports that nobody has, nor another test of this process looks at.
+fn free_block() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
+    let own = u16::try_from(std::process::id() % 500).unwrap();
+    loop {
+        let nth = (own + NEXT.fetch_add(1, Ordering::Relaxed)) % 500;
+        let base = 12_000 + nth * 30;
+        if (0..30).all(|port| free(base + port)) {
+            return base;
+        }
+    }
+}
