@@ -29,31 +29,50 @@ fn records_go_in_come_back_from_anywhere_and_survive_a_killed_leader() {
     assert_eq!(from("-1"), "1@2 three\n");
     assert_eq!(from("@-10m"), from("start"));
     assert_eq!(from("@now"), "");
-    assert_eq!(cluster.run(&["consume", "orders", "-o", "start", "-n", "2"]), "one\ntwo\n");
+    assert_eq!(
+        cluster.run(&["consume", "orders", "-o", "start", "-n", "2"]),
+        "one\ntwo\n"
+    );
 
     let described = cluster.run(&["topic", "describe", "orders", "-o", "json"]);
     let described: serde_json::Value = serde_json::from_str(&described).unwrap();
     assert_eq!(described["config"]["retention.ms"]["value"], "604800000");
     assert_eq!(described["partitions"][1]["end"], 3);
-    let leader = described["partitions"][1]["leader"].as_u64().unwrap().to_string();
+    let leader = described["partitions"][1]["leader"]
+        .as_u64()
+        .unwrap()
+        .to_string();
 
     cluster.dev(&["kill", &leader]);
-    assert_eq!(cluster.run(&["produce", "orders", "-p", "1", "four"]), "orders/1@3\n");
+    assert_eq!(
+        cluster.run(&["produce", "orders", "-p", "1", "four"]),
+        "orders/1@3\n"
+    );
     assert_eq!(from("start"), "1@0 one\n1@1 two\n1@2 three\n1@3 four\n");
     let status = cluster.run(&["cluster", "status"]);
-    assert!(status.contains(&format!("node {leader} is down")), "{status}");
+    assert!(
+        status.contains(&format!("node {leader} is down")),
+        "{status}"
+    );
     cluster.dev(&["restart", &leader]);
 
     cluster.run(&["topic", "create", "copy", "-p", "1"]);
     cluster.run(&["replay", "orders", "--from", "-2", "--to", "copy"]);
-    assert_eq!(cluster.run(&["consume", "copy", "-o", "start", "-e"]), "three\nfour\n");
+    assert_eq!(
+        cluster.run(&["consume", "copy", "-o", "start", "-e"]),
+        "three\nfour\n"
+    );
     cluster.run(&["topic", "delete", "copy"]);
     let gone = cluster.output(&["topic", "describe", "copy"]);
     assert_eq!(gone.status.code(), Some(1));
     assert!(stderr(&gone).contains("copy"), "{}", stderr(&gone));
 
     let running = cluster.output(&["log", "verify", cluster.node_dir(1).to_str().unwrap()]);
-    assert!(stderr(&running).contains("in use by a running node"), "{}", stderr(&running));
+    assert!(
+        stderr(&running).contains("in use by a running node"),
+        "{}",
+        stderr(&running)
+    );
     let node_dirs = [1, 2, 3].map(|node| cluster.node_dir(node));
     cluster.stop();
     for node_dir in node_dirs {
@@ -68,5 +87,9 @@ fn records_go_in_come_back_from_anywhere_and_survive_a_killed_leader() {
 fn a_cluster_that_is_not_there_is_an_error_that_says_so() {
     let output = support::trilog(&["topic", "ls", "-s", "127.0.0.1:1"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("cannot be reached"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("cannot be reached"),
+        "{}",
+        stderr(&output)
+    );
 }

@@ -1,6 +1,7 @@
 //! Which cluster a command talks to.
 
 use std::path::Path;
+use std::time::Duration;
 
 use clap::Args;
 use trilog_client::{Client, ClientConfig};
@@ -10,6 +11,9 @@ use crate::dev::Layout;
 
 /// Where a node listens unless it is configured otherwise.
 const USUAL: &str = "127.0.0.1:7400";
+
+/// How long to look for a node that answers.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The option of commands that talk to a cluster.
 #[derive(Clone, Debug, Default, Args)]
@@ -22,12 +26,15 @@ pub(super) struct ConnectArgs {
 
 impl ConnectArgs {
     pub(super) async fn client(&self) -> anyhow::Result<Client> {
-        self.client_with(ClientConfig::default()).await
-    }
-
-    pub(super) async fn client_with(&self, config: ClientConfig) -> anyhow::Result<Client> {
         let seeds = self.seeds();
-        Ok(Client::connect_with(ClientConfig { seeds, ..config }).await?)
+        // A person should not wait as long to hear that nobody is there as for a slow change.
+        let first = ClientConfig {
+            seeds: seeds.clone(),
+            call_timeout: PATIENCE,
+            ..ClientConfig::default()
+        };
+        Client::connect_with(first).await?;
+        Ok(Client::connect(seeds).await?)
     }
 
     fn seeds(&self) -> Vec<String> {

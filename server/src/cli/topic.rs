@@ -298,7 +298,12 @@ async fn bounds(client: &Client, topic: &TopicDescription) -> Vec<Bounds> {
     join_all(asked).await
 }
 
-fn describe(topic: &TopicDescription, bounds: &[Bounds], output: OutputArgs) -> anyhow::Result<()> {
+fn describe(
+    topic: &TopicDescription,
+    bounds: &[Bounds],
+    all: bool,
+    output: OutputArgs,
+) -> anyhow::Result<()> {
     if output.is_json() {
         return Ok(output::json(&topic_json(topic, bounds))?);
     }
@@ -355,7 +360,9 @@ fn describe(topic: &TopicDescription, bounds: &[Bounds], output: OutputArgs) -> 
     }
     let hidden = topic.config.len() - shown.len();
     if hidden > 0 {
-        output::line(format_args!("\n{hidden} settings are at their defaults; --all shows them"))?;
+        output::line(format_args!(
+            "\n{hidden} settings are at their defaults; --all shows them"
+        ))?;
     }
     Ok(())
 }

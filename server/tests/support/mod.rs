@@ -9,7 +9,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 
 /// Runs the binary to its end.
-pub fn trilog(arguments: &[&str]) -> Output {
+pub(crate) fn trilog(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_trilog"))
         .args(arguments)
         .env_remove("TRILOG_CONFIG")
@@ -18,16 +18,16 @@ pub fn trilog(arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-pub fn stdout(output: &Output) -> String {
+pub(crate) fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-pub fn stderr(output: &Output) -> String {
+pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// A running `trilog dev`, killed if a test fails before it stops it.
-pub struct Cluster {
+pub(crate) struct Cluster {
     child: Child,
     data: PathBuf,
     server: String,
@@ -42,7 +42,7 @@ impl Drop for Cluster {
 
 impl Cluster {
     /// Starts three nodes and waits until they serve.
-    pub fn start(data: &Path) -> Self {
+    pub(crate) fn start(data: &Path) -> Self {
         let base = free_block();
         let mut child = Command::new(env!("CARGO_BIN_EXE_trilog"))
             .args(["dev", "--base-port", &base.to_string(), "--data"])
@@ -71,7 +71,7 @@ impl Cluster {
     }
 
     /// Runs a command against the cluster.
-    pub fn output(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn output(&self, arguments: &[&str]) -> Output {
         Command::new(env!("CARGO_BIN_EXE_trilog"))
             .args(arguments)
             .env_remove("TRILOG_CONFIG")
@@ -81,14 +81,18 @@ impl Cluster {
     }
 
     /// Runs a command that must succeed; what it printed.
-    pub fn run(&self, arguments: &[&str]) -> String {
+    pub(crate) fn run(&self, arguments: &[&str]) -> String {
         let output = self.output(arguments);
-        assert!(output.status.success(), "{arguments:?}: {}", stderr(&output));
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}",
+            stderr(&output)
+        );
         stdout(&output)
     }
 
     /// `trilog dev ...`, from another terminal, so to speak.
-    pub fn dev_output(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn dev_output(&self, arguments: &[&str]) -> Output {
         let data = self.data.to_str().unwrap();
         let mut all = vec!["dev"];
         all.extend(arguments);
@@ -96,18 +100,22 @@ impl Cluster {
         trilog(&all)
     }
 
-    pub fn dev(&self, arguments: &[&str]) -> String {
+    pub(crate) fn dev(&self, arguments: &[&str]) -> String {
         let output = self.dev_output(arguments);
-        assert!(output.status.success(), "{arguments:?}: {}", stderr(&output));
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}",
+            stderr(&output)
+        );
         stdout(&output)
     }
 
-    pub fn node_dir(&self, node: u32) -> PathBuf {
+    pub(crate) fn node_dir(&self, node: u32) -> PathBuf {
         self.data.join(format!("node-{node}"))
     }
 
     /// Stops it from another terminal, and waits until it has ended by itself.
-    pub fn stop(mut self) {
+    pub(crate) fn stop(mut self) {
         self.dev(&["stop"]);
         let status = self.child.wait().unwrap();
         assert!(status.success(), "{status}");
