@@ -30,7 +30,7 @@ use crate::cluster::{
     Parts as ClusterParts, PeerFile, Receptionist, find_peers, kinds,
 };
 use crate::config::{Config, IoChoice};
-use crate::partition::{Intake, Partitions};
+use crate::partition::{Intake, Partitions, keep_retention};
 
 /// Bytes of appends that may wait or be on their way on one node.
 const IN_FLIGHT_BYTES: usize = 256 << 20;
@@ -184,6 +184,10 @@ impl Server {
             max_batch_bytes: config.limits.batch_size.as_usize(),
         };
         self.tasks.spawn(agent.run(self.stop.clone()));
+        let partitions = self.cluster.partitions().clone();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let retention = keep_retention(partitions, clock, self.stop.clone());
+        self.tasks.spawn(retention);
         let leaders = self.cluster.leaders().clone();
         let keeping = leaders.keep(
             self.cluster.clone(),

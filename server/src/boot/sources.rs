@@ -1,10 +1,16 @@
 //! What a running node shows of itself: metrics published at the scrape, and readiness.
 
+use std::collections::BTreeMap;
+
 use metrics::{counter, gauge};
 
 use super::Server;
 use crate::cluster::Cluster;
 use crate::http::{Health, Metrics};
+
+/// Topics that get a label of their own; the rest add up as `_other`.
+const MAX_TOPICS: usize = 1_000;
+const OTHER: &str = "_other";
 
 impl Server {
     /// Registers this node's sources and checks.
@@ -60,10 +66,22 @@ fn leaders_known(cluster: &Cluster) -> Result<(), String> {
 fn publish_partitions(cluster: &Cluster) {
     let map = cluster.map();
     let (mut held, mut led, mut leaderless, mut under_replicated) = (0_u32, 0_u32, 0_u32, 0_u32);
-    for place in map.topics().flat_map(|topic| &topic.partitions) {
+    let mut sizes: BTreeMap<&str, (u64, usize)> = BTreeMap::new();
+    let places = map.topics_by_name().enumerate().flat_map(|(nth, topic)| {
+        let label = if nth < MAX_TOPICS {
+            &*topic.name
+        } else {
+            OTHER
+        };
+        topic.partitions.iter().map(move |place| (label, place))
+    });
+    for (label, place) in places {
         let Some(partition) = cluster.partitions().get(place.group) else {
             continue;
         };
+        let (bytes, files) = partition.files();
+        let size = sizes.entry(label).or_default();
+        *size = (size.0 + bytes, size.1 + files);
         held += 1;
         let (leader, leads) = partition.leader();
         leaderless += u32::from(leader.is_none());
@@ -75,6 +93,15 @@ fn publish_partitions(cluster: &Cluster) {
     gauge!("trilog_partitions_led").set(f64::from(led));
     gauge!("trilog_partitions_leaderless").set(f64::from(leaderless));
     gauge!("trilog_partitions_under_replicated").set(f64::from(under_replicated));
+    publish_sizes(sizes);
+}
+
+/// By topic, with a bounded number of labels.
+fn publish_sizes(sizes: BTreeMap<&str, (u64, usize)>) {
+    for (topic, (bytes, files)) in sizes {
+        gauge!("trilog_log_size_bytes", "topic" => topic.to_owned()).set(as_f64(bytes));
+        gauge!("trilog_log_segments", "topic" => topic.to_owned()).set(as_f64(files as u64));
+    }
 }
 
 fn publish_store(stats: &trilog_storage::store::StoreStats) {

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use trilog_model::{GroupId, ReplicaId, Term};
 
+use trilog_raft::controller::TopicConfig;
 use trilog_raft::controller::balance::plan_balance;
 use trilog_raft::controller::commands::Purpose;
 use trilog_raft::controller::reconcile::{
@@ -23,6 +24,7 @@ use trilog_raft::{Group, Leadership, MembershipError, Node, OpenError, View};
 use super::{Cluster, PeerFile};
 use crate::partition::{Intake, Limits as PartitionLimits, Partition};
 use crate::view::PartitionView;
+use trilog_storage::log::Retention;
 
 /// How often a round is planned when nothing asks for one.
 const INTERVAL: Duration = Duration::from_millis(200);
@@ -94,7 +96,7 @@ impl Agent {
         }
         self.peers.lock().update(book);
         for topic in map.topics() {
-            let limits = self.limits(map.topic_config(topic).max_message_bytes);
+            let limits = self.limits(&map.topic_config(topic));
             for place in &topic.partitions {
                 if let Some(partition) = self.cluster.partitions().get(place.group) {
                     partition.set_limits(limits);
@@ -103,10 +105,18 @@ impl Agent {
         }
     }
 
-    fn limits(&self, max_message_bytes: u64) -> PartitionLimits {
-        let asked = usize::try_from(max_message_bytes).unwrap_or(usize::MAX);
+    fn limits(&self, config: &TopicConfig) -> PartitionLimits {
+        let asked = usize::try_from(config.max_message_bytes).unwrap_or(usize::MAX);
+        let deletes = config.cleanup_delete;
         PartitionLimits {
             max_batch_bytes: asked.min(self.max_batch_bytes),
+            retention: Retention {
+                age: config
+                    .retention_ms
+                    .filter(|_| deletes)
+                    .map(Duration::from_millis),
+                bytes: config.retention_bytes.filter(|_| deletes),
+            },
         }
     }
 
@@ -240,7 +250,11 @@ impl Agent {
                 Err(error) => warn!(group = %id, %error, "a group was not formed"),
             }
         }
-        let limits = self.limits(u64::MAX);
+        // The topic's own limits follow with the next look at the map.
+        let limits = PartitionLimits {
+            max_batch_bytes: self.max_batch_bytes,
+            retention: Retention::default(),
+        };
         let partition = Partition::new(group, state, self.intake.clone(), limits);
         self.cluster.partitions().insert(id, partition);
     }

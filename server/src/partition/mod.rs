@@ -6,6 +6,7 @@
 mod drain;
 mod error;
 mod registry;
+mod retention;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,10 +18,11 @@ use trilog_model::batch::BatchHeader;
 use trilog_model::{LogIndex, NodeId, Offset, ReplicaId, Term, Timestamp};
 use trilog_raft::{HighWatermark, Leadership};
 use trilog_storage::frame::Frame;
-use trilog_storage::log::Pressure;
+use trilog_storage::log::{Pressure, Retention};
 
 pub use error::{AppendError, ReadError};
 pub use registry::Partitions;
+pub use retention::keep as keep_retention;
 
 use crate::view::producers::Publisher;
 use crate::view::{PartitionCommand, PartitionView, SharedState};
@@ -74,6 +76,8 @@ pub struct Fetched {
 pub struct Limits {
     /// The largest record batch taken, in bytes.
     pub max_batch_bytes: usize,
+    /// What is kept, where the topic deletes at all.
+    pub retention: Retention,
 }
 
 /// What all appends of a node share.
@@ -335,6 +339,16 @@ impl Partition {
         let passed = watch.wait_for(|now| now.offset > offset);
         // Either outcome is an answer: the caller reads what there is.
         drop(tokio::time::timeout(patience, passed).await);
+    }
+
+    /// Bytes and number of the segment files that hold it here.
+    #[must_use]
+    pub fn files(&self) -> (u64, usize) {
+        let segments = self.inner.group.log().segments();
+        (
+            segments.iter().map(|segment| segment.bytes).sum(),
+            segments.len(),
+        )
     }
 
     /// The term of the leader this replica knows, or its own newest.

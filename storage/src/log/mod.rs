@@ -24,6 +24,7 @@ mod note;
 mod read;
 mod reader;
 mod recovery;
+mod retention;
 mod segment;
 mod segments;
 mod shared;
@@ -34,6 +35,7 @@ mod wal_runs;
 pub use budget::Pressure;
 pub use config::StoreConfig;
 pub use group::GroupLog;
+pub use retention::{Retention, SegmentInfo};
 pub use types::{
     AppendDone, AppendError, Appending, LogStart, LogState, ReadError, StoreError, TermStart, Vote,
 };

@@ -1,0 +1,111 @@
+//! Retention: the leader proposes where the data begins, every replica lets go of what lies before
+//! it, each at its own leisure and only whole segments.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use trilog_model::{LogIndex, Offset, Timestamp};
+use trilog_storage::env::Clock;
+use trilog_storage::log::SegmentInfo;
+
+use super::{Partition, Partitions};
+use crate::view::PartitionCommand;
+
+/// How often a partition is looked at.
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// Looks after all partitions of a node until `stop`.
+pub async fn keep(partitions: Partitions, clock: Arc<dyn Clock>, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(INTERVAL);
+    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+        for (_, partition) in partitions.all() {
+            partition.retain(clock.now()).await;
+        }
+    }
+}
+
+impl Partition {
+    /// One look: proposes a later log start if this replica leads and segments are past their
+    /// time, and purges what the replicated log start has left behind here. `wall` decides only
+    /// whether an idle partition is due for an entry that moves its own time on.
+    pub async fn retain(&self, wall: Timestamp) {
+        self.propose_trim(wall).await;
+        self.purge().await;
+    }
+
+    async fn propose_trim(&self, wall: Timestamp) {
+        if !self.leader().1 {
+            return;
+        }
+        let retention = self.inner.limits.borrow().retention;
+        let now = self.inner.state.lock().time();
+        let segments = self.inner.group.log().segments();
+        let start = retention.plan(&segments, now);
+        if retention.plan(&segments, wall) > start {
+            // Refused or lost, it is proposed again at the next look.
+            drop(self.propose(PartitionCommand::tick()).await);
+        }
+        let Some(start) = start else { return };
+        let start = start.min(self.watch().borrow().offset);
+        if start > self.log_start() {
+            // A refused proposal is made again at the next look.
+            drop(self.propose(PartitionCommand::trim(start)).await);
+        }
+    }
+
+    async fn purge(&self) {
+        let log = self.inner.group.log();
+        let start = self.log_start();
+        if start <= log.state().data_start {
+            return;
+        }
+        let Some(purged) = last_before(&log.segments(), start) else {
+            return;
+        };
+        if let Err(error) = self.inner.group.trim(purged, start).await {
+            tracing::info!(group = %log.group(), %error, "a log start is moved later");
+        }
+    }
+}
+
+/// The last entry of the segments that end at or before `start`.
+fn last_before(segments: &[SegmentInfo], start: Offset) -> Option<LogIndex> {
+    let kept = segments
+        .iter()
+        .find(|segment| segment.next_offset > start)?;
+    kept.base_index.get().checked_sub(1).map(LogIndex)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_whole_segments_before_the_start_are_let_go() {
+        let segment = |base: u64| SegmentInfo {
+            base_index: LogIndex(base / 10),
+            base_offset: Offset(base),
+            next_offset: Offset(base + 100),
+            bytes: 1,
+            last_time: Timestamp(0),
+            sealed: true,
+        };
+        let segments = [segment(0), segment(100), segment(200)];
+        let table = [
+            (0, None),
+            (99, None),
+            (100, Some(9)),
+            (150, Some(9)),
+            (200, Some(19)),
+        ];
+        for (start, purged) in table {
+            assert_eq!(
+                last_before(&segments, Offset(start)),
+                purged.map(LogIndex),
+                "{start}"
+            );
+        }
+        assert_eq!(last_before(&segments, Offset(300)), None);
+    }
+}
