@@ -4,6 +4,7 @@ mod faults;
 mod hostile;
 mod links;
 mod pressure;
+mod proxied;
 
 use std::sync::Arc;
 use std::time::Duration;
