@@ -229,20 +229,21 @@ impl Drop for Scratch {
     }
 }
 
-struct Watch {
+/// Measures time and processor time from its start to its stop.
+pub(crate) struct Watch {
     begun: Instant,
     cpu: Duration,
 }
 
 impl Watch {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self {
             begun: Instant::now(),
             cpu: cpu_time(),
         }
     }
 
-    fn stop(self, operations: u64, bytes: u64, times: &mut [Duration]) -> Measured {
+    pub(crate) fn stop(self, operations: u64, bytes: u64, times: &mut [Duration]) -> Measured {
         let elapsed = self.begun.elapsed();
         let cpu = cpu_time().saturating_sub(self.cpu);
         times.sort_unstable();

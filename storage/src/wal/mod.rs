@@ -19,6 +19,7 @@
 //! n - 1 is durable, and says so. Recovery (`scan`) therefore tells a torn tail, which is cut,
 //! from damage to something that was durable, which is corruption.
 
+pub mod bench;
 mod error;
 mod filler;
 mod format;
@@ -288,8 +289,9 @@ impl Wal {
     /// Files before number `before_file` may be used again: a durable checkpoint no longer
     /// starts in them. The newest file is never released.
     pub fn release(&self, before_file: u64) {
-        self.shared.pool.release(before_file);
-        self.shared.queue.ring();
+        if self.shared.pool.release(before_file) {
+            self.shared.queue.ring();
+        }
     }
 
     /// Writes what is queued and ends. Units for which there is no room are told so.

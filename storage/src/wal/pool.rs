@@ -42,6 +42,8 @@ impl Slot {
 #[derive(Debug, Default)]
 pub(super) struct Slots {
     pub(super) used: BTreeMap<u64, Slot>,
+    /// Taken from the back: those freed last, whose pages are most likely still in the kernel's
+    /// cache, before those never used.
     pub(super) ready: VecDeque<Slot>,
     /// Files that exist and are not as long as they should be.
     pub(super) short: BTreeSet<Slot>,
@@ -134,7 +136,7 @@ impl Pool {
             if slots.ready.len() <= keep {
                 return None;
             }
-            let slot = slots.ready.pop_front()?;
+            let slot = slots.ready.pop_back()?;
             slots.used.insert(file, slot);
             state.starved = false;
             Some(slot)
@@ -162,15 +164,20 @@ impl Pool {
         self.change(|state| state.starved = starved);
     }
 
-    /// Frees the files before number `before`, never the current one.
-    pub(super) fn release(&self, before: u64) {
-        self.change(|state| {
+    /// Frees the files before number `before`, never the current one; whether there were any.
+    pub(super) fn release(&self, before: u64) -> bool {
+        let released = self.change(|state| {
             let before = before.min(state.current);
             let kept = state.slots.used.split_off(&before);
             let freed = std::mem::replace(&mut state.slots.used, kept);
+            let any = !freed.is_empty();
             state.slots.ready.extend(freed.into_values());
+            any
         });
-        self.errand.notify_one();
+        if released {
+            self.errand.notify_one();
+        }
+        released
     }
 
     pub(super) fn end(&self) {
@@ -216,7 +223,9 @@ impl Pool {
     /// The slot of the last errand is ready.
     pub(super) fn filled(&self) {
         self.change(|state| {
-            state.slots.ready.extend(state.filling.take());
+            if let Some(slot) = state.filling.take() {
+                state.slots.ready.push_front(slot);
+            }
             state.blocked = false;
         });
     }

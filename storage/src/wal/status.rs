@@ -66,6 +66,32 @@ pub struct WalWriting {
     pub stages: WalStages,
 }
 
+impl WalWriting {
+    /// What was added since `earlier`; the greatest round is that of all times.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self {
+            rounds: self.rounds - earlier.rounds,
+            seals: self.seals - earlier.seals,
+            syncs: self.syncs - earlier.syncs,
+            units: self.units - earlier.units,
+            frames: self.frames - earlier.frames,
+            frames_per_round_max: self.frames_per_round_max,
+            bytes: self.bytes - earlier.bytes,
+            payload_bytes_gathered: self.payload_bytes_gathered - earlier.payload_bytes_gathered,
+            payload_bytes_shared: self.payload_bytes_shared - earlier.payload_bytes_shared,
+            payload_bytes_large_copied: self.payload_bytes_large_copied
+                - earlier.payload_bytes_large_copied,
+            stages: WalStages {
+                queued: self.stages.queued.saturating_sub(earlier.stages.queued),
+                gather: self.stages.gather.saturating_sub(earlier.stages.gather),
+                write: self.stages.write.saturating_sub(earlier.stages.write),
+                complete: self.stages.complete.saturating_sub(earlier.stages.complete),
+            },
+        }
+    }
+}
+
 /// Where time goes, summed over rounds.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct WalStages {

@@ -87,7 +87,7 @@ pub(super) async fn survey<I: Io>(
                 continue;
             }
             _ if seen.len < config.file_bytes => drop(slots.short.insert(slot)),
-            _ => slots.ready.push_back(slot),
+            _ => slots.ready.push_front(slot),
         }
         if seen.may_hide_rounds(first) {
             strays.push(seen);
