@@ -184,12 +184,18 @@ impl Client {
         let mut reason = String::new();
         loop {
             for address in self.candidates(hint.take()) {
+                let until = match repeat {
+                    // Another node may know what this one keeps waiting for.
+                    Repeat::Safe => {
+                        deadline.min(Instant::now() + self.inner.config.attempt_timeout)
+                    }
+                    Repeat::Unsafe => deadline,
+                };
                 let attempt = self.attempt(&address, &call);
-                let failure = match timeout_at(deadline, attempt).await {
+                let failure = match timeout_at(until, attempt).await {
                     Ok(Ok(answer)) => return Ok(answer),
                     Ok(Err(failure)) => failure,
-                    Err(_) if repeat == Repeat::Safe => return Err(Error::Timeout(reason)),
-                    Err(_) => return Err(Error::UnknownOutcome("no answer in time".into())),
+                    Err(_) => Failure::Unknown(format!("{address} did not answer in time")),
                 };
                 let failure = match repeat {
                     Repeat::Safe => failure.of_read(),
@@ -205,6 +211,9 @@ impl Client {
                         hint = leader.map(|leader| leader.address);
                     }
                     failure => return Err(failure.into_error()),
+                }
+                if Instant::now() >= deadline {
+                    return Err(Error::Timeout(reason));
                 }
                 if hint.is_some() {
                     break;

@@ -13,6 +13,8 @@ pub struct ClientConfig {
     pub connect_timeout: Duration,
     /// How long an administrative call may take, all its attempts together.
     pub call_timeout: Duration,
+    /// How long one node may take to answer a question that another could answer as well.
+    pub attempt_timeout: Duration,
     /// After how long the partitions of a topic are asked for anew without a reason.
     pub metadata_max_age: Duration,
     pub backoff: BackoffConfig,
@@ -26,6 +28,7 @@ impl Default for ClientConfig {
             seeds: Vec::new(),
             connect_timeout: Duration::from_secs(3),
             call_timeout: Duration::from_secs(30),
+            attempt_timeout: Duration::from_secs(5),
             metadata_max_age: Duration::from_mins(5),
             backoff: BackoffConfig::default(),
             seed: None,

@@ -44,6 +44,24 @@ async fn one_living_seed_is_enough() {
 }
 
 #[tokio::test]
+async fn a_node_that_never_answers_is_passed_over() {
+    let cluster = FakeCluster::start(1, &[("t", 1)]).await;
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut seeds = cluster.addresses();
+    seeds.push(silent.local_addr().unwrap().to_string());
+    for seed in 0..4 {
+        let config = ClientConfig {
+            seeds: seeds.clone(),
+            attempt_timeout: Duration::from_millis(20),
+            seed: Some(seed),
+            ..ClientConfig::default()
+        };
+        let client = Client::connect_with(config).await.unwrap();
+        client.admin().describe_topic("t").await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn no_living_seed_is_an_error_that_names_one() {
     let config = ClientConfig {
         seeds: vec!["127.0.0.1:1".to_owned()],

@@ -60,7 +60,7 @@ struct Lane {
 
 /// Carries batches until the buffer is closed and empty.
 pub(super) async fn run(ctx: LaneContext, buffer: Arc<Buffer>) {
-    let Some(identity) = first_identity(&ctx, &buffer).await else {
+    let Some((identity, waiting)) = first_identity(&ctx, &buffer).await else {
         return;
     };
     let backoff = ctx.client.backoff();
@@ -74,22 +74,35 @@ pub(super) async fn run(ctx: LaneContext, buffer: Arc<Buffer>) {
         leader_doubted: false,
         reason: String::new(),
     };
+    if let Some(sealed) = waiting {
+        lane.take(sealed).await;
+    }
     lane.run().await;
 }
 
-/// An identity for the lane. While there is none to be had, records fail as their time runs out.
-async fn first_identity(ctx: &LaneContext, buffer: &Buffer) -> Option<Identity> {
+/// An identity for the lane, and the batch that waited for it. While there is none to be had,
+/// batches fail as their time runs out.
+async fn first_identity(ctx: &LaneContext, buffer: &Buffer) -> Option<(Identity, Option<Sealed>)> {
+    let mut waiting: Option<Sealed> = None;
+    let mut backoff = ctx.client.backoff();
     loop {
-        match ctx.identity.get_or_try_init(|| identity(&ctx.client)).await {
-            Ok(identity) => return Some(*identity),
-            Err(error) => {
-                warn!(topic = ctx.topic, partition = ctx.partition, %error, "no producer id");
-                // The call has used up a caller's patience, so what is waiting fails with it.
-                let sealed = buffer.next().await?;
-                buffer.resolved(sealed.number);
-                let _ = sealed.done.send(Err(error));
-            }
+        let identity = ctx.identity.get_or_try_init(|| identity(&ctx.client));
+        let error = match identity.await {
+            Ok(identity) => return Some((*identity, waiting)),
+            Err(error) => error,
+        };
+        warn!(topic = ctx.topic, partition = ctx.partition, %error, "no producer id");
+        let sealed = match waiting.take() {
+            Some(sealed) => sealed,
+            None => buffer.next().await?,
+        };
+        if sealed.deadline > Instant::now() {
+            waiting = Some(sealed);
+        } else {
+            buffer.resolved(sealed.number);
+            let _ = sealed.done.send(Err(Error::Timeout(error.to_string())));
         }
+        backoff.pause().await;
     }
 }
 
