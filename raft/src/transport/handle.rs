@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -56,7 +56,8 @@ impl Transport {
         }
     }
 
-    pub(super) fn endpoint(&self) -> Weak<Endpoint> {
+    #[cfg(any(test, feature = "sim"))]
+    pub(super) fn endpoint(&self) -> std::sync::Weak<Endpoint> {
         Arc::downgrade(&self.endpoint)
     }
 

@@ -25,6 +25,7 @@ mod peer;
 mod reader;
 mod registry;
 mod service;
+#[cfg(any(test, feature = "sim"))]
 pub mod sim;
 mod stats;
 mod stream;
