@@ -240,7 +240,7 @@ impl<I: Io> Worker<I> {
         let file = match opened {
             Ok(Some(file)) => file,
             Ok(None) => {
-                group.quarantine(&run.segment);
+                group.quarantine(&run.segment, &"it is not what the checkpoint says");
                 return Ok(false);
             }
             Err(error) => {

@@ -1,5 +1,6 @@
 //! A group's side of filling: what is ready for a segment, and what became of it.
 
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -178,11 +179,12 @@ impl Group {
     }
 
     /// Takes a segment out of service and, if it is the active one, ends it.
-    pub(crate) fn quarantine(&self, segment: &Arc<Segment>) {
+    pub(crate) fn quarantine(&self, segment: &Arc<Segment>, why: &dyn fmt::Display) {
         if segment.quarantine() {
             tracing::error!(
                 path = %segment.path.display(),
                 group = %self.id,
+                %why,
                 "a segment is damaged and quarantined"
             );
         }
@@ -203,17 +205,16 @@ impl Group {
             return false;
         }
         let state = self.state.lock();
-        state
-            .segments
-            .links
-            .iter()
-            .all(|link| link.segment.path != segment)
+        let mut links = state.segments.links.iter();
+        let link = links.find(|link| link.segment.path == segment);
+        // An index beside a segment that still grows is of a life before a crash.
+        link.is_none_or(|link| !link.sealed && path != segment)
     }
 
     /// Deletes the segments that lie below the log start.
     pub(crate) fn purge(&self, state: &mut GroupState) {
         let mut gone = std::mem::take(&mut state.emptied_files);
-        if let Some(start) = &state.log_start {
+        if let Some(start) = &state.settled.log_start {
             gone.extend(state.segments.purge(start));
         }
         if gone.is_empty() {

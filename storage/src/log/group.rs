@@ -44,6 +44,8 @@ pub(crate) struct Group {
 pub(crate) struct GroupState {
     pub(crate) vote: Option<Vote>,
     pub(crate) log_start: Option<LogStart>,
+    /// Vote and log start as far as they are durable: what a checkpoint may say.
+    pub(crate) settled: Settled,
     pub(crate) tip: Tip,
     pub(crate) resident: Resident,
     pub(crate) terms: Vec<TermStart>,
@@ -65,6 +67,13 @@ pub(crate) struct GroupState {
     pub(crate) emptied_files: Vec<PathBuf>,
     /// The filled end as the last tick saw it: what it still sees is old.
     pub(crate) seen_filled: LogIndex,
+}
+
+/// The notes of a group that are durable.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Settled {
+    pub(crate) vote: Option<Vote>,
+    pub(crate) log_start: Option<LogStart>,
 }
 
 /// Whether a group may still be used.
@@ -117,6 +126,7 @@ impl GroupState {
         Self {
             vote: None,
             log_start: None,
+            settled: Settled::default(),
             tip,
             resident: Resident::starting_at(tip.next_index),
             terms: Vec::new(),
@@ -269,7 +279,8 @@ impl GroupLog {
             let wal = self.0.shared.wal()?;
             let mut state = self.0.alive()?;
             state.vote = Some(vote);
-            self.0.submit_note(&wal, &Note::Vote(vote), |_, _| ())
+            let settle = move |state: &mut GroupState, _: &_| state.settled.vote = Some(vote);
+            self.0.submit_note(&wal, &Note::Vote(vote), settle)
         };
         written(durable).await
     }
@@ -324,10 +335,11 @@ impl GroupLog {
                 state.committed = state.committed.max(start.purged.index.next());
             }
             let floor = start.purged.index.next();
-            state.log_start = Some(start);
+            state.log_start = Some(start.clone());
             self.0.submit_note(&wal, &note, move |state, group| {
                 state.cuts.close(generation);
                 state.durable = state.durable.max(floor);
+                state.settled.log_start = Some(start);
                 group.purge(state);
             })
         };

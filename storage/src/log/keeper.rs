@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{self, Instant};
 
 use super::checkpoint::{self, Checkpoint, GroupRecord, SaveError, SegmentRecord};
@@ -42,16 +42,19 @@ impl IoJob for KeeperJob {
         };
         let pace = self.shared.config.fill_age;
         let mut tick = Instant::now() + pace;
+        let mut pressure = keeper.watch_pressure();
+        keeper.look().await;
         loop {
             tokio::select! {
                 biased;
                 task = self.inbox.recv() => match task {
                     Some(KeeperTask::Checkpoint(done)) => {
-                        let _ = done.send(keeper.advance(true).await);
+                        let _ = done.send(keeper.settle().await);
                     }
                     Some(KeeperTask::Stop) | None => return,
                 },
                 () = self.shared.bell.notified() => keeper.look().await,
+                Some(()) = changed(&mut pressure) => keeper.look().await,
                 () = time::sleep_until(tick) => {
                     keeper.tick();
                     keeper.look().await;
@@ -78,65 +81,88 @@ impl<I: Io> Keeper<I> {
         }
     }
 
+    fn watch_pressure(&self) -> Option<watch::Receiver<WalPressure>> {
+        let wal = self.shared.wal().ok()?;
+        Some(wal.wal().watch_pressure())
+    }
+
+    fn is_full(&self) -> bool {
+        let pressure = self.watch_pressure();
+        pressure.is_some_and(|pressure| *pressure.borrow() == WalPressure::Full)
+    }
+
     /// Makes a checkpoint if the write-ahead log has grown enough since the last one.
     async fn look(&self) {
-        let full = self.wal_pressure() == WalPressure::Full;
-        self.shared
-            .budget
-            .report(|pressure| pressure.wal_low = full);
+        self.report();
         if !self.is_due() {
             return;
         }
-        if let Err(error) = self.advance(false).await {
+        if let Err(error) = self.advance().await {
             tracing::warn!(%error, "no checkpoint was made");
         }
-        let full = self.wal_pressure() == WalPressure::Full;
+        self.report();
+    }
+
+    fn report(&self) {
+        let full = self.is_full();
         self.shared
             .budget
             .report(|pressure| pressure.wal_low = full);
     }
 
-    fn wal_pressure(&self) -> WalPressure {
-        let wal = self.shared.wal();
-        wal.map_or(WalPressure::None, |wal| {
-            *wal.wal().watch_pressure().borrow()
-        })
-    }
-
     fn is_due(&self) -> bool {
+        let full = self.is_full();
         let progress = self.shared.progress.lock();
         let begun = match progress.start {
             WalStart::Beginning => progress.firsts.keys().next().copied(),
             WalStart::At(position) => Some(position.file),
         };
         match (begun, progress.last) {
-            (Some(begun), Some(last)) => last.file - begun >= self.shared.config.checkpoint_files(),
+            (Some(begun), Some(last)) => {
+                full || last.file - begun >= self.shared.config.checkpoint_files()
+            }
             _ => false,
         }
     }
 
-    /// Frees what can be freed of the write-ahead log, all of it on request.
-    async fn advance(&self, all: bool) -> Result<(), StoreError> {
-        let last = self.shared.progress.lock().last;
-        let Some(last) = last else {
-            return if all {
-                self.checkpoint(true).await
-            } else {
-                Ok(())
-            };
+    /// Frees what can be freed of the write-ahead log. What cannot go to a segment yet is logged
+    /// again, the oldest file first, each freed before the next is begun: the entries of one
+    /// file fit the file kept in reserve.
+    async fn advance(&self) -> Result<(), StoreError> {
+        let Some(last) = self.shared.progress.lock().last else {
+            return Ok(());
         };
-        // A file is left its time to be filled in whole runs unless all is asked for.
-        let goal = if all { last.file + 1 } else { last.file };
-        self.flush(goal).await?;
-        if !all {
-            let age = match self.wal_pressure() {
-                WalPressure::Full => 0,
-                WalPressure::Low | WalPressure::None => self.shared.config.relog_files(),
-            };
-            let stale = last.file.saturating_sub(age);
-            self.relog(stale).await?;
+        self.flush(last.file).await?;
+        self.checkpoint(false).await?;
+        let age = if self.is_full() {
+            0
+        } else {
+            self.shared.config.relog_files()
+        };
+        let stale = last.file.saturating_sub(age);
+        let mut before = None;
+        while let Some(oldest) = self.oldest().filter(|oldest| *oldest < stale)
+            && before != Some(oldest)
+        {
+            self.relog(oldest + 1).await?;
+            self.checkpoint(false).await?;
+            before = Some(oldest);
         }
-        self.checkpoint(all).await
+        Ok(())
+    }
+
+    /// Fills everything committed and makes a checkpoint.
+    async fn settle(&self) -> Result<(), StoreError> {
+        self.flush(u64::MAX).await?;
+        self.checkpoint(true).await
+    }
+
+    /// The oldest write-ahead log file that an entry needs.
+    fn oldest(&self) -> Option<u64> {
+        let groups = self.groups().into_iter();
+        groups
+            .filter_map(|group| group.state.lock().runs.oldest())
+            .min()
     }
 
     /// Has every committed entry of files before `goal` made durable in segments.
@@ -164,12 +190,18 @@ impl<I: Io> Keeper<I> {
         Ok(())
     }
 
-    /// Logs again what stands in files before `stale` and cannot go to a segment yet.
+    /// Logs again what stands in files before `stale`.
     async fn relog(&self, stale: u64) -> Result<(), StoreError> {
+        let mut waits = Vec::new();
         for group in self.groups() {
-            while let Some(wait) = group.relog(stale, RELOG_BYTES)? {
-                wait.await.unwrap_or(Err(StoreError::Closed))?;
-            }
+            waits.extend(group.relog(stale)?);
+        }
+        if waits.is_empty() {
+            // A truncation or a removal came first, or they are not durable in a segment yet.
+            self.flush(stale).await?;
+        }
+        for wait in waits {
+            wait.await.unwrap_or(Err(StoreError::Closed))?;
         }
         Ok(())
     }
@@ -291,9 +323,9 @@ impl GroupState {
             group: group.id,
             replica: group.replica,
             created,
-            vote: self.vote,
-            committed: self.committed,
-            log_start: self.log_start.clone(),
+            vote: self.settled.vote,
+            committed: self.fillable(),
+            log_start: self.settled.log_start.clone(),
             tip,
             terms: terms.copied().collect(),
             segments,
@@ -308,32 +340,43 @@ impl Group {
         state.runs.oldest().is_some_and(|oldest| oldest < file)
     }
 
-    /// Logs again some of the entries that stand in files before `stale`; `None` if there are
-    /// none. They keep their place in the chain: recovery sorts them in.
-    fn relog(
-        self: &Arc<Self>,
-        stale: u64,
-        max_bytes: usize,
-    ) -> Result<Option<oneshot::Receiver<Result<(), StoreError>>>, StoreError> {
+    /// Logs again the entries that stand in files before `stale`. They keep their place in the
+    /// chain: recovery sorts them in.
+    fn relog(self: &Arc<Self>, stale: u64) -> Result<Vec<Written>, StoreError> {
         let wal = self.shared.wal()?;
         let state = self.state.lock();
+        let mut waits = Vec::new();
         let Some((from, to)) = state.runs.older_than(stale) else {
-            return Ok(None);
+            return Ok(waits);
         };
-        let from = from.max(state.segments.synced().next_index);
-        let frames = state.resident.frames(from, to, max_bytes);
-        let frames = frames.filter(|frames| !frames.is_empty());
-        let (Some(frames), Life::Here) = (frames, state.life) else {
-            return Ok(None);
-        };
-        let to = frames.last().map_or(from, |last| last.header.index.next());
+        let mut from = from.max(state.segments.filled().next_index);
         let generation = state.cuts.generation();
-        let (sender, receiver) = oneshot::channel();
-        let group = Arc::clone(self);
-        wal.submit(&self.shared, frames, Room::Reserved, move |result| {
-            let result = result.map(|position| group.appended(generation, from, to, position));
-            let _ = sender.send(result);
-        });
-        Ok(Some(receiver))
+        while let Some(frames) = state.resident.frames(from, to, RELOG_BYTES)
+            && let Some(last) = frames.last().map(|last| last.header.index)
+            && state.life == Life::Here
+        {
+            let end = last.next();
+            let (sender, receiver) = oneshot::channel();
+            let group = Arc::clone(self);
+            wal.submit(&self.shared, frames, Room::Reserved, move |result| {
+                let result = result.map(|at| group.appended(generation, from, end, at));
+                let _ = sender.send(result);
+            });
+            waits.push(receiver);
+            from = end;
+        }
+        Ok(waits)
     }
+}
+
+/// The outcome of a unit that was submitted.
+type Written = oneshot::Receiver<Result<(), StoreError>>;
+
+/// Waits for the pressure to change; `None` if it never will.
+async fn changed(pressure: &mut Option<watch::Receiver<WalPressure>>) -> Option<()> {
+    let outcome = pressure.as_mut()?.changed().await;
+    if outcome.is_err() {
+        *pressure = None;
+    }
+    outcome.ok()
 }

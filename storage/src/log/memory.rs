@@ -113,7 +113,7 @@ impl Resident {
             return (from <= self.end()).then(Vec::new);
         }
         let stop = self.position(to.min(self.end()))?;
-        let limit = self.total_before(from) + max_bytes as u64;
+        let limit = self.total_before(from).saturating_add(max_bytes as u64);
         let within = self.slots.partition_point(|slot| slot.total <= limit);
         let stop = stop.min(within.max(start + 1));
         Some(

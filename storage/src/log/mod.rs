@@ -25,6 +25,7 @@ mod read;
 mod reader;
 mod recovery;
 mod retention;
+mod search;
 mod segment;
 mod segments;
 mod shared;

@@ -1,13 +1,14 @@
-//! Reading a log: memory first, then segments, by index, offset, append time or record time.
+//! Reading a log, by index or by offset: memory first, then segments.
 //!
 //! Bytes from disk are verified frame by frame before anyone sees them. A segment that fails is
 //! quarantined; its range is refused from then on and can be refetched from another replica.
 
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
-use trilog_model::{LogIndex, Offset, Timestamp};
+use trilog_model::{LogIndex, Offset};
 
 use super::group::{Group, GroupLog, GroupState};
 use super::index::SparseIndex;
@@ -16,7 +17,7 @@ use super::reader::{ReadPool, is_closed};
 use super::segment::{self, Extent, HEADER_LEN, IndexSlot, Segment};
 use super::segments::Link;
 use super::types::ReadError;
-use crate::frame::{Frame, FrameError, FrameHeader, HEADER_LEN as FRAME_HEADER_LEN};
+use crate::frame::{Frame, FrameHeader, HEADER_LEN as FRAME_HEADER_LEN};
 
 /// The least and the most one read takes from disk, but for a single frame that is larger.
 const CHUNK_MIN: usize = 64 * 1024;
@@ -107,94 +108,9 @@ impl GroupLog {
             };
         }
     }
-
-    /// The first record of the first entry up to `up_to` appended at or after `time`.
-    pub async fn find_append_time(
-        &self,
-        time: Timestamp,
-        up_to: LogIndex,
-    ) -> Result<Option<Offset>, ReadError> {
-        let mut next = LogIndex(0);
-        loop {
-            let link = {
-                let state = self.0.state.lock();
-                let links = state.segments.links.iter();
-                let mut later = links.filter(|link| link.extent.tip.next_index > next);
-                match later.find(|link| link.extent.last_time >= time) {
-                    Some(link) => link.clone(),
-                    None => return Ok(state.first_record(time, up_to)),
-                }
-            };
-            if link.segment.header.base_index > up_to {
-                return Ok(None);
-            }
-            let pos = self
-                .0
-                .seek(&link, |index| index.seek_append_time(time))
-                .await?;
-            let found = Scan::new(&self.0, &link, pos)
-                .find(up_to, |header, _| {
-                    header.append_time >= time && header.record_count > 0
-                })
-                .await?;
-            if let Some((header, _)) = found {
-                return Ok(Some(header.base_offset));
-            }
-            next = link.extent.tip.next_index;
-        }
-    }
-
-    /// The first entry up to `up_to` whose records reach the time `millis`: the offset its batch
-    /// begins at and its append time.
-    pub async fn find_record_time(
-        &self,
-        millis: i64,
-        up_to: LogIndex,
-    ) -> Result<Option<(Offset, Timestamp)>, ReadError> {
-        let link = {
-            let state = self.0.state.lock();
-            let mut links = state.segments.links.iter();
-            match links.find(|link| link.extent.record_time >= millis) {
-                Some(link) => link.clone(),
-                None => return Ok(state.first_with_record_time(millis, up_to)),
-            }
-        };
-        if link.segment.header.base_index > up_to {
-            return Ok(None);
-        }
-        let pos = self
-            .0
-            .seek(&link, |index| index.seek_record_time(millis))
-            .await?;
-        let found = Scan::new(&self.0, &link, pos)
-            .find(up_to, |_, time| time.is_some_and(|time| time >= millis))
-            .await?;
-        Ok(found.map(|(header, _)| (header.base_offset, header.append_time)))
-    }
 }
 
 impl GroupState {
-    /// The first record in memory, beyond all segments, appended at or after `time`.
-    fn first_record(&self, time: Timestamp, up_to: LogIndex) -> Option<Offset> {
-        let start = self.segments.filled().next_index;
-        let mut at = self.resident.find_append_time(start, time);
-        while at <= up_to {
-            let header = &self.resident.get(at)?.header;
-            if header.record_count > 0 {
-                return Some(header.base_offset);
-            }
-            at = at.next();
-        }
-        None
-    }
-
-    fn first_with_record_time(&self, millis: i64, up_to: LogIndex) -> Option<(Offset, Timestamp)> {
-        let start = self.segments.filled().next_index;
-        let at = self.resident.find_record_time(start, millis);
-        let frame = self.resident.get(at).filter(|_| at <= up_to)?;
-        Some((frame.header.base_offset, frame.header.append_time))
-    }
-
     /// The frames with records of memory from `start` on.
     fn resident_records(&self, start: LogIndex, up_to: LogIndex, max_bytes: usize) -> Vec<Frame> {
         let mut at = start;
@@ -254,7 +170,7 @@ impl Group {
     }
 
     /// Asks a segment's index, reading or rebuilding it if it is not in memory.
-    async fn seek(
+    pub(super) async fn seek(
         self: &Arc<Self>,
         link: &Link,
         ask: impl Fn(&SparseIndex) -> Option<u64>,
@@ -303,7 +219,7 @@ enum Take {
 }
 
 /// A walk over the frames of one segment, as far as it was written when the walk began.
-struct Scan<'a> {
+pub(super) struct Scan<'a> {
     group: &'a Arc<Group>,
     segment: &'a Arc<Segment>,
     extent: Extent,
@@ -315,7 +231,7 @@ struct Scan<'a> {
 }
 
 impl<'a> Scan<'a> {
-    fn new(group: &'a Arc<Group>, link: &'a Link, pos: u64) -> Self {
+    pub(super) fn new(group: &'a Arc<Group>, link: &'a Link, pos: u64) -> Self {
         Self {
             group,
             segment: &link.segment,
@@ -356,19 +272,18 @@ impl<'a> Scan<'a> {
     }
 
     /// The first frame up to `up_to` that `matches`, by its header and greatest record time.
-    async fn find(
+    pub(super) async fn find(
         &mut self,
         up_to: LogIndex,
         matches: impl Fn(&FrameHeader, Option<i64>) -> bool,
-    ) -> Result<Option<(FrameHeader, u64)>, ReadError> {
+    ) -> Result<Option<FrameHeader>, ReadError> {
         while let Some(header) = self.header(CHUNK_MIN).await? {
             if header.index > up_to {
                 break;
             }
-            let pos = self.pos;
             let frame = self.frame(&header).await?;
             if matches(&header, record_time(&frame)) {
-                return Ok(Some((header, pos)));
+                return Ok(Some(header));
             }
         }
         Ok(None)
@@ -392,7 +307,8 @@ impl<'a> Scan<'a> {
         if self.chunk.len() < FRAME_HEADER_LEN {
             self.fetch(want.max(FRAME_HEADER_LEN)).await?;
         }
-        let header = FrameHeader::decode(&self.chunk).map_err(|_| self.damaged())?;
+        let header = FrameHeader::decode(&self.chunk);
+        let header = header.map_err(|error| self.damaged(error))?;
         let ours = header.group == self.group.id && header.kind.is_entry();
         let follows = self.next.is_none_or(|next| next == header.index);
         let within = header.index < self.extent.tip.next_index
@@ -401,7 +317,7 @@ impl<'a> Scan<'a> {
         if ours && follows && within {
             Ok(Some(header))
         } else {
-            Err(self.damaged())
+            Err(self.damaged("another frame stands there"))
         }
     }
 
@@ -419,7 +335,7 @@ impl<'a> Scan<'a> {
             self.fetch(len.max(CHUNK_MIN)).await?;
         }
         let frame = Frame::decode(&mut self.chunk);
-        let frame = frame.map_err(|_: FrameError| self.damaged())?;
+        let frame = frame.map_err(|error| self.damaged(error))?;
         self.pos += len as u64;
         self.next = Some(header.index.next());
         Ok(frame)
@@ -428,7 +344,7 @@ impl<'a> Scan<'a> {
     /// Reads a chunk from the present place.
     async fn fetch(&mut self, want: usize) -> Result<(), ReadError> {
         if self.segment.is_damaged() {
-            return Err(self.damaged());
+            return Err(self.damaged("it was before"));
         }
         let left = usize::try_from(self.extent.bytes - self.pos).unwrap_or(want);
         let len = want.min(left);
@@ -437,7 +353,7 @@ impl<'a> Scan<'a> {
                 self.chunk = chunk;
                 Ok(())
             }
-            Ok(_) => Err(self.damaged()),
+            Ok(_) => Err(self.damaged("it is too short")),
             Err(error) if is_closed(&error) => Err(ReadError::Closed),
             Err(error) => Err(self.unreadable(error)),
         }
@@ -452,9 +368,9 @@ impl<'a> Scan<'a> {
         drop(state);
         match error.kind() {
             // What the kernel says of a bad sector, and of a file that is gone.
-            io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof => self.damaged(),
+            io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof => self.damaged(error),
             _ if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
-                self.damaged()
+                self.damaged(error)
             }
             _ => ReadError::Io {
                 path: self.segment.path.clone(),
@@ -463,8 +379,9 @@ impl<'a> Scan<'a> {
         }
     }
 
-    fn damaged(&self) -> ReadError {
-        self.group.quarantine(self.segment);
+    fn damaged(&self, why: impl fmt::Display) -> ReadError {
+        self.group
+            .quarantine(self.segment, &format_args!("at {}: {why}", self.pos));
         let end = self.extent.tip.next_index.get();
         ReadError::Damaged {
             first: self.segment.header.base_index,

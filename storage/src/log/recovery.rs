@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use trilog_model::{GroupId, LogIndex, ReplicaId};
 
 use super::checkpoint::{Checkpoint, GroupRecord, SegmentRecord};
-use super::group::{Group, GroupState, Life};
+use super::group::{Group, GroupState, Life, Settled};
 use super::note::Note;
 use super::segment::{Extent, IndexSlot, Segment, SegmentHeader};
 use super::segments::{Link, Segments};
@@ -356,7 +356,11 @@ impl RecoveredGroup {
         state.segments = Segments::recovered(links, record.tip);
         state.terms = record.terms;
         state.vote = record.vote;
-        state.log_start = record.log_start;
+        state.log_start.clone_from(&record.log_start);
+        state.settled = Settled {
+            vote: record.vote,
+            log_start: record.log_start,
+        };
         state.created = Some(record.created);
         let mut bytes = 0;
         for (file, frame) in suffix.into_values() {
@@ -381,8 +385,26 @@ impl RecoveredGroup {
             shared: Arc::clone(shared),
             state: Mutex::new(state),
         });
-        group.purge(&mut group.state.lock());
+        group.resume_purge();
         group
+    }
+}
+
+impl Group {
+    /// Deletes what lies below the log start. A segment that still grew when the checkpoint was
+    /// made may have been sealed and deleted since, so one that lies below is not continued.
+    fn resume_purge(&self) {
+        let mut state = self.state.lock();
+        let Some(start) = &state.log_start else {
+            return;
+        };
+        let filled = state.segments.filled();
+        let below = filled.next_offset <= start.data_start
+            && filled.next_index <= start.purged.index.next();
+        if below {
+            state.segments.seal();
+        }
+        self.purge(&mut state);
     }
 }
 

@@ -95,6 +95,13 @@ impl Segments {
             .collect()
     }
 
+    /// Nothing is added to any segment any more.
+    pub(crate) fn seal(&mut self) {
+        if let Some(active) = self.active() {
+            active.sealed = true;
+        }
+    }
+
     /// The unsealed segment.
     pub(crate) fn active(&mut self) -> Option<&mut Link> {
         self.links.back_mut().filter(|link| !link.sealed)

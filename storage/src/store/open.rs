@@ -276,6 +276,9 @@ async fn survey<I: Io>(io: &I, dir: &Path) -> Result<Found, Failure> {
             folders,
         });
     };
+    // A process that was killed may have replaced it without making its name durable. What the
+    // new one frees is used again from here on, so the old one must never come back.
+    io.sync_dir(dir).await.map_err(refuse("sync"))?;
     let len = bytes.len() as u64;
     match Checkpoint::decode(&bytes) {
         Ok(checkpoint) => Ok(Found {

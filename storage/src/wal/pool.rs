@@ -50,6 +50,19 @@ pub(super) struct Slots {
     pub(super) absent: BTreeSet<Slot>,
 }
 
+impl Slots {
+    /// Sees to it that `count` slots are free, adding names for files to be made.
+    pub(super) fn ensure_free(&mut self, count: usize) {
+        let known = self.used.values().chain(&self.ready);
+        let known = known.chain(&self.short).chain(&self.absent);
+        let mut next = known.max().map_or(0, |slot| slot.0 + 1);
+        while self.ready.len() + self.short.len() + self.absent.len() < count {
+            self.absent.insert(Slot(next));
+            next += 1;
+        }
+    }
+}
+
 /// What the filler has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Errand {

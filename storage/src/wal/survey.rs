@@ -59,6 +59,11 @@ pub(super) struct Survey<F> {
     pub(super) slots: Slots,
 }
 
+/// Files that are free after an opening, even beyond the configured number: a process that ends
+/// again and again before it made a checkpoint uses one up each time, and must not end up with a
+/// log in which nothing can be written, not even what would free it.
+const FREE_AT_OPEN: usize = 3;
+
 /// Looks at each slot file; file number `first` is the oldest that matters. A `fresh` log may
 /// have no file at all.
 pub(super) async fn survey<I: Io>(
@@ -96,6 +101,7 @@ pub(super) async fn survey<I: Io>(
     chain.sort_by_key(|link| link.header.file);
     check_numbers(&chain, first, fresh)?;
     slots.used = chain.iter().map(|l| (l.header.file, l.seen.slot)).collect();
+    slots.ensure_free(FREE_AT_OPEN);
     Ok(Survey {
         chain,
         strays,

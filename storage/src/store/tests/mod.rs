@@ -1,6 +1,9 @@
 //! A store on a simulated disk, from outside.
 
 mod basics;
+mod crashes;
+mod driver;
+mod model;
 
 use std::path::PathBuf;
 use std::sync::Arc;
