@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use trilog_model::{Offset, Timestamp};
@@ -14,6 +15,7 @@ use trilog_wire::v1::{
     Error, ErrorCode, FetchRequest, FetchResponse, FetchedBatch, ResolveRequest, ResolveResponse,
 };
 
+use super::meter::{ApiMeter, TopicMeter};
 use super::{Api, errors};
 use crate::partition::{Fetched, Partition, ReadError, Start};
 
@@ -43,6 +45,8 @@ impl Fetch for Api {
             end: (!request.follow).then(|| partition.watch().borrow().offset),
             max_bytes: bounded_bytes(request.max_bytes),
             max_wait: bounded_wait(request.max_wait_ms),
+            topic: self.meters.topic(&request.topic),
+            meter: ApiMeter::new("fetch"),
             api: self.clone(),
             partition,
             next,
@@ -127,6 +131,8 @@ fn bounded_wait(asked_ms: u32) -> Duration {
 /// One fetch stream.
 struct Reader {
     api: Api,
+    topic: TopicMeter,
+    meter: ApiMeter,
     partition: Partition,
     next: Offset,
     /// Where the stream ends; none when it follows.
@@ -143,9 +149,14 @@ impl Reader {
             let Ok(slot) = self.responses.clone().reserve_owned().await else {
                 return;
             };
+            let since = Instant::now();
             match self.read().await {
-                Ok(fetched) => slot.send(Ok(self.response(fetched))),
+                Ok(fetched) => {
+                    self.meter.answered(since);
+                    slot.send(Ok(self.response(fetched)))
+                }
                 Err(error) => {
+                    self.meter.refused(&error);
                     let next_offset = self.next.get();
                     let response = FetchResponse {
                         next_offset,
@@ -189,6 +200,13 @@ impl Reader {
         let from_offset = self.next.get();
         if let Some(last) = fetched.frames.last() {
             self.next = last.header.next_offset();
+            let headers = fetched.frames.iter().map(|frame| &frame.header);
+            let records = headers
+                .clone()
+                .map(|header| u64::from(header.record_count))
+                .sum();
+            let bytes = headers.map(|header| u64::from(header.records_len)).sum();
+            self.topic.left(records, bytes);
         }
         FetchResponse {
             batches: fetched.frames.into_iter().map(batch).collect(),

@@ -4,6 +4,8 @@
 mod cluster;
 mod errors;
 mod fetch;
+mod incoming;
+mod meter;
 mod producer;
 mod topics;
 
@@ -12,7 +14,6 @@ use std::sync::Arc;
 
 use tokio::net::TcpListener;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use trilog_storage::env::{Clock, Entropy};
 use trilog_wire::v1::cluster_server::ClusterServer;
 use trilog_wire::v1::fetch_server::FetchServer;
@@ -21,6 +22,7 @@ use trilog_wire::v1::producer_server::ProducerServer;
 use trilog_wire::v1::topics_server::TopicsServer;
 
 use crate::cluster::Cluster;
+use meter::Meters;
 
 /// What a message may hold beyond its record batch.
 const MESSAGE_OVERHEAD: usize = 64 << 10;
@@ -37,6 +39,8 @@ pub struct Limits {
     pub batch_bytes: usize,
     /// Bytes of unanswered appends per produce stream.
     pub inflight_bytes: usize,
+    /// Connections at once.
+    pub connections: usize,
 }
 
 /// The API of one node.
@@ -46,6 +50,7 @@ pub struct Api {
     clock: Arc<dyn Clock>,
     entropy: Entropy,
     limits: Limits,
+    meters: Meters,
 }
 
 impl Api {
@@ -56,6 +61,7 @@ impl Api {
             clock,
             entropy,
             limits,
+            meters: Meters::default(),
         }
     }
 
@@ -66,7 +72,7 @@ impl Api {
         stop: impl Future<Output = ()>,
     ) -> Result<(), tonic::transport::Error> {
         let message = self.limits.batch_bytes + MESSAGE_OVERHEAD;
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let incoming = incoming::accept(listener, self.limits.connections);
         Server::builder()
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)

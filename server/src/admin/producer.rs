@@ -8,9 +8,10 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
-use trilog_model::batch::{BatchBuilder, Compression, Header as RecordHeader};
+use trilog_model::batch::{BatchBuilder, BatchHeader, Compression, Header as RecordHeader};
 use trilog_model::partitioner::partition_of_key;
 use trilog_wire::v1::producer_server::Producer;
 use trilog_wire::v1::{
@@ -18,6 +19,7 @@ use trilog_wire::v1::{
     PublishRequest, PublishResponse,
 };
 
+use super::meter::{ApiMeter, TopicMeter};
 use super::{Api, errors};
 use crate::partition::{AppendError, Appended, Partition, Ticket};
 
@@ -58,12 +60,17 @@ impl Producer for Api {
         request: Request<PublishRequest>,
     ) -> Result<Response<PublishResponse>, Status> {
         let request = request.into_inner();
+        let (meter, since) = (ApiMeter::new("publish"), Instant::now());
         let index = self.choose_partition(&request)?;
         let batch = self.single_record(&request)?;
+        let bytes = batch.len() as u64;
         let append = self.cluster.append(&request.topic, index, batch);
         let appended = within_patience(append)
             .await
-            .map_err(|error| errors::append_anywhere(&self.cluster, &error))?;
+            .map_err(|error| errors::append_anywhere(&self.cluster, &error))
+            .inspect_err(|error| meter.refused(error))?;
+        self.meters.topic(&request.topic).came(1, bytes);
+        meter.answered(since);
         Ok(Response::new(PublishResponse {
             partition: index,
             offset: appended.base_offset.get(),
@@ -128,18 +135,27 @@ struct ProduceStream {
     answers: mpsc::Sender<Result<ProduceResponse, Status>>,
     /// Partitions met so far, so that a batch costs no look-up by name. A topic that was deleted
     /// and created anew has other groups: its closed partition is looked up again.
-    partitions: BTreeMap<(String, u32), Partition>,
+    partitions: BTreeMap<(String, u32), (Partition, TopicMeter)>,
+    meter: ApiMeter,
     inflight_bytes: usize,
 }
 
 /// An append that was queued, and what to answer it as.
 struct Pending {
-    request_id: u64,
-    bytes: usize,
+    receipt: Receipt,
     ticket: Ticket,
 }
 
-type Done = (u64, usize, Result<Appended, AppendError>);
+/// A batch on its way, for the answer and for the meters.
+struct Receipt {
+    request_id: u64,
+    bytes: usize,
+    records: u64,
+    since: Instant,
+    topic: TopicMeter,
+}
+
+type Done = (Receipt, Result<Appended, AppendError>);
 
 impl ProduceStream {
     fn new(api: Api, answers: mpsc::Sender<Result<ProduceResponse, Status>>) -> Self {
@@ -147,6 +163,7 @@ impl ProduceStream {
             api,
             answers,
             partitions: BTreeMap::new(),
+            meter: ApiMeter::new("produce"),
             inflight_bytes: 0,
         }
     }
@@ -170,7 +187,12 @@ impl ProduceStream {
                             pending.push(settle(append));
                             true
                         }
-                        Err(refusal) => self.send(refusal).await,
+                        Err(refusal) => {
+                            if let Some(error) = &refusal.error {
+                                self.meter.refused(error);
+                            }
+                            self.send(refusal).await
+                        }
                     }
                 }
             };
@@ -182,12 +204,14 @@ impl ProduceStream {
 
     async fn enqueue(&mut self, request: ProduceRequest) -> Result<Pending, ProduceResponse> {
         let (request_id, bytes) = (request.request_id, request.batch.len());
+        let since = Instant::now();
+        let records = BatchHeader::parse(&request.batch).map_or(0, |header| header.record_count);
         let refused = |error| ProduceResponse {
             request_id,
             error: Some(error),
             ..ProduceResponse::default()
         };
-        let partition = self
+        let (partition, topic) = self
             .partition(request.topic, request.partition)
             .map_err(&refused)?;
         let ticket = partition
@@ -195,41 +219,54 @@ impl ProduceStream {
             .await
             .map_err(|error| refused(errors::append(&self.api.cluster, &error)))?;
         self.inflight_bytes += bytes;
-        Ok(Pending {
+        let receipt = Receipt {
             request_id,
             bytes,
-            ticket,
-        })
+            records: u64::try_from(records).unwrap_or(0),
+            since,
+            topic,
+        };
+        Ok(Pending { receipt, ticket })
     }
 
-    fn partition(&mut self, topic: String, index: u32) -> Result<Partition, Error> {
+    fn partition(&mut self, topic: String, index: u32) -> Result<(Partition, TopicMeter), Error> {
         let place = (topic, index);
-        if let Some(partition) = self.partitions.get(&place)
-            && !partition.is_closed()
+        if let Some(known) = self.partitions.get(&place)
+            && !known.0.is_closed()
         {
-            return Ok(partition.clone());
+            return Ok(known.clone());
         }
         let cluster = &self.api.cluster;
         let found = cluster.partition(&place.0, index);
         let partition = found.map_err(|error| errors::lookup(cluster, &error))?;
-        self.partitions.insert(place, partition.clone());
-        Ok(partition)
+        let known = (partition, self.api.meters.topic(&place.0));
+        self.partitions.insert(place, known.clone());
+        Ok(known)
     }
 
-    async fn answer(&mut self, (request_id, bytes, outcome): Done) -> bool {
-        self.inflight_bytes -= bytes;
+    async fn answer(&mut self, (receipt, outcome): Done) -> bool {
+        let request_id = receipt.request_id;
+        self.inflight_bytes -= receipt.bytes;
+        self.meter.answered(receipt.since);
         let response = match outcome {
-            Ok(appended) => ProduceResponse {
-                request_id,
-                base_offset: appended.base_offset.get(),
-                append_time_ns: appended.append_time.nanos(),
-                error: None,
-            },
-            Err(error) => ProduceResponse {
-                request_id,
-                error: Some(errors::append(&self.api.cluster, &error)),
-                ..ProduceResponse::default()
-            },
+            Ok(appended) => {
+                receipt.topic.came(receipt.records, receipt.bytes as u64);
+                ProduceResponse {
+                    request_id,
+                    base_offset: appended.base_offset.get(),
+                    append_time_ns: appended.append_time.nanos(),
+                    error: None,
+                }
+            }
+            Err(error) => {
+                let error = errors::append(&self.api.cluster, &error);
+                self.meter.refused(&error);
+                ProduceResponse {
+                    request_id,
+                    error: Some(error),
+                    ..ProduceResponse::default()
+                }
+            }
         };
         self.send(response).await
     }
@@ -242,5 +279,5 @@ impl ProduceStream {
 
 async fn settle(pending: Pending) -> Done {
     let outcome = within_patience(pending.ticket.committed()).await;
-    (pending.request_id, pending.bytes, outcome)
+    (pending.receipt, outcome)
 }

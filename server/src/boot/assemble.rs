@@ -201,6 +201,7 @@ impl Server {
         let limits = ApiLimits {
             batch_bytes: config.limits.batch_size.as_usize(),
             inflight_bytes: config.limits.inflight_size.as_usize(),
+            connections: usize::try_from(config.limits.connections).unwrap_or(usize::MAX),
         };
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let api = Api::new(self.cluster.clone(), clock, self.entropy.clone(), limits);

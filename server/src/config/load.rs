@@ -18,11 +18,15 @@ use super::{Config, validate};
 const PREFIX: &str = "TRILOG_";
 
 /// Variables with that prefix which are not configuration of a node.
-const OTHER_VARIABLES: [&str; 4] = [
+const OTHER_VARIABLES: [&str; 8] = [
+    "TRILOG_BLESS",
     "TRILOG_CACHE",
     "TRILOG_COMMIT",
     "TRILOG_CONFIG",
+    "TRILOG_ROUNDS",
+    "TRILOG_SEEDS",
     "TRILOG_SERVER",
+    "TRILOG_TRACE",
 ];
 
 /// A configuration file is small; anything larger is the wrong file.
@@ -232,7 +236,7 @@ impl Loading {
         let mut variables: Vec<_> = variables
             .iter()
             .filter(|(name, _)| name.starts_with(PREFIX))
-            .filter(|(name, _)| !OTHER_VARIABLES.contains(&name.as_str()))
+            .filter(|(name, value)| !is_other(name, value))
             .collect();
         variables.sort();
         for (name, value) in variables {
@@ -242,8 +246,11 @@ impl Loading {
                 None => {
                     let problem =
                         Problem::new(name, "no key of the configuration has this variable");
+                    let field = name.trim_start_matches(PREFIX).to_lowercase();
+                    let section = self.section_of(&field);
+                    let placed = section.map(|section| variable(&format!("{section}.{field}")));
                     let near = nearest(name, keys.keys().map(String::as_str));
-                    self.problems.push(match near {
+                    self.problems.push(match placed.as_deref().or(near) {
                         Some(near) => problem.with_hint(format!("did you mean {near}?")),
                         None => problem.with_hint("`trilog config print` lists the keys"),
                     });
@@ -302,6 +309,12 @@ fn read(path: &Path) -> Result<String, Problem> {
 /// The environment variable of a key.
 pub(super) fn variable(key: &str) -> String {
     format!("{PREFIX}{}", key.replace('.', "_").to_uppercase())
+}
+
+/// Whether a variable is somebody else's. `TRILOG_SEEDS` tells simulations how many seeds to try;
+/// with addresses in it, somebody means `TRILOG_CLUSTER_SEEDS`.
+fn is_other(name: &str, value: &str) -> bool {
+    OTHER_VARIABLES.contains(&name) && !(name == "TRILOG_SEEDS" && value.contains(':'))
 }
 
 /// Whether Kubernetes set this variable for a service whose name begins with `trilog`; it does so

@@ -9,6 +9,7 @@
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+use tokio::time::Instant;
 use trilog_model::{Offset, ReplicaId, Term};
 use trilog_raft::{Leadership, Proposal, ProposeError};
 
@@ -57,6 +58,7 @@ impl Request {
 /// Runs until the queue closes.
 pub(super) async fn run(group: Group, state: SharedState, mut queue: mpsc::Receiver<Request>) {
     let mut leadership = group.leadership();
+    let commits = metrics::histogram!("trilog_commit_duration_seconds");
     let mut requests = Vec::new();
     while next_requests(&mut queue, &mut requests).await {
         let Some(term) = ready_term(&mut leadership) else {
@@ -70,8 +72,10 @@ pub(super) async fn run(group: Group, state: SharedState, mut queue: mpsc::Recei
         if proposals.is_empty() {
             continue;
         }
+        let begun = Instant::now();
         match group.propose(proposals, term).await {
             Ok(applied) => {
+                commits.record(begun.elapsed());
                 let places: Vec<Appended> = applied
                     .iter()
                     .map(|entry| Appended {

@@ -125,14 +125,22 @@ fn an_unknown_variable_is_an_error_but_kubernetes_links_are_not() {
         "TRILOG_NODE_IDD: no key of the configuration has this variable\n  \
          did you mean TRILOG_NODE_ID?"
     );
+    let message = check("", &[("TRILOG_DATA_DIR", "/data")], &[]).unwrap_err();
+    assert!(
+        message.ends_with("did you mean TRILOG_NODE_DATA_DIR?"),
+        "{message}"
+    );
     let links = [
         ("TRILOG_SERVICE_HOST", "10.0.0.1"),
         ("TRILOG_SERVICE_PORT_GRPC", "7400"),
         ("TRILOG_PORT", "tcp://10.0.0.1:7400"),
         ("TRILOG_PORT_7400_TCP_ADDR", "10.0.0.1"),
         ("TRILOG_SERVER", "127.0.0.1:7400"),
+        ("TRILOG_SEEDS", "200"),
     ];
     assert!(check("", &links, &[]).is_ok());
+    let message = check("", &[("TRILOG_SEEDS", "10.0.0.1:7401")], &[]).unwrap_err();
+    assert!(message.contains("TRILOG_CLUSTER_SEEDS"), "{message}");
 }
 
 #[test]
