@@ -28,6 +28,7 @@ test: rocksdb ## Every test that needs no root and no network
 sim: rocksdb ## Disks, links and whole clusters under SEEDS=200 different fates
 	TRILOG_SEEDS=$(SEEDS) $(CARGO) test --locked -p trilog-storage -p trilog-raft --lib -- \
 		nothing_acknowledged promises_hold nobody_rests double_crash seed
+	TRILOG_SEEDS=$(SEEDS) $(CARGO) test --locked -p trilog-server --test admission
 
 bench: rocksdb ## Every figure, with the baseline it is a ratio of
 	$(CARGO) build --release --locked -p trilog-server --bin trilog
