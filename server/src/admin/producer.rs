@@ -178,9 +178,13 @@ impl ProduceStream {
                 biased;
                 Some(done) = pending.next(), if !pending.is_empty() => self.answer(done).await,
                 request = requests.next(), if reading => {
-                    let Some(Ok(request)) = request else {
-                        open = false;
-                        continue;
+                    let request = match request {
+                        Some(Ok(request)) => request,
+                        ended => {
+                            open = false;
+                            self.say_why(ended).await;
+                            continue;
+                        }
                     };
                     match self.enqueue(request).await {
                         Ok(append) => {
@@ -269,6 +273,14 @@ impl ProduceStream {
             }
         };
         self.send(response).await
+    }
+
+    /// A request that cannot be read ends the stream with the reason; a caller that is done, or
+    /// gone, gets none.
+    async fn say_why(&self, ended: Option<Result<ProduceRequest, Status>>) {
+        if let Some(Err(status)) = ended {
+            drop(self.answers.send(Err(status)).await);
+        }
     }
 
     /// Whether anybody still listens.
