@@ -47,6 +47,8 @@ async fn produce(
         }
         anyhow::Ok(times)
     };
+    // The producer outlives its last answer: dropped earlier, it would give up what waits.
+    let producer = &producer;
     let send = async move {
         let value = Bytes::from(vec![b'x'; RECORD_BYTES]);
         let take = || {
