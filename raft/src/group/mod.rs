@@ -51,6 +51,7 @@ use propose::InFlight;
 use state_machine::{Starts, TrimTarget};
 
 use crate::transport::{Kind, PeerStream, Refusal, Transport};
+use crate::types::LogId;
 use crate::view::View;
 
 /// What opening a group takes, the same for all groups of a node.
@@ -153,6 +154,7 @@ impl Replica {
         if self.status.leadership_now().leader != Some(self.status.replica) {
             return;
         }
+        self.await_settled_voters().await;
         let own = self.status.replica;
         let voters: BTreeSet<u64> = self.raft.voter_ids().collect();
         let candidates = self.matched().into_iter();
@@ -163,6 +165,24 @@ impl Replica {
         };
         if let Err(error) = self.transfer_leader(best).await {
             tracing::info!(group = %self.status.group, %error, "leadership was not handed over");
+        }
+    }
+
+    /// Waits, within bounds, for a change of voters that is half done. Until it ends, no election
+    /// is won without a majority of the set that goes, and this replica may be all of that.
+    async fn await_settled_voters(&self) {
+        let mut metrics = self.raft.metrics();
+        let settled = metrics.wait_until(|now| {
+            let stored = &now.membership_config;
+            let applied = now.last_applied.as_ref().map(LogId::index);
+            stored.membership().get_joint_config().len() <= 1
+                && stored.log_id().as_ref().map(LogId::index) <= applied
+        });
+        if tokio::time::timeout(self.failover, settled).await.is_err() {
+            tracing::warn!(
+                group = %self.status.group,
+                "leadership is handed over in the middle of a change of voters"
+            );
         }
     }
 

@@ -180,8 +180,14 @@ impl Cluster {
             .collect()
     }
 
-    /// Places a group on all nodes and founds it.
+    /// Places a group on all nodes and founds it with all of them as voters.
     pub async fn create_group(&mut self, group: GroupId) {
+        let voters = self.nodes();
+        self.create_group_with(group, &voters).await;
+    }
+
+    /// Places a group on all nodes and founds it with some of them as voters.
+    pub async fn create_group_with(&mut self, group: GroupId, founders: &[NodeId]) {
         let replicas: BTreeMap<NodeId, ReplicaId> = self
             .nodes()
             .into_iter()
@@ -191,8 +197,11 @@ impl Cluster {
         for node in self.up() {
             self.open(node, group).await;
         }
-        let voters: BTreeSet<ReplicaId> = replicas.values().copied().collect();
-        for replica in self.replicas(group) {
+        let voters: BTreeSet<ReplicaId> = founders.iter().map(|node| replicas[node]).collect();
+        for node in founders {
+            let Some(replica) = self.group(*node, group) else {
+                continue;
+            };
             // Whoever heard of another's candidacy first is founded by it.
             let _ = replica.found(&voters).await;
         }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use trilog_model::{GroupId, ReplicaId, Term};
@@ -32,6 +33,9 @@ const INTERVAL: Duration = Duration::from_millis(200);
 const BALANCE_EVERY: u32 = 5;
 /// How long one membership change may take before the group is planned anew.
 const CHANGE_PATIENCE: Duration = Duration::from_secs(15);
+/// How long a replica that did not take leadership over is not asked again: while it is asked its
+/// group takes no records, and a node that is stopping would be asked in every round.
+const DECLINED_FOR: Duration = Duration::from_secs(5);
 
 /// The agent of one node.
 #[derive(Clone, Debug)]
@@ -53,11 +57,23 @@ pub struct Confirmations {
     confirmed: BTreeMap<GroupId, (Term, u64)>,
     /// Groups with a membership change on its way from here.
     busy: BTreeSet<GroupId>,
+    /// Replicas that did not take leadership over, and when that was.
+    declined: BTreeMap<(GroupId, ReplicaId), Instant>,
     /// Said once, not in every round.
     unexplained: Vec<GroupId>,
     estranged: bool,
     /// Which nodes have been silent for how long, while this node leads the controller.
     silence: Silence,
+}
+
+impl Confirmations {
+    /// Whether a change of a group may begin now; `heir` is who would lead after it.
+    fn begin(&mut self, group: GroupId, heir: Option<(GroupId, ReplicaId)>) -> bool {
+        self.declined
+            .retain(|_, since| since.elapsed() < DECLINED_FOR);
+        let declined = heir.is_some_and(|heir| self.declined.contains_key(&heir));
+        !declined && self.busy.insert(group)
+    }
 }
 
 impl Agent {
@@ -306,7 +322,11 @@ impl Agent {
             | Action::TransferLeader { group, .. } => *group,
             _ => return,
         };
-        if !self.progress.lock().busy.insert(group) {
+        let heir = match action {
+            Action::TransferLeader { to, .. } => Some((group, to)),
+            _ => None,
+        };
+        if !self.progress.lock().begin(group, heir) {
             return;
         }
         let this = self.clone();
@@ -320,12 +340,17 @@ impl Agent {
             } else {
                 Ok(Ok(()))
             };
+            let done = matches!(changed, Ok(Ok(())));
             match changed {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => info!(%group, %error, "a membership change is tried again"),
                 Err(_) => info!(%group, "a membership change takes long and is looked at anew"),
             }
-            this.progress.lock().busy.remove(&group);
+            let mut progress = this.progress.lock();
+            progress.busy.remove(&group);
+            if let (Some(heir), false) = (heir, done) {
+                progress.declined.insert(heir, Instant::now());
+            }
         });
     }
 

@@ -2,4 +2,5 @@
 
 mod cluster;
 mod restart;
+mod stopping;
 mod suite;
