@@ -23,6 +23,7 @@ pub mod bench;
 mod error;
 mod filler;
 mod format;
+mod planted;
 mod pool;
 mod queue;
 mod round;
