@@ -2,8 +2,11 @@
 
 mod basics;
 mod crashes;
+mod damage;
 mod driver;
+mod faults;
 mod model;
+mod room;
 
 use std::path::PathBuf;
 use std::sync::Arc;
