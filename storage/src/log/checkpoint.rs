@@ -233,6 +233,17 @@ impl Checkpoint {
 }
 
 impl GroupRecord {
+    /// The segments that the log start has not given up: the others may be deleted already.
+    pub(crate) fn held(&self) -> impl Iterator<Item = &SegmentRecord> {
+        let start = self.log_start.as_ref();
+        self.segments.iter().filter(move |segment| {
+            start.is_none_or(|start| {
+                segment.tip.next_offset > start.data_start
+                    || segment.tip.next_index > start.purged.index.next()
+            })
+        })
+    }
+
     fn put(&self, out: &mut BytesMut) {
         out.put_u64_le(self.group.get());
         out.put_u64_le(self.replica.0);
