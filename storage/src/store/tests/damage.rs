@@ -293,27 +293,78 @@ fn a_damaged_or_lost_index_costs_nothing() {
     });
 }
 
-/// A read of a segment comes back with the bytes of another place.
+/// A frame of 512 bytes, so that a read which goes astray by sectors finds whole frames.
+fn sector(index: u64) -> Frame {
+    let mut frame = entry(EntryId::new(1, index), 2, 432);
+    frame.records.truncate(432);
+    frame.header.records_len = 432;
+    frame.header.records_crc = crc32c::crc32c(&frame.records[21..]);
+    assert_eq!(frame.header.frame_len(), 512);
+    frame
+}
+
+/// A read of a segment comes back with the bytes of another place, whole frames at times.
 #[test]
 fn a_segment_read_astray_is_never_served() {
+    const COUNT: u64 = 300;
+    // So long that a read of it ends before it does, wherever it begins.
+    let config = StoreConfig {
+        segment_bytes: 100 * 1024,
+        ..small()
+    };
     block_on(async {
-        let scene = AtRest::new(true).await;
-        for path in scene.of_kind("seg") {
-            for seed in 0..40 {
-                let disk = scene.image.kill(seed);
-                let (store, _) = open(&disk, small()).await;
+        let disk = SimDisk::with_config(8, SimConfig::instant());
+        let (store, _) = open(&disk, config.clone()).await;
+        let log = store.create_group(GROUP, REPLICA).await.unwrap();
+        for from in (0..COUNT).step_by(30) {
+            append(&log, (from..from + 30).map(sector).collect()).await;
+            log.commit(LogIndex(from + 29));
+            eventually("it is filled", || {
+                log.state().filled == Some(LogIndex(from + 29))
+            })
+            .await;
+        }
+        store.close().await.unwrap();
+        let image = disk.fork();
+        let mut refused = 0;
+        for (path, _) in image.files() {
+            let segment = path
+                .extension()
+                .is_some_and(|kind| kind == "seg" || kind == "idx");
+            for seed in (0..100).filter(|_| segment) {
+                let disk = image.kill(seed);
+                let (store, _) = open(&disk, config.clone()).await;
                 let log = store.group(GROUP).unwrap();
-                disk.misdirect_read_after(&path, seed % 4);
-                never_serves_damage(&log, &scene.entries).await;
-                let state = log.state();
-                let offset = Offset(seed * 3 % state.next_offset.get());
-                if let Ok(frames) = log.read_offsets(offset, LogIndex(79), 5_000).await {
-                    let first = frames.first().unwrap().header;
-                    let holds = first.base_offset <= offset && offset < first.next_offset();
-                    assert!(holds, "{first:?} does not hold offset {offset}");
+                disk.misdirect_read_after(&path, seed % 3);
+                for probe in 0..6 {
+                    let index = (probe * 7 + seed * 3) % COUNT;
+                    refused += astray(&log, index).await;
                 }
                 disk.kill();
             }
         }
+        assert!(refused > 100, "{refused}");
     });
+}
+
+/// Reads one entry by its index and by its offset; how often that was refused.
+async fn astray(log: &GroupLog, index: u64) -> u32 {
+    let by_index = log.read(LogIndex(index), LogIndex(index + 3), 1_000).await;
+    let by_offset = log.read_offsets(Offset(index * 2 + 1), LogIndex(index + 3), 1_000);
+    let mut refused = 0;
+    for found in [by_index, by_offset.await] {
+        match found {
+            Ok(frames) => {
+                assert!(!frames.is_empty());
+                for (expected, frame) in (index..).zip(&frames) {
+                    let sent = sector(expected);
+                    assert_eq!(frame.header.id(), sent.header.id());
+                    assert_eq!(frame.records[21..], sent.records[21..]);
+                }
+            }
+            Err(ReadError::Damaged { .. }) => refused += 1,
+            Err(error) => panic!("entry {index}: {error}"),
+        }
+    }
+    refused
 }
