@@ -5,6 +5,7 @@ mod crashes;
 mod damage;
 mod driver;
 mod faults;
+mod fixtures;
 mod model;
 mod room;
 
