@@ -382,6 +382,7 @@ fn frames_of(header: &RoundHeader, mut body: Bytes) -> Result<Option<Vec<Frame>>
                 FrameError::Incomplete
                 | FrameError::NotAFrame
                 | FrameError::HeaderCrc
+                | FrameError::Implausible
                 | FrameError::PayloadLength
                 | FrameError::RecordsCrc
                 | FrameError::CommandCrc,
