@@ -58,11 +58,13 @@ impl GroupLog {
                 return Ok(Vec::new());
             }
             if let Some(frames) = state.resident.frames(from, to, max_bytes) {
+                self.0.shared.cache_hits.add_one();
                 return Ok(frames);
             }
             let link = state.segments.find(from).cloned();
             link.ok_or_else(|| state.below_start())?
         };
+        self.0.shared.cache_misses.add_one();
         let pos = self.0.seek(&link, |index| index.seek_index(from)).await?;
         let mut scan = Scan::new(&self.0, &link, pos);
         let before = |header: &FrameHeader| header.index <= from;
@@ -84,9 +86,15 @@ impl GroupLog {
         max_bytes: usize,
     ) -> Result<Vec<Frame>, ReadError> {
         let mut link = match self.0.find_offset(from, up_to, max_bytes)? {
-            Found::Here(frames) => return Ok(frames),
+            Found::Here(frames) => {
+                if !frames.is_empty() {
+                    self.0.shared.cache_hits.add_one();
+                }
+                return Ok(frames);
+            }
             Found::In(link) => link,
         };
+        self.0.shared.cache_misses.add_one();
         loop {
             let pos = self.0.seek(&link, |index| index.seek_offset(from)).await?;
             let mut scan = Scan::new(&self.0, &link, pos);
