@@ -50,6 +50,10 @@ pub struct NodeStats {
     pub leading: usize,
     /// Messages dropped because they named a replica that is not the one held here.
     pub misdirected: u64,
+    /// Elections that replicas of this node stood in.
+    pub elections: u64,
+    /// Entries that the furthest voter or learner of a group led here is behind.
+    pub follower_lag_max: u64,
 }
 
 impl Node {
@@ -66,6 +70,7 @@ impl Node {
             failover: config.failover(),
             kv,
             transport,
+            elections: Arc::default(),
         };
         let node = Self(Arc::new(Inner {
             parts,
@@ -158,6 +163,13 @@ impl Node {
             groups: groups.len(),
             leading: groups.values().filter(leads).count(),
             misdirected: self.0.misdirected.load(Ordering::Relaxed),
+            elections: self.0.parts.elections.load(Ordering::Relaxed),
+            follower_lag_max: groups
+                .values()
+                .filter(leads)
+                .map(|open| open.replica.lag_max())
+                .max()
+                .unwrap_or(0),
         }
     }
 

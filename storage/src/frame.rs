@@ -26,6 +26,10 @@ pub const BATCH_PREFIX_LEN: usize = 21;
 /// The version this build writes and the newest it reads.
 pub const VERSION: u8 = 1;
 
+/// Beyond what an index, a term, an offset, a time or a round ever reaches, and so low that adding
+/// a few such numbers does not overflow: what is read from a disk or a peer is held against it.
+pub(crate) const NUMBER_MAX: u64 = 1 << 62;
+
 const MAGIC: u32 = u32::from_le_bytes(*b"TLF1");
 const CRC_AT: usize = 76;
 
@@ -159,7 +163,7 @@ impl FrameHeader {
         }
         let kind = buf.get_u8();
         let kind = FrameKind::from_u8(kind).ok_or(FrameError::Kind(kind))?;
-        Ok(Self {
+        let header = Self {
             kind,
             flags: buf.get_u16_le(),
             group: GroupId(buf.get_u64_le()),
@@ -172,7 +176,17 @@ impl FrameHeader {
             records_crc: buf.get_u32_le(),
             command_len: buf.get_u32_le(),
             command_crc: buf.get_u32_le(),
-        })
+        };
+        let numbers = [
+            header.index.get(),
+            header.term.get(),
+            header.base_offset.get(),
+            header.append_time.nanos(),
+        ];
+        if numbers.iter().any(|number| *number > NUMBER_MAX) {
+            return Err(FrameError::Implausible);
+        }
+        Ok(header)
     }
 
     /// The first bytes of the record batch as they stand on disk and go to readers: the
@@ -312,6 +326,8 @@ pub enum FrameError {
     Version(u8),
     #[error("frame kind {0} is unknown to this build")]
     Kind(u8),
+    #[error("the frame header's numbers are beyond what a log ever reaches")]
+    Implausible,
     #[error("the payload's length differs from the header's")]
     PayloadLength,
     #[error("the record batch's checksum does not match")]
@@ -395,6 +411,23 @@ mod tests {
             let mut damaged = whole.to_vec();
             damaged[bit / 8] ^= 1 << (bit % 8);
             assert!(Frame::decode(&mut damaged.into()).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn numbers_that_would_overflow_are_refused() {
+        let frame = data_frame(&[7; 64], b"");
+        let changes: [fn(&mut FrameHeader); 4] = [
+            |header| header.index = LogIndex(u64::MAX),
+            |header| header.term = Term(u64::MAX),
+            |header| header.base_offset = Offset(u64::MAX),
+            |header| header.append_time = Timestamp(u64::MAX),
+        ];
+        for change in changes {
+            let mut header = frame.header;
+            change(&mut header);
+            let refused = FrameHeader::decode(&header.encode());
+            assert_eq!(refused, Err(FrameError::Implausible));
         }
     }
 

@@ -18,7 +18,10 @@ use trilog_model::{EntryId, GroupId, LogIndex, Offset, ReplicaId};
 
 use crate::frame::Frame;
 use crate::io::{Backend, Io, IoJob};
-use crate::log::{Checkpoint, GroupRecord, LogStart, Recovery, Vote, WAL, checkpoint};
+use crate::log::{
+    Checkpoint, GroupRecord, LogStart, RecoveredGroup, Recovery, SegmentRecord, Vote, WAL,
+    checkpoint,
+};
 use crate::wal::{Wal, WalError, WalPosition};
 use read_only::ReadOnly;
 
@@ -143,7 +146,28 @@ impl IoJob for Inspector {
 /// What one inspection is collecting.
 struct Collecting {
     found: Inspection,
+    /// Damaged segments of the checkpoint: some may have been given up since.
+    suspects: Vec<Suspect>,
     visit: Visitor,
+}
+
+/// A segment that is not as the checkpoint says.
+struct Suspect {
+    group: GroupId,
+    replica: ReplicaId,
+    segment: SegmentRecord,
+    damage: Damage,
+}
+
+impl Suspect {
+    /// Whether the segment is still part of a log.
+    fn is_held(&self, groups: &[RecoveredGroup]) -> bool {
+        groups.iter().any(|group| {
+            let (record, _) = group.parts();
+            (record.group, record.replica) == (self.group, self.replica)
+                && record.held().any(|held| held == &self.segment)
+        })
+    }
 }
 
 impl Collecting {
@@ -159,11 +183,19 @@ impl Collecting {
             grave,
         });
     }
+
+    /// Settles which of the suspects are damage.
+    fn judge(&mut self, is_damage: impl Fn(&Suspect) -> bool) {
+        let suspects = std::mem::take(&mut self.suspects).into_iter();
+        let damaged = suspects.filter(is_damage).map(|suspect| suspect.damage);
+        self.found.damage.extend(damaged);
+    }
 }
 
 async fn all<I: Io>(io: &I, dir: &Path, visit: Visitor) -> Result<Inspection, InspectError> {
     let mut collecting = Collecting {
         found: Inspection::default(),
+        suspects: Vec::new(),
         visit,
     };
     let path = checkpoint::path(dir);
@@ -229,18 +261,23 @@ async fn write_ahead_log<I: Io>(
         }
         Err(error) => {
             collecting.damaged(&folder, error, true);
+            collecting.judge(|_| true);
             return Ok(collecting.found);
         }
     }
     match recovery.finish() {
         Ok(recovered) => {
+            collecting.judge(|suspect| suspect.is_held(&recovered.groups));
             let groups = recovered.groups.iter().map(|group| {
                 let (record, behind) = group.parts();
                 describe(record, behind)
             });
             collecting.found.groups = groups.collect();
         }
-        Err(wrong) => collecting.damaged(&folder, wrong, true),
+        Err(wrong) => {
+            collecting.damaged(&folder, wrong, true);
+            collecting.judge(|_| true);
+        }
     }
     Ok(collecting.found)
 }
@@ -252,14 +289,14 @@ fn describe<'a>(record: &GroupRecord, behind: impl Iterator<Item = &'a Frame>) -
         vote: record.vote,
         log_start: record.log_start.clone(),
         first_index: record
-            .segments
-            .first()
+            .held()
+            .next()
             .map_or(record.tip.next_index, |first| first.base_index),
         last: record.tip.last,
         next_offset: record.tip.next_offset,
         entries_in_wal: 0,
-        segments: record.segments.len() as u64,
-        segment_bytes: record.segments.iter().map(|segment| segment.bytes).sum(),
+        segments: record.held().count() as u64,
+        segment_bytes: record.held().map(|segment| segment.bytes).sum(),
     };
     for frame in behind {
         found.entries_in_wal += 1;

@@ -7,6 +7,7 @@ pub mod bench;
 pub mod env;
 pub mod fatal;
 pub mod frame;
+pub mod histogram;
 pub mod inspect;
 pub mod io;
 pub mod kv;

@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use trilog_model::{GroupId, ReplicaId};
 
 use crate::fatal::Fatal;
+use crate::histogram::Durations;
 use crate::io::JobHandle;
 use crate::log::{
     FillTask, Group, GroupLog, GroupState, KeeperTask, Pressure, Shared, StoreError, Tip,
@@ -44,6 +45,12 @@ pub struct StoreStats {
     pub pinned_bytes: u64,
     /// Bytes of entries kept in memory for readers.
     pub cached_bytes: u64,
+    /// Reads served from memory.
+    pub cache_hits: u64,
+    /// Reads that went to files.
+    pub cache_misses: u64,
+    /// How long each append took to be durable here.
+    pub appends: Durations,
     /// The write-ahead log's own counters; none once it is closed.
     pub wal: Option<WalStatus>,
 }
@@ -117,6 +124,9 @@ impl Store {
             groups: shared.groups.lock().len(),
             pinned_bytes: shared.budget.pinned(),
             cached_bytes: shared.budget.cached(),
+            cache_hits: shared.cache_hits.get(),
+            cache_misses: shared.cache_misses.get(),
+            appends: shared.appends.snapshot(),
             wal: shared.wal().ok().map(|wal| wal.wal().status()),
         }
     }

@@ -25,6 +25,7 @@ mod tests;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use openraft::rt::WatchReceiver;
@@ -62,6 +63,8 @@ pub(crate) struct Parts {
     pub(crate) failover: Duration,
     pub(crate) kv: Kv,
     pub(crate) transport: Transport,
+    /// Counts the elections that replicas of the node stand in.
+    pub(crate) elections: Arc<AtomicU64>,
 }
 
 /// A replica of a group, whatever its view. Clones share it.
@@ -94,7 +97,9 @@ impl Replica {
         view: Arc<Mutex<dyn View>>,
     ) -> Result<Self, OpenError> {
         let group = log.group();
-        let status = Status::new(group, log.replica(), log.state().vote);
+        let vote = log.state().vote;
+        let elections = Arc::clone(&parts.elections);
+        let status = Status::new(group, log.replica(), vote, elections);
         let starts = Starts::default();
         let machine = open::open(
             log.clone(),
@@ -196,6 +201,15 @@ impl Replica {
             (ReplicaId(*id), index)
         });
         matched.collect()
+    }
+
+    /// Entries that the furthest replica is behind this leader.
+    pub(crate) fn lag_max(&self) -> u64 {
+        let end = |index: LogIndex| index.get() + 1;
+        let last = self.log.state().last.map_or(0, |last| end(last.index));
+        let held = |(_, matched): (_, Option<LogIndex>)| matched.map_or(0, end);
+        let least = self.matched().into_iter().map(held).min();
+        least.map_or(0, |least| last.saturating_sub(least))
     }
 
     /// Stops the tasks. What was proposed and is not answered has an unknown outcome.

@@ -1,6 +1,7 @@
 //! What a group's tasks tell the rest of the process: who leads, and what is applied.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::watch;
 use trilog_model::{EntryId, GroupId, LogIndex, Offset, ReplicaId, Term};
@@ -31,12 +32,19 @@ pub(crate) struct Status {
     pub(crate) replica: ReplicaId,
     leadership: watch::Sender<Leadership>,
     high_watermark: watch::Sender<HighWatermark>,
+    /// Elections that replicas of this node stood in, all groups together.
+    elections: Arc<AtomicU64>,
 }
 
 impl Status {
     /// A replica that starts with a vote on disk. It does not lead, whatever that vote says: a
     /// restarted leader has to be elected again.
-    pub(crate) fn new(group: GroupId, replica: ReplicaId, vote: Option<Vote>) -> Arc<Self> {
+    pub(crate) fn new(
+        group: GroupId,
+        replica: ReplicaId,
+        vote: Option<Vote>,
+        elections: Arc<AtomicU64>,
+    ) -> Arc<Self> {
         let leadership = vote.map_or_else(Leadership::default, |vote| Leadership {
             term: vote.term,
             leader: (vote.committed && vote.node != replica).then_some(vote.node),
@@ -47,6 +55,7 @@ impl Status {
             replica,
             leadership: watch::Sender::new(leadership),
             high_watermark: watch::Sender::default(),
+            elections,
         })
     }
 
@@ -64,6 +73,10 @@ impl Status {
 
     /// A vote is about to be stored: from here on this replica leads no older term.
     pub(crate) fn voting(&self, vote: &Vote) {
+        // A vote for itself that no quorum has granted yet.
+        if vote.node == self.replica && !vote.committed {
+            self.elections.fetch_add(1, Ordering::Relaxed);
+        }
         self.leadership.send_if_modified(|now| {
             let over = vote.term > now.term && now.leader.is_some();
             if over {
@@ -130,7 +143,7 @@ mod tests {
 
     #[test]
     fn a_leader_is_ready_only_after_an_entry_of_its_own_term() {
-        let status = Status::new(GroupId(1), ME, None);
+        let status = Status::new(GroupId(1), ME, None, Arc::default());
         status.voted(&vote(3, ME, true));
         assert_eq!(status.leadership_now().leader, Some(ME));
         status.applied(EntryId::new(2, 9), Offset(4));
@@ -144,7 +157,7 @@ mod tests {
 
     #[test]
     fn a_restarted_leader_does_not_lead() {
-        let status = Status::new(GroupId(1), ME, Some(vote(3, ME, true)));
+        let status = Status::new(GroupId(1), ME, Some(vote(3, ME, true)), Arc::default());
         assert_eq!(status.leadership_now().leader, None);
         status.applied(EntryId::new(3, 10), Offset(4));
         assert!(!status.leadership_now().ready);

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 
 use futures::Stream;
 use futures::stream;
-use metrics::gauge;
+use metrics::{counter, gauge};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -20,12 +20,17 @@ const BREATH: std::time::Duration = std::time::Duration::from_millis(100);
 #[derive(Debug)]
 pub(super) struct Connection {
     stream: TcpStream,
+    /// Who ended it, as far as is known yet: this side, unless the other is heard of.
+    ended_by: &'static str,
     _slot: OwnedSemaphorePermit,
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
         gauge!("trilog_connections", "dialect" => "native").decrement(1.0);
+        let reason = self.ended_by;
+        counter!("trilog_connections_closed_total", "dialect" => "native", "reason" => reason)
+            .increment(1);
     }
 }
 
@@ -49,6 +54,7 @@ pub(super) fn accept(
         gauge!("trilog_connections", "dialect" => "native").increment(1.0);
         let connection = Connection {
             stream,
+            ended_by: "server",
             _slot: slot,
         };
         Some((Ok(connection), (listener, slots)))
@@ -69,7 +75,16 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        let (room, before) = (buffer.remaining(), buffer.filled().len());
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        match &read {
+            Poll::Ready(Ok(())) if room > 0 && buffer.filled().len() == before => {
+                self.ended_by = "client";
+            }
+            Poll::Ready(Err(_)) => self.ended_by = "error",
+            Poll::Ready(Ok(())) | Poll::Pending => {}
+        }
+        read
     }
 }
 

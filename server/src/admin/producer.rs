@@ -59,27 +59,31 @@ impl Producer for Api {
         &self,
         request: Request<PublishRequest>,
     ) -> Result<Response<PublishResponse>, Status> {
-        let request = request.into_inner();
         let (meter, since) = (ApiMeter::new("publish"), Instant::now());
+        let published = self.publish_one(request.into_inner()).await;
+        let published = published.inspect_err(|error| meter.refused(error))?;
+        meter.answered(since);
+        Ok(Response::new(published))
+    }
+}
+
+impl Api {
+    async fn publish_one(&self, request: PublishRequest) -> Result<PublishResponse, Error> {
         let index = self.choose_partition(&request)?;
         let batch = self.single_record(&request)?;
         let bytes = batch.len() as u64;
         let append = self.cluster.append(&request.topic, index, batch);
         let appended = within_patience(append)
             .await
-            .map_err(|error| errors::append_anywhere(&self.cluster, &error))
-            .inspect_err(|error| meter.refused(error))?;
+            .map_err(|error| errors::append_anywhere(&self.cluster, &error))?;
         self.meters.topic(&request.topic).came(1, bytes);
-        meter.answered(since);
-        Ok(Response::new(PublishResponse {
+        Ok(PublishResponse {
             partition: index,
             offset: appended.base_offset.get(),
             append_time_ns: appended.append_time.nanos(),
-        }))
+        })
     }
-}
 
-impl Api {
     /// The partition asked for, or the one Kafka's clients would choose for the key.
     fn choose_partition(&self, request: &PublishRequest) -> Result<u32, Error> {
         if let Some(partition) = request.partition {

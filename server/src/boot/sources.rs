@@ -1,12 +1,15 @@
 //! What a running node shows of itself: metrics published at the scrape, and readiness.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use metrics::{counter, gauge};
+use trilog_raft::NodeStats;
+use trilog_storage::histogram::{BOUNDS, Durations};
 
 use super::Server;
 use crate::cluster::Cluster;
-use crate::http::{Health, Metrics};
+use crate::http::{Health, Metrics, Observed};
 
 /// Topics that get a label of their own; the rest add up as `_other`.
 const MAX_TOPICS: usize = 1_000;
@@ -22,6 +25,16 @@ impl Server {
         metrics.register(move || publish_partitions(&cluster));
         let transport = self.transport.clone();
         metrics.register(move || publish_transport(&transport.stats()));
+        let node = self.node.clone();
+        metrics.register(move || publish_groups(&node.stats()));
+        let store = self.store.clone();
+        metrics.register_histogram("trilog_append_duration_seconds", move || {
+            observed(&store.stats().appends)
+        });
+        let store = self.store.clone();
+        metrics.register_histogram("trilog_fsync_duration_seconds", move || {
+            observed(&store.stats().wal.unwrap_or_default().syncs)
+        });
         self.check(health);
     }
 
@@ -107,10 +120,28 @@ fn publish_sizes(sizes: BTreeMap<&str, (u64, usize)>) {
 fn publish_store(stats: &trilog_storage::store::StoreStats) {
     gauge!("trilog_storage_pinned_bytes").set(as_f64(stats.pinned_bytes));
     gauge!("trilog_storage_cache_bytes").set(as_f64(stats.cached_bytes));
+    counter!("trilog_cache_hits_total").absolute(stats.cache_hits);
+    counter!("trilog_cache_misses_total").absolute(stats.cache_misses);
     let Some(wal) = &stats.wal else { return };
     counter!("trilog_wal_bytes_total").absolute(wal.writing.bytes);
     counter!("trilog_wal_rounds_total").absolute(wal.writing.rounds);
     gauge!("trilog_wal_files_free").set(f64::from(wal.free_files));
+}
+
+fn publish_groups(stats: &NodeStats) {
+    counter!("trilog_raft_elections_total").absolute(stats.elections);
+    gauge!("trilog_raft_follower_lag_entries_max").set(as_f64(stats.follower_lag_max));
+}
+
+/// What storage counted, as the registry shows it.
+fn observed(durations: &Durations) -> Observed {
+    let bounds = BOUNDS.iter().map(Duration::as_secs_f64);
+    let [counts @ .., beyond] = &durations.buckets;
+    Observed {
+        buckets: bounds.zip(counts.iter().copied()).collect(),
+        beyond: *beyond,
+        sum: durations.sum.as_secs_f64(),
+    }
 }
 
 fn publish_transport(stats: &trilog_raft::transport::TransportStats) {

@@ -30,6 +30,12 @@ pub struct Identity {
     founder: bool,
 }
 
+/// The part of the file that every format has.
+#[derive(Deserialize)]
+struct Version {
+    format: u32,
+}
+
 /// Why a directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
@@ -109,14 +115,15 @@ impl Identity {
             path: path.clone(),
             reason,
         };
-        let identity: Self =
-            serde_json::from_str(&text).map_err(|error| unreadable(error.to_string()))?;
-        if identity.format > FORMAT {
+        let parse_error = |error: serde_json::Error| unreadable(error.to_string());
+        // First of all: what else stands in a newer one is not known.
+        let Version { format } = serde_json::from_str(&text).map_err(parse_error)?;
+        if format > FORMAT {
             return Err(unreadable(format!(
-                "format {} is newer than this build",
-                identity.format
+                "format {format} is newer than this build reads (up to {FORMAT})"
             )));
         }
+        let identity: Self = serde_json::from_str(&text).map_err(parse_error)?;
         if identity.node != node.get() {
             return Err(IdentityError::OtherNode {
                 found: identity.node(),
@@ -176,6 +183,43 @@ mod tests {
             })
         ));
         assert!(Identity::load(dir.path(), NodeId(1)).unwrap().is_some());
+    }
+
+    /// A file as the first release wrote it, kept for ever.
+    const V1: &str = r#"{
+  "format": 1,
+  "node": 1,
+  "uuid": "00000000-0000-0000-0000-000000000005",
+  "cluster": "00000000-0000-0000-0000-000000000009",
+  "controller_replica": 4294967300,
+  "founder": true
+}"#;
+
+    #[test]
+    fn an_identity_of_format_1_is_read_and_still_written_so() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(FILE), V1).unwrap();
+        let identity = Identity::load(dir.path(), NodeId(1)).unwrap().unwrap();
+        let expected = Identity::new(NodeId(1), Uuid::from_u128(5))
+            .founding(Uuid::from_u128(9), ReplicaId::new(NodeId(1), 4));
+        assert_eq!(identity, expected);
+        identity.save(dir.path()).unwrap();
+        assert_eq!(fs::read_to_string(dir.path().join(FILE)).unwrap(), V1);
+    }
+
+    #[test]
+    fn a_newer_format_is_refused_by_its_number_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let newer = r#"{"format":2,"node":1,"colour":"green"}"#;
+        fs::write(dir.path().join(FILE), newer).unwrap();
+        let refused = Identity::load(dir.path(), NodeId(1))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            refused.contains("format 2 is newer than this build reads"),
+            "{refused}"
+        );
+        assert_eq!(fs::read_to_string(dir.path().join(FILE)).unwrap(), newer);
     }
 
     #[test]

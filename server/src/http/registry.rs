@@ -4,7 +4,7 @@
 //! lags, who leads) is published by its source at the scrape, so that nothing keeps it up to date
 //! in between, and a source that is gone leaves no stale value being refreshed.
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +28,20 @@ impl<F: Fn() + Send + Sync> MetricSource for F {
     }
 }
 
+/// A histogram that is counted elsewhere, too often for the recorder: what it shows now.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Observed {
+    /// The upper bound of each bucket in seconds, ascending, and how many observations fell into
+    /// it and into no earlier one.
+    pub buckets: Vec<(f64, u64)>,
+    /// Observations beyond the last bound.
+    pub beyond: u64,
+    /// All observations together, in seconds.
+    pub sum: f64,
+}
+
+type Observe = Arc<dyn Fn() -> Observed + Send + Sync>;
+
 /// Why there is no registry.
 #[derive(Debug, thiserror::Error)]
 #[error("the metric recorder cannot be installed")]
@@ -38,6 +52,8 @@ pub struct MetricsError(#[from] BuildError);
 pub struct Metrics {
     handle: PrometheusHandle,
     sources: Arc<Mutex<Vec<Arc<dyn MetricSource>>>>,
+    histograms: Arc<Mutex<Vec<(&'static str, Observe)>>>,
+    node: u32,
 }
 
 impl fmt::Debug for Metrics {
@@ -61,6 +77,8 @@ impl Metrics {
         Ok(Self {
             handle,
             sources: Arc::default(),
+            histograms: Arc::default(),
+            node,
         })
     }
 
@@ -76,7 +94,45 @@ impl Metrics {
         for source in sources {
             source.publish();
         }
-        self.handle.render()
+        let mut text = self.handle.render();
+        let histograms = self.histograms.lock().clone();
+        for (name, observe) in histograms {
+            // A string takes whatever is written.
+            let _ = self.write(&mut text, name, &observe());
+        }
+        text
+    }
+
+    /// Adds a histogram of the catalogue that is counted elsewhere.
+    pub fn register_histogram(
+        &self,
+        name: &'static str,
+        observe: impl Fn() -> Observed + Send + Sync + 'static,
+    ) {
+        self.histograms.lock().push((name, Arc::new(observe)));
+    }
+
+    fn write(&self, text: &mut String, name: &str, observed: &Observed) -> fmt::Result {
+        let node = self.node;
+        let known = CATALOGUE.iter().find(|metric| metric.name == name);
+        writeln!(
+            text,
+            "# HELP {name} {}",
+            known.map_or("", |metric| metric.help)
+        )?;
+        writeln!(text, "# TYPE {name} histogram")?;
+        let mut total = 0;
+        for (bound, count) in &observed.buckets {
+            total += count;
+            writeln!(
+                text,
+                "{name}_bucket{{node=\"{node}\",le=\"{bound}\"}} {total}"
+            )?;
+        }
+        total += observed.beyond;
+        writeln!(text, "{name}_bucket{{node=\"{node}\",le=\"+Inf\"}} {total}")?;
+        writeln!(text, "{name}_sum{{node=\"{node}\"}} {}", observed.sum)?;
+        writeln!(text, "{name}_count{{node=\"{node}\"}} {total}\n")
     }
 
     /// Folds what was observed, for ever; without it, observations pile up between scrapes.
@@ -97,7 +153,7 @@ fn describe() {
             Kind::Histogram => metrics::describe_histogram!(metric.name, metric.help),
         }
     }
-    let commit = option_env!("TRILOG_COMMIT").unwrap_or("unknown");
+    let commit = env!("TRILOG_COMMIT");
     let version = env!("CARGO_PKG_VERSION");
     metrics::gauge!("trilog_build_info", "version" => version, "commit" => commit).set(1.0);
 }

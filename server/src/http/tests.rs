@@ -59,7 +59,12 @@ async fn metrics_are_rendered_with_buckets_sources_and_the_node() {
     let server = Server::start().await;
     metrics().register(|| metrics::gauge!("trilog_partitions").set(3.0));
     metrics().register(ProcessSource::new("/"));
-    metrics::histogram!("trilog_fsync_duration_seconds").record(0.002);
+    metrics::histogram!("trilog_commit_duration_seconds").record(0.002);
+    metrics().register_histogram("trilog_fsync_duration_seconds", || Observed {
+        buckets: vec![(0.001, 4), (0.0025, 3)],
+        beyond: 2,
+        sum: 0.75,
+    });
     metrics::counter!("trilog_raft_elections_total").increment(2);
     let answer = server.get("/metrics").await;
     for expected in [
@@ -67,9 +72,15 @@ async fn metrics_are_rendered_with_buckets_sources_and_the_node() {
         "content-type: text/plain; version=0.0.4",
         "trilog_partitions{node=\"7\"} 3",
         "trilog_raft_elections_total{node=\"7\"} 2",
-        "# TYPE trilog_fsync_duration_seconds histogram",
-        "trilog_fsync_duration_seconds_bucket{node=\"7\",le=\"0.0025\"} 1",
-        "# HELP trilog_fsync_duration_seconds One sync of the write-ahead log.",
+        "# TYPE trilog_commit_duration_seconds histogram",
+        "trilog_commit_duration_seconds_bucket{node=\"7\",le=\"0.0025\"} 1",
+        "# HELP trilog_fsync_duration_seconds One sync of the write-ahead log.\n\
+         # TYPE trilog_fsync_duration_seconds histogram\n\
+         trilog_fsync_duration_seconds_bucket{node=\"7\",le=\"0.001\"} 4\n\
+         trilog_fsync_duration_seconds_bucket{node=\"7\",le=\"0.0025\"} 7\n\
+         trilog_fsync_duration_seconds_bucket{node=\"7\",le=\"+Inf\"} 9\n\
+         trilog_fsync_duration_seconds_sum{node=\"7\"} 0.75\n\
+         trilog_fsync_duration_seconds_count{node=\"7\"} 9\n",
         "version=\"0.1.0\"",
         "trilog_disk_free_bytes{",
     ] {

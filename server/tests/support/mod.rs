@@ -31,6 +31,7 @@ pub(crate) struct Cluster {
     child: Child,
     data: PathBuf,
     server: String,
+    base_port: u16,
 }
 
 impl Drop for Cluster {
@@ -43,7 +44,10 @@ impl Drop for Cluster {
 impl Cluster {
     /// Starts three nodes and waits until they serve.
     pub(crate) fn start(data: &Path) -> Self {
-        let base = free_block();
+        Self::start_at(data, free_block())
+    }
+
+    fn start_at(data: &Path, base: u16) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_trilog"))
             .args(["dev", "--base-port", &base.to_string(), "--data"])
             .arg(data)
@@ -67,6 +71,7 @@ impl Cluster {
                 .map(|nth| format!("127.0.0.1:{}", base + 10 * nth))
                 .collect::<Vec<_>>()
                 .join(","),
+            base_port: base,
         }
     }
 
@@ -110,12 +115,33 @@ impl Cluster {
         stdout(&output)
     }
 
+    /// Where the nodes serve gRPC.
+    pub(crate) fn addresses(&self) -> Vec<String> {
+        self.server.split(',').map(str::to_owned).collect()
+    }
+
+    /// Where the nodes serve HTTP.
+    pub(crate) fn http_ports(&self) -> impl Iterator<Item = u16> {
+        let base = self.base_port;
+        (0..3).map(move |nth| base + 10 * nth + 2)
+    }
+
     pub(crate) fn node_dir(&self, node: u32) -> PathBuf {
         self.data.join(format!("node-{node}"))
     }
 
     /// Stops it from another terminal, and waits until it has ended by itself.
     pub(crate) fn stop(mut self) {
+        self.end();
+    }
+
+    /// Stops it and starts it again where it was.
+    pub(crate) fn start_again(mut self) -> Self {
+        self.end();
+        Self::start_at(&self.data, self.base_port)
+    }
+
+    fn end(&mut self) {
         self.dev(&["stop"]);
         let status = self.child.wait().unwrap();
         assert!(status.success(), "{status}");

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::{Bytes, BytesMut};
 
-use super::{Collecting, Place};
+use super::{Collecting, Damage, Place, Suspect};
 use crate::frame::{Frame, FrameError};
 use crate::io::{Io, IoFile, OpenMode};
 use crate::log::{
@@ -28,7 +28,16 @@ pub(super) async fn read<I: Io>(
     for segment in &record.segments {
         let path = folder.join(segment_file_name(segment.base_index));
         if let Err(what) = one(io, &path, record, segment, collecting).await {
-            collecting.damaged(&path, what, false);
+            collecting.suspects.push(Suspect {
+                group: record.group,
+                replica: record.replica,
+                segment: *segment,
+                damage: Damage {
+                    path,
+                    what,
+                    grave: false,
+                },
+            });
         }
     }
 }

@@ -29,8 +29,10 @@ use std::path::{Path, PathBuf};
 use bytes::{Buf, BufMut, Bytes, BytesMut, TryGetError};
 use trilog_model::{EntryId, GroupId, LogIndex, Offset, ReplicaId, Term, Timestamp};
 
+use super::segment;
 use super::tip::Tip;
 use super::types::{LogStart, TermStart, Vote};
+use crate::frame::NUMBER_MAX;
 use crate::io::{Io, IoFile, OpenMode};
 use crate::wal::{WalPosition, WalStart};
 
@@ -39,6 +41,8 @@ pub(crate) const VERSION: u8 = 1;
 const MAGIC: u32 = u32::from_le_bytes(*b"TLCK");
 const HEAD_LEN: usize = 16;
 const CRC_LEN: usize = 4;
+/// Larger than any segment, and so small that their sum does not overflow.
+const SEGMENT_BYTES_MAX: u64 = 1 << 40;
 pub(crate) const NAME: &str = "checkpoint";
 const NEW_NAME: &str = "checkpoint.new";
 
@@ -220,7 +224,7 @@ impl Checkpoint {
         let groups = get_list(&mut body, GroupRecord::get)?;
         let doomed = get_list(&mut body, get_replica)?;
         let barred = get_list(&mut body, get_replica)?;
-        if body.has_remaining() {
+        if body.has_remaining() || !groups.iter().all(GroupRecord::is_plausible) {
             return Err(CheckpointError::Damaged);
         }
         Ok(Self {
@@ -233,6 +237,46 @@ impl Checkpoint {
 }
 
 impl GroupRecord {
+    /// The segments that the log start has not given up: the others may be deleted already.
+    pub(crate) fn held(&self) -> impl Iterator<Item = &SegmentRecord> {
+        let start = self.log_start.as_ref();
+        self.segments.iter().filter(move |segment| {
+            start.is_none_or(|start| {
+                segment.tip.next_offset > start.data_start
+                    || segment.tip.next_index > start.purged.index.next()
+            })
+        })
+    }
+
+    /// Whether nothing in it would overflow or run backwards. What bears the right checksum was
+    /// written here, but a node must not fall over a file, whoever made it.
+    fn is_plausible(&self) -> bool {
+        let within = |number: u64| number <= NUMBER_MAX;
+        let entry = |id: EntryId| within(id.term.get()) && within(id.index.get());
+        let start = self.log_start.as_ref().is_none_or(|start| {
+            let offsets = within(start.next_offset.get()) && within(start.data_start.get());
+            entry(start.purged) && offsets && within(start.next_time.nanos())
+        });
+        let terms = self.terms.iter().all(|start| {
+            within(start.term.get()) && within(start.index.get()) && within(start.offset.get())
+        });
+        let mut end = (LogIndex(0), Offset(0));
+        let segments = self.segments.iter().all(|segment| {
+            let begins = (segment.base_index, segment.base_offset);
+            let ends = (segment.tip.next_index, segment.tip.next_offset);
+            let follows = end.0 <= begins.0 && end.1 <= begins.1;
+            let grows = begins.0 <= ends.0 && begins.1 <= ends.1;
+            end = ends;
+            let bytes = (segment::HEADER_LEN..=SEGMENT_BYTES_MAX).contains(&segment.bytes);
+            let times = within(segment.base_time.nanos()) && within(segment.last_time.nanos());
+            follows && grows && bytes && times && segment.tip.is_within(NUMBER_MAX)
+        });
+        let vote = self.vote.is_none_or(|vote| within(vote.term.get()));
+        let created = within(self.created.file) && within(self.created.round);
+        let tip = self.tip.is_within(NUMBER_MAX) && end.0 <= self.tip.next_index;
+        created && vote && within(self.committed.get()) && start && tip && terms && segments
+    }
+
     fn put(&self, out: &mut BytesMut) {
         out.put_u64_le(self.group.get());
         out.put_u64_le(self.replica.0);
@@ -496,6 +540,27 @@ pub(crate) mod tests {
                 Err(CheckpointError::Damaged),
                 "bit {bit}"
             );
+        }
+    }
+
+    #[test]
+    fn numbers_that_would_overflow_or_run_backwards_are_damage() {
+        let changes: [fn(&mut GroupRecord); 9] = [
+            |group| group.segments[0].bytes = u64::MAX,
+            |group| group.segments[0].bytes = 10,
+            |group| group.segments[0].tip.next_index = LogIndex(u64::MAX),
+            |group| group.segments[1].base_index = LogIndex(5),
+            |group| group.segments[1].last_time = Timestamp(u64::MAX),
+            |group| group.tip.next_offset = Offset(u64::MAX),
+            |group| group.tip.next_index = LogIndex(25),
+            |group| group.committed = LogIndex(u64::MAX),
+            |group| group.created.file = u64::MAX,
+        ];
+        for (nth, change) in changes.iter().enumerate() {
+            let mut changed = sample();
+            change(&mut changed.groups[0]);
+            let decoded = Checkpoint::decode(&changed.encode());
+            assert_eq!(decoded, Err(CheckpointError::Damaged), "{nth}");
         }
     }
 

@@ -151,6 +151,7 @@ impl<I: Io> Worker<I> {
     }
 
     async fn step(&mut self, group: &Arc<Group>, step: FillStep) -> Result<(), Stuck> {
+        self.check_alive()?;
         match step {
             FillStep::Idle => Ok(()),
             FillStep::Write(run) => self.write(group, run).await,
@@ -302,6 +303,7 @@ impl<I: Io> Worker<I> {
 
     /// Makes what is written of a group's active segment durable.
     async fn sync(&mut self, group: &Arc<Group>) -> Result<(), Stuck> {
+        self.check_alive()?;
         let Some(open) = self.open.get_mut(&group.id) else {
             return Ok(());
         };
@@ -424,6 +426,12 @@ impl<I: Io> Worker<I> {
             // It stays among the doomed and is deleted at the next start.
             Err(error) => tracing::warn!(path = %dir.display(), %error, "cannot delete"),
         }
+    }
+
+    /// Nothing is tried again once the store failed: the kernel calls pages clean that a failed
+    /// sync lost, and a second sync would report them durable.
+    fn check_alive(&self) -> Result<(), Stuck> {
+        self.shared.failure().map_or(Ok(()), |_| Err(Stuck))
     }
 
     /// Sorts failures: a full disk passes, the rest is fatal.

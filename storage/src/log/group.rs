@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use trilog_model::{EntryId, GroupId, LogIndex, ReplicaId, Term};
 
 use super::config::StoreConfig;
@@ -266,7 +267,11 @@ impl GroupLog {
             }
             let (group, generation) = (Arc::clone(group), state.cuts.generation);
             shared.budget.pin(bytes);
+            let began = Instant::now();
             wal.submit(shared, frames, Room::Common, move |result| {
+                if result.is_ok() {
+                    group.shared.appends.observe(began.elapsed());
+                }
                 done(result.map(|at| group.appended(generation, from, tip.next_index, at)));
             });
         }

@@ -209,6 +209,9 @@ impl<I: Io> Keeper<I> {
     /// Writes a checkpoint and lets go of the files it does not need. Without `always`, only if
     /// that frees any.
     async fn checkpoint(&self, always: bool) -> Result<(), StoreError> {
+        if let Some(failure) = self.shared.failure() {
+            return Err(failure);
+        }
         let Some(checkpoint) = self.capture() else {
             return Ok(());
         };

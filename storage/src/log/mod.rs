@@ -47,7 +47,7 @@ pub(crate) use fill::{FillJob, FillTask};
 pub(crate) use group::{Group, GroupState};
 pub(crate) use keeper::{KeeperJob, KeeperTask};
 pub(crate) use reader::ReadPool;
-pub(crate) use recovery::{Recovered, Recovery};
+pub(crate) use recovery::{Recovered, RecoveredGroup, Recovery};
 pub(crate) use segment::{
     HEADER_LEN as SEGMENT_HEADER_LEN, SegmentHeader, file_name as segment_file_name,
 };

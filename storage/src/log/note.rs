@@ -14,7 +14,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use trilog_model::{EntryId, GroupId, LogIndex, Offset, ReplicaId, Term};
 
 use super::types::{LogStart, Vote};
-use crate::frame::{Frame, FrameKind};
+use crate::frame::{Frame, FrameKind, NUMBER_MAX};
 
 /// Flag bit 0 of a truncation (keep nothing) and of a log start (the log was emptied).
 const WHOLE: u16 = 1;
@@ -93,7 +93,12 @@ impl Note {
                     purged: header.id(),
                     next_offset: header.base_offset,
                     next_time: header.append_time,
-                    data_start: Offset(command.try_get_u64_le().ok()?),
+                    data_start: Offset(
+                        command
+                            .try_get_u64_le()
+                            .ok()
+                            .filter(|offset| *offset <= NUMBER_MAX)?,
+                    ),
                     meta: command,
                 },
             },

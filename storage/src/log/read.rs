@@ -58,13 +58,17 @@ impl GroupLog {
                 return Ok(Vec::new());
             }
             if let Some(frames) = state.resident.frames(from, to, max_bytes) {
+                self.0.shared.cache_hits.add_one();
                 return Ok(frames);
             }
             let link = state.segments.find(from).cloned();
             link.ok_or_else(|| state.below_start())?
         };
+        self.0.shared.cache_misses.add_one();
         let pos = self.0.seek(&link, |index| index.seek_index(from)).await?;
         let mut scan = Scan::new(&self.0, &link, pos);
+        let before = |header: &FrameHeader| header.index <= from;
+        scan.begin(max_bytes, before).await?;
         scan.collect(max_bytes, |header| match header.index {
             index if index < from => Take::Skip,
             index if index >= to => Take::Stop,
@@ -82,12 +86,20 @@ impl GroupLog {
         max_bytes: usize,
     ) -> Result<Vec<Frame>, ReadError> {
         let mut link = match self.0.find_offset(from, up_to, max_bytes)? {
-            Found::Here(frames) => return Ok(frames),
+            Found::Here(frames) => {
+                if !frames.is_empty() {
+                    self.0.shared.cache_hits.add_one();
+                }
+                return Ok(frames);
+            }
             Found::In(link) => link,
         };
+        self.0.shared.cache_misses.add_one();
         loop {
             let pos = self.0.seek(&link, |index| index.seek_offset(from)).await?;
             let mut scan = Scan::new(&self.0, &link, pos);
+            let before = |header: &FrameHeader| header.base_offset <= from;
+            scan.begin(max_bytes, before).await?;
             let frames = scan
                 .collect(max_bytes, |header| match header {
                     header if header.index > up_to => Take::Stop,
@@ -211,6 +223,11 @@ impl Group {
     }
 }
 
+/// Bytes to read from disk at once for an answer of `max_bytes`.
+fn chunk_bytes(max_bytes: usize) -> usize {
+    max_bytes.saturating_add(SLACK).clamp(CHUNK_MIN, CHUNK_MAX)
+}
+
 /// What to do with a frame that was come across.
 enum Take {
     Skip,
@@ -238,12 +255,28 @@ impl<'a> Scan<'a> {
             extent: link.extent,
             pos,
             chunk: Bytes::new(),
-            next: None,
+            next: (pos == HEADER_LEN).then_some(link.segment.header.base_index),
         }
     }
 
     fn reads(&self) -> &ReadPool {
         &self.group.shared.reads
+    }
+
+    /// Looks at the first frame, which an index says is `expected`: a read that went astray may
+    /// have come upon whole frames of another place. A segment's own first is known anyway.
+    async fn begin(
+        &mut self,
+        max_bytes: usize,
+        expected: impl Fn(&FrameHeader) -> bool,
+    ) -> Result<(), ReadError> {
+        let known = self.pos == HEADER_LEN;
+        match self.header(chunk_bytes(max_bytes)).await? {
+            Some(header) if !known && !expected(&header) => {
+                Err(self.damaged("another frame stands there"))
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// The frames that `choose` keeps, verified, up to `max_bytes` and at least one.
@@ -252,7 +285,7 @@ impl<'a> Scan<'a> {
         max_bytes: usize,
         choose: impl Fn(&FrameHeader) -> Take,
     ) -> Result<Vec<Frame>, ReadError> {
-        let want = max_bytes.saturating_add(SLACK).clamp(CHUNK_MIN, CHUNK_MAX);
+        let want = chunk_bytes(max_bytes);
         let mut frames = Vec::new();
         let mut bytes = 0;
         while let Some(header) = self.header(want).await? {

@@ -17,6 +17,7 @@ use super::types::StoreError;
 use crate::env::Clock;
 use crate::fatal::{Fatal, FatalSink};
 use crate::frame::Frame;
+use crate::histogram::{Counter, Histogram};
 use crate::wal::{Wal, WalError, WalPosition, WalStart};
 
 /// The store as its groups see it.
@@ -35,6 +36,11 @@ pub(crate) struct Shared {
     pub(crate) progress: Mutex<Progress>,
     /// Rung when the keeper should look whether the log needs a checkpoint.
     pub(crate) bell: Notify,
+    /// From each append to its durability here.
+    pub(crate) appends: Histogram,
+    /// Reads served from memory, and from files.
+    pub(crate) cache_hits: Counter,
+    pub(crate) cache_misses: Counter,
     fills: Vec<mpsc::UnboundedSender<FillTask>>,
     wal: RwLock<Option<Wal>>,
     fatal: FatalSink,
@@ -98,6 +104,9 @@ impl Shared {
             barred,
             progress: Mutex::new(progress),
             bell: Notify::new(),
+            appends: Histogram::default(),
+            cache_hits: Counter::default(),
+            cache_misses: Counter::default(),
             fills,
             wal: RwLock::new(Some(wal)),
             failed: fatal.watch(),

@@ -46,6 +46,19 @@ impl Tip {
         }
     }
 
+    /// Whether none of its numbers exceeds `most`.
+    pub(crate) fn is_within(&self, most: u64) -> bool {
+        let last = self
+            .last
+            .map_or([0, 0], |last| [last.term.get(), last.index.get()]);
+        let next = [
+            self.next_index.get(),
+            self.next_offset.get(),
+            self.next_time.nanos(),
+        ];
+        last.iter().chain(&next).all(|number| *number <= most)
+    }
+
     /// Whether the entry continues the chain.
     pub(crate) fn check(&self, header: &FrameHeader) -> Result<(), Break> {
         if header.index != self.next_index {

@@ -27,6 +27,8 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
+use crate::frame::NUMBER_MAX;
+
 /// The unit of writing: no block is ever rewritten but a recycled file's first.
 pub(super) const BLOCK: usize = 4096;
 pub(super) const BLOCK_BYTES: u64 = BLOCK as u64;
@@ -89,13 +91,15 @@ impl FileHeader {
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, NotAHeader> {
         let mut buf = open(bytes, FILE_MAGIC)?;
-        Ok(Self {
+        let header = Self {
             file: buf.get_u64_le(),
             signature: buf.get_u64_le(),
             first_round: buf.get_u64_le(),
             file_bytes: buf.get_u64_le(),
             predecessor_crc: buf.get_u32_le(),
-        })
+        };
+        plausible([header.file, header.first_round, header.file_bytes])?;
+        Ok(header)
     }
 }
 
@@ -134,7 +138,7 @@ impl RoundHeader {
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, NotAHeader> {
         let mut buf = open(bytes, ROUND_MAGIC)?;
-        Ok(Self {
+        let header = Self {
             file: buf.get_u64_le(),
             signature: buf.get_u64_le(),
             round: buf.get_u64_le(),
@@ -143,7 +147,9 @@ impl RoundHeader {
             frame_bytes: buf.get_u32_le(),
             frame_count: buf.get_u32_le(),
             frames_crc: buf.get_u32_le(),
-        })
+        };
+        plausible([header.file, header.round, header.durable])?;
+        Ok(header)
     }
 
     /// Bytes of the whole round without its padding.
@@ -162,6 +168,16 @@ pub(super) fn crc_of(header: &[u8]) -> u32 {
 fn seal(header: &mut [u8; HEADER_LEN]) {
     let crc = crc32c::crc32c(&header[..CRC_AT]);
     header[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// Whatever its checksum says, a header with numbers that would overflow was not written here.
+fn plausible(numbers: [u64; 3]) -> Result<(), NotAHeader> {
+    let beyond = numbers.iter().any(|number| *number > NUMBER_MAX);
+    if beyond {
+        Err(NotAHeader::Unreadable)
+    } else {
+        Ok(())
+    }
 }
 
 /// The fields of a header that bears `magic` and whose checksum and version are right.
@@ -236,6 +252,22 @@ mod tests {
     fn one_kind_of_header_is_not_taken_for_the_other() {
         assert!(FileHeader::decode(&ROUND.encode()).is_err());
         assert!(RoundHeader::decode(&FILE.encode()).is_err());
+    }
+
+    #[test]
+    fn numbers_that_would_overflow_are_not_a_headers() {
+        let file = FileHeader {
+            first_round: u64::MAX,
+            ..FILE
+        };
+        let unreadable = Err(NotAHeader::Unreadable);
+        assert_eq!(FileHeader::decode(&file.encode()), unreadable);
+        let round = RoundHeader {
+            round: u64::MAX,
+            ..ROUND
+        };
+        let unreadable = Err(NotAHeader::Unreadable);
+        assert_eq!(RoundHeader::decode(&round.encode()), unreadable);
     }
 
     #[test]

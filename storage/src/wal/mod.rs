@@ -23,6 +23,7 @@ pub mod bench;
 mod error;
 mod filler;
 mod format;
+mod planted;
 mod pool;
 mod queue;
 mod round;
@@ -43,6 +44,7 @@ use tokio::sync::{oneshot, watch};
 use crate::env::Entropy;
 use crate::fatal::FatalSink;
 use crate::frame::Frame;
+use crate::histogram::Histogram;
 use crate::io::{Backend, Io, IoJob, JobHandle};
 use filler::Filler;
 use format::{BLOCK, BLOCK_BYTES, HEADER_LEN};
@@ -276,6 +278,7 @@ impl Wal {
         let mut status = WalStatus::default();
         self.shared.pool.describe(&mut status);
         status.queued_bytes = self.queued_bytes();
+        status.syncs = self.shared.syncs.snapshot();
         let progress = self.shared.progress.lock();
         status.durable_round = progress.durable_round;
         status.writing = progress.writing;
@@ -326,6 +329,8 @@ struct Shared {
     queue: Queue,
     pool: Pool,
     progress: Mutex<Progress>,
+    /// How long each durable write took.
+    syncs: Histogram,
 }
 
 #[derive(Debug, Default)]
@@ -340,6 +345,7 @@ impl Shared {
             queue: Queue::default(),
             pool: Pool::new(),
             progress: Mutex::default(),
+            syncs: Histogram::default(),
         }
     }
 

@@ -17,6 +17,7 @@
 use bytes::Bytes;
 
 use super::format::{self, BLOCK, HEADER_LEN, NotAHeader, RoundHeader};
+use super::planted::{Flaw, planted};
 use super::pool::Slots;
 use super::survey::{Link, Seen, Survey, survey};
 use super::{Damage, TornTail, WalConfig, WalError, WalPosition, WalStart};
@@ -87,8 +88,10 @@ pub(super) async fn scan<I: Io>(
         synced.map_err(WalError::io("sync", &link.seen.path))?;
     }
     // A slot file made just before a crash may have a name that is not durable yet.
-    let synced = io.sync_dir(&config.dir).await;
-    synced.map_err(WalError::io("sync", &config.dir))?;
+    if !planted(Flaw::TrustsFoundNames) {
+        let synced = io.sync_dir(&config.dir).await;
+        synced.map_err(WalError::io("sync", &config.dir))?;
+    }
     Ok(Recovered {
         tail: scan.tail,
         slots,
@@ -134,6 +137,10 @@ impl Scan<'_> {
         let mut ended = None;
         for (link, next) in chain.iter().zip(1..) {
             let header = &link.header;
+            if planted(Flaw::ReadsPastTheCut) {
+                self.tail.round = header.first_round - 1;
+                self.tail.crc = header.predecessor_crc;
+            }
             if header.first_round != self.tail.round + 1 || header.predecessor_crc != self.tail.crc
             {
                 return Err(chain_broken(header.file, header.first_round));
@@ -141,6 +148,7 @@ impl Scan<'_> {
             self.mark = self.mark.max(self.tail.round);
             self.tail.file = header.file;
             let limit = chain.get(next).map(|next| next.header.first_round);
+            let limit = limit.filter(|_| !planted(Flaw::ReadsPastTheCut));
             let pos = self.file(link, limit).await?;
             if let Some(limit) = limit
                 && self.tail.round + 1 < limit
@@ -167,7 +175,7 @@ impl Scan<'_> {
         self.unproven.clear();
         while limit.is_none_or(|limit| self.tail.round + 1 < limit) {
             let mut read = self.round(link, &mut reader, pos).await?;
-            if read.is_none() {
+            if read.is_none() && !planted(Flaw::BelievesTheFirstRead) {
                 // A disk may err once; what it says twice is taken for the end.
                 reader.forget();
                 read = self.round(link, &mut reader, pos).await?;
@@ -221,9 +229,10 @@ impl Scan<'_> {
             Err(NotAHeader::Version(version)) => return Err(WalError::Version(version)),
         };
         let follows = header.file == link.header.file
-            && header.signature == link.header.signature
+            && (header.signature == link.header.signature || planted(Flaw::ForgetsSignatures))
             && header.round == self.tail.round + 1
             && header.predecessor_crc == self.tail.crc;
+        let follows = follows || planted(Flaw::AdoptsStaleRounds);
         let len = format::padded(header.len());
         if !follows || pos + len as u64 > link.seen.len {
             return Ok(None);
@@ -373,6 +382,7 @@ fn frames_of(header: &RoundHeader, mut body: Bytes) -> Result<Option<Vec<Frame>>
                 FrameError::Incomplete
                 | FrameError::NotAFrame
                 | FrameError::HeaderCrc
+                | FrameError::Implausible
                 | FrameError::PayloadLength
                 | FrameError::RecordsCrc
                 | FrameError::CommandCrc,

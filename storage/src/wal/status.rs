@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::histogram::Durations;
+
 /// Where a round stands: the file's number in the order of writing, and the round's.
 ///
 /// Both only grow, over restarts too, so positions order by age.
@@ -39,6 +41,8 @@ pub struct WalStatus {
     pub growth_blocked: bool,
     /// Bytes of frames submitted and not yet answered.
     pub queued_bytes: u64,
+    /// How long each durable write of the present process took.
+    pub syncs: Durations,
     pub writing: WalWriting,
 }
 

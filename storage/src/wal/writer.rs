@@ -327,7 +327,9 @@ impl<I: Io> Writer<I> {
         let began = Instant::now();
         let written = current.file.write_durable_at(slices, pos).await;
         written.map_err(fatal)?;
-        self.writing.stages.write += began.elapsed();
+        let took = began.elapsed();
+        self.writing.stages.write += took;
+        self.shared.syncs.observe(took);
         current.pos += len as u64;
         self.tail.round += 1;
         self.tail.crc = crc;

@@ -151,7 +151,7 @@ async fn open_with(log: &GroupLog, view_at: Option<EntryId>) -> Result<StateMach
         Checkpoints::new(GROUP).put_state(&mut batch, &Tally::default().snapshot());
         kv.write(GROUP, at, batch).unwrap();
     }
-    let status = Status::new(GROUP, log.replica(), None);
+    let status = Status::new(GROUP, log.replica(), None, Arc::default());
     let view = Arc::new(Mutex::new(Tally::default()));
     open::open(log.clone(), kv, status, view, Starts::default()).await
 }

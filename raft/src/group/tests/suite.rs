@@ -134,7 +134,7 @@ impl StoreBuilder<TypeConfig, SuiteLog, StateMachine, (Store, SimDisk)> for Buil
         let (store, _) = opened.unwrap();
         let replica = ReplicaId::new(NodeId(1), 1);
         let log = store.create_group(GroupId(9), replica).await.unwrap();
-        let status = Status::new(GroupId(9), replica, None);
+        let status = Status::new(GroupId(9), replica, None, Arc::default());
         let starts = Starts::default();
         let view = Arc::new(Mutex::new(Tally::default()));
         let machine = open::open(

@@ -136,3 +136,44 @@ fn payload_is_sliced_from_the_read_buffer_and_not_copied() {
     let (_, payload) = FrameDecoder::new(MAX).next(&mut buffer).unwrap().unwrap();
     assert_eq!(payload.as_ptr() as usize, start + HEADER_LEN);
 }
+
+/// Frames as the first release sends them, kept for ever: one of each kind.
+#[test]
+fn frames_of_format_1_are_read_and_still_written_so() {
+    let v1 = include_bytes!("../../../tests/fixtures/peer/v1/frames.bin");
+    let routed = |op, id| FrameHeader {
+        code: 0,
+        argument: 0,
+        ..header(op, id)
+    };
+    let coded = |code, header| FrameHeader { code, ..header };
+    let data: Vec<u8> = (0..5_000_u32)
+        .map(|at| u8::try_from(at % 251).unwrap())
+        .collect();
+    let credit = FrameHeader {
+        argument: 5_000,
+        ..FrameHeader::bare(Op::Credit, 11)
+    };
+    let sent: [(FrameHeader, &[u8]); 10] = [
+        (FrameHeader::bare(Op::Ping, 0), b""),
+        (header(Op::Call, 9), b"call"),
+        (routed(Op::Reply, 9), b"reply"),
+        (coded(5, routed(Op::Refused, 10)), b"why"),
+        (coded(33, routed(Op::Open, 11)), b"open"),
+        (routed(Op::Data, 11), &data),
+        (credit, b""),
+        (FrameHeader::bare(Op::End, 11), b""),
+        (coded(6, FrameHeader::bare(Op::Reset, 12)), b""),
+        (FrameHeader::bare(Op::Goodbye, 0), b""),
+    ];
+    let frames = decode_in_pieces(v1, &[]).unwrap();
+    assert_eq!(frames.len(), sent.len());
+    let mut today = Vec::new();
+    for ((head, payload), (header, bytes)) in frames.iter().zip(&sent) {
+        let slices = [Bytes::copy_from_slice(bytes)];
+        assert_eq!(*head, header.over(&slices));
+        assert_eq!(&payload[..], *bytes);
+        today.extend(encoded(*header, &slices));
+    }
+    assert_eq!(today, v1);
+}

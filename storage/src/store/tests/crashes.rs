@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-use super::driver::{Driver, GROUPS, Step};
+use super::driver::{Driver, GROUPS, Step, verify};
 use super::model::{Model, check_recovered};
 use super::*;
 use crate::io::sim::{PowerLoss, SimConfig, SimImage, block_on};
@@ -45,6 +45,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => cut.prop_map(|(group, at, wait)| Step::Cut { group, at, wait }),
         16 => (group.clone(), any::<u64>()).prop_map(|(group, at)| Step::Commit { group, at }),
         4 => trim.prop_map(|(group, at, data)| Step::Trim { group, at, data }),
+        3 => (group.clone(), 0..40_000u64).prop_map(|(group, bytes)| Step::Retain { group, bytes }),
         1 => empty.prop_map(|(group, ahead, wait)| Step::Empty { group, ahead, wait }),
         8 => (group.clone(), any::<u64>()).prop_map(|(group, probe)| Step::Read { group, probe }),
         1 => group.prop_map(|group| Step::Remove { group }),
@@ -81,7 +82,8 @@ fn any_crash_leaves_what_was_acknowledged_and_no_phantom() {
     }
 }
 
-/// A scenario with a bit of everything, and no crash in it.
+/// A scenario with a bit of everything, and no crash in it: three groups, cuts, trims, retention,
+/// a log emptied, groups removed and made anew, checkpoints, files recycled.
 fn fixed() -> Vec<Step> {
     let append = |group, frames, len, wait| Step::Append {
         group,
@@ -114,7 +116,18 @@ fn fixed() -> Vec<Step> {
         at: 9,
         data: 13,
     });
+    for n in 0..8 {
+        steps.push(append(2, 3, 2_500, n % 2 == 0));
+        steps.push(Step::Commit { group: 2, at: 2 });
+    }
+    steps.push(Step::Sleep(300));
+    steps.push(Step::Retain {
+        group: 2,
+        bytes: 30_000,
+    });
+    steps.push(append(2, 3, 700, false));
     steps.push(Step::Checkpoint);
+    steps.push(Step::Retain { group: 2, bytes: 0 });
     steps.push(append(1, 4, 3_000, false));
     steps.push(Step::Empty {
         group: 1,
@@ -154,6 +167,7 @@ fn a_crash_at_any_operation_leaves_what_was_acknowledged() {
             let mut model = model.clone();
             block_on(async {
                 let disk = image.power_loss(loss, n as u64);
+                verify(&disk).await;
                 let (store, report) = open(&disk, small()).await;
                 assert!(!report.step_aside, "{report:?}");
                 check_recovered(&store, &mut model).await;

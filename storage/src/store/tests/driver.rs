@@ -1,6 +1,7 @@
 //! Drives a store and the model alongside.
 
 use std::future::Future;
+use std::path::Path;
 use std::pin::Pin;
 use std::task::Poll;
 
@@ -9,8 +10,9 @@ use trilog_model::{Offset, Term};
 
 use super::model::{Content, Group, Model, Op, SharedModel, check_reads, check_recovered};
 use super::*;
+use crate::inspect::{InspectError, inspect};
 use crate::io::sim::PowerLoss;
-use crate::log::{LogStart, Vote};
+use crate::log::{LogStart, Retention, Vote};
 
 /// A step of a scenario. Numbers are taken modulo what is possible.
 #[derive(Clone, Debug)]
@@ -40,6 +42,11 @@ pub(super) enum Step {
         group: u64,
         at: u64,
         data: u64,
+    },
+    /// What retention by size lets go.
+    Retain {
+        group: u64,
+        bytes: u64,
     },
     /// X beyond the log, or another entry than the log has there.
     Empty {
@@ -135,6 +142,7 @@ impl Driver {
             Step::Cut { group, at, wait } => self.cut(group, at, wait).await,
             Step::Commit { group, at } => self.commit(group, at).await,
             Step::Trim { group, at, data } => self.trim(group, at, data).await,
+            Step::Retain { group, bytes } => self.retain(group, bytes).await,
             Step::Empty { group, ahead, wait } => self.empty(group, ahead, wait).await,
             Step::Read { group, probe } => {
                 let group = self.group(group).await;
@@ -174,6 +182,7 @@ impl Driver {
         // What was under way answers no more.
         self.store = None;
         self.disk = self.disk.reopen();
+        verify(&self.disk).await;
         let (store, report) = open(&self.disk, self.config.clone()).await;
         assert!(!report.step_aside, "{report:?}");
         assert!(report.orphans.is_empty(), "{report:?}");
@@ -320,6 +329,40 @@ impl Driver {
         self.set_log_start(group, start, false, true).await;
     }
 
+    /// As a leader does it: whole segments of its own go, up to the last entry in them.
+    async fn retain(&mut self, group: u64, bytes: u64) {
+        let group = self.group(group).await;
+        let retention = Retention {
+            age: None,
+            bytes: Some(bytes),
+        };
+        let plan = retention.plan(&self.log(group).segments(), Timestamp(0));
+        let content = self.content(group);
+        let Some(data_start) = plan else {
+            return;
+        };
+        let within = |frame: &&Frame| frame.header.next_offset() <= data_start;
+        let Some(last) = content.entries.values().rev().find(within) else {
+            return;
+        };
+        let start = match content.start {
+            Some(start) if start.data_start >= data_start => return,
+            // X stays where it is.
+            Some(start) if start.purged.index >= last.header.index => LogStart {
+                data_start,
+                ..start
+            },
+            _ => LogStart {
+                purged: last.header.id(),
+                next_offset: last.header.next_offset(),
+                next_time: last.header.append_time,
+                data_start,
+                meta: Bytes::from_static(b"retained"),
+            },
+        };
+        self.set_log_start(group, start, false, true).await;
+    }
+
     async fn empty(&mut self, group: u64, ahead: u64, wait: bool) {
         self.term += 1;
         let group = self.group(group).await;
@@ -349,6 +392,17 @@ impl Driver {
         };
         let set = async move { log.set_log_start(start).await };
         self.perform(group, op, Box::pin(set), wait).await;
+    }
+}
+
+/// What `trilog log verify` says of a directory that no process has open: it is sound, whatever
+/// became of the last one.
+pub(super) async fn verify(disk: &SimDisk) {
+    let found = inspect(&disk.backend(), Path::new("/data"), Box::new(|_, _| {})).await;
+    match found {
+        Ok(found) => assert_eq!(found.damage, []),
+        Err(InspectError::NoLog(_)) => {}
+        Err(error) => panic!("{error}"),
     }
 }
 

@@ -2,8 +2,12 @@
 
 mod basics;
 mod crashes;
+mod damage;
 mod driver;
+mod faults;
+mod fixtures;
 mod model;
+mod room;
 
 use std::path::PathBuf;
 use std::sync::Arc;

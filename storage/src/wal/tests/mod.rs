@@ -7,5 +7,6 @@ mod faults;
 mod fixtures;
 mod full;
 mod model;
+mod planted;
 mod real;
 mod support;

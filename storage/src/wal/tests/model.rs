@@ -53,6 +53,17 @@ impl Model {
         }
     }
 
+    /// What must be there if the log were to end now.
+    pub(super) fn as_of_now(&self) -> Self {
+        Self {
+            frames: self.frames.clone(),
+            safe: self.safe(),
+            start: self.start,
+            acks: Arc::default(),
+            acknowledged: Arc::default(),
+        }
+    }
+
     pub(super) fn start(&self) -> WalStart {
         self.start.0
     }
