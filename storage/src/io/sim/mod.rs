@@ -68,6 +68,8 @@ struct Platter {
     state: Mutex<State>,
     observer: Mutex<Option<Observer>>,
     halted: watch::Sender<bool>,
+    /// The folder whose files are stuck.
+    held: watch::Sender<Option<PathBuf>>,
 }
 
 impl SimDisk {
@@ -91,6 +93,7 @@ impl SimDisk {
             state: Mutex::new(state),
             observer: Mutex::new(None),
             halted: watch::channel(false).0,
+            held: watch::channel(None).0,
         };
         Self {
             platter: Arc::new(platter),
@@ -138,6 +141,7 @@ impl SimDisk {
         let incarnation = state.incarnation;
         drop(state);
         self.platter.halted.send_replace(false);
+        self.let_go();
         Self {
             platter: Arc::clone(&self.platter),
             incarnation,
@@ -192,6 +196,16 @@ impl SimDisk {
         self.platter.state.lock().stalled_until = Some(Instant::now() + duration);
     }
 
+    /// Lets no write or sync of the files under `dir` complete until [`Self::let_go`].
+    pub fn hold(&self, dir: &Path) {
+        self.platter.held.send_replace(Some(dir.to_owned()));
+    }
+
+    /// Lets everything held complete.
+    pub fn let_go(&self) {
+        self.platter.held.send_replace(None);
+    }
+
     /// Makes the next sync fail: of the file or folder at `path`, or whichever comes first.
     pub fn fail_sync(&self, path: Option<&Path>, failure: SyncFailure) {
         self.platter.state.lock().fail_sync(path, failure);
@@ -209,7 +223,18 @@ impl SimDisk {
 
     /// Makes the next read of a file return another place's bytes.
     pub fn misdirect_read(&self, path: &Path) {
-        self.platter.state.lock().misdirect_read(path);
+        self.misdirect_read_after(path, 0);
+    }
+
+    /// The same for the read of the file that follows the next `reads` ones.
+    pub fn misdirect_read_after(&self, path: &Path, reads: u64) {
+        self.platter.state.lock().misdirect_read(path, reads);
+    }
+
+    /// Whether a read is still to be misdirected.
+    #[must_use]
+    pub fn is_to_misdirect(&self) -> bool {
+        self.platter.state.lock().is_to_misdirect()
     }
 
     /// Inverts one stored bit.

@@ -66,6 +66,17 @@ impl SimDisk {
         }
     }
 
+    /// Waits while the file at `path` is held.
+    async fn unheld(&self, path: &Path) {
+        let free = |dir: &Option<PathBuf>| !dir.as_ref().is_some_and(|dir| path.starts_with(dir));
+        if free(&self.platter.held.borrow()) {
+            return;
+        }
+        let mut held = self.platter.held.subscribe();
+        // The sender lives as long as `self`.
+        let _ = held.wait_for(free).await;
+    }
+
     /// Finishes an operation.
     async fn complete<T>(
         &self,
@@ -207,6 +218,7 @@ impl SimFile {
             stamp,
         };
         self.disk.pass(stamp).await;
+        self.disk.unheld(&self.path).await;
         drop(in_flight);
         let finish = |state: &mut State| match asked {
             Asked::WriteDurable => {
@@ -241,6 +253,7 @@ impl IoFile for SimFile {
         let covered = |state: &mut State, stamp| state.covered(stamp);
         let (stamp, covered) = self.disk.issue(Asked::Sync, &self.path, 0, covered).await;
         self.disk.pass(stamp).await;
+        self.disk.unheld(&self.path).await;
         let sync = |state: &mut State| state.sync(self.file, &self.path, &covered);
         self.disk.complete(stamp, sync).await
     }

@@ -50,7 +50,8 @@ pub(super) struct State {
     in_flight: BTreeSet<u64>,
     sync_failures: Vec<(Option<PathBuf>, SyncFailure)>,
     write_failures: Vec<Option<PathBuf>>,
-    misdirected: Vec<PathBuf>,
+    /// Reads to misdirect, each with how many of the same file come before it.
+    misdirected: Vec<(PathBuf, u64)>,
 }
 
 /// What a sync will make durable once it completes.
@@ -220,11 +221,7 @@ impl State {
         if bad || self.chance(self.config.read_error_chance) {
             return Err(Errno::IO.into());
         }
-        let asked_for = self.misdirected.iter().position(|p| p == path);
-        if let Some(asked_for) = asked_for {
-            self.misdirected.swap_remove(asked_for);
-        }
-        if asked_for.is_some() || self.chance(self.config.read_misdirect_chance) {
+        if self.is_misdirected(path) || self.chance(self.config.read_misdirect_chance) {
             (file, pos) = self.elsewhere(file, pos);
         }
         let mut bytes = self.inode(file)?.content.read(pos, len);
@@ -347,8 +344,27 @@ impl State {
         self.write_failures.push(path.map(Path::to_owned));
     }
 
-    pub(super) fn misdirect_read(&mut self, path: &Path) {
-        self.misdirected.push(path.to_owned());
+    pub(super) fn misdirect_read(&mut self, path: &Path, reads: u64) {
+        self.misdirected.push((path.to_owned(), reads));
+    }
+
+    pub(super) fn is_to_misdirect(&self) -> bool {
+        !self.misdirected.is_empty()
+    }
+
+    /// Whether the read of this file that is being done now was asked to go astray.
+    fn is_misdirected(&mut self, path: &Path) -> bool {
+        let mut due = false;
+        self.misdirected.retain_mut(|(concerned, reads)| {
+            if concerned != path {
+                return true;
+            }
+            let now = *reads == 0 && !due;
+            due |= now;
+            *reads = reads.saturating_sub(1);
+            !now
+        });
+        due
     }
 
     pub(super) fn fail_reads(&mut self, path: &Path, range: Range<u64>) {
@@ -427,7 +443,16 @@ impl State {
         let Some(quota) = self.config.quota_bytes else {
             return Ok(u64::MAX);
         };
-        let used: u64 = self.inodes.values().map(|inode| inode.content.len()).sum();
+        // A file without a name takes room only while somebody has it open.
+        let named: BTreeSet<FileId> = self.names.files().map(|(_, file)| file).collect();
+        let taking =
+            |(file, inode): &(&FileId, &SimInode)| inode.handles > 0 || named.contains(*file);
+        let used: u64 = self
+            .inodes
+            .iter()
+            .filter(taking)
+            .map(|(_, inode)| inode.content.len())
+            .sum();
         let len = self.inode(file)?.content.len();
         Ok((len + quota.saturating_sub(used)).saturating_sub(pos))
     }
