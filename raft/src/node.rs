@@ -16,7 +16,7 @@ use trilog_storage::log::StoreError;
 use trilog_storage::store::Store;
 
 use crate::config::{RaftConfig, RaftConfigError};
-use crate::group::{Group, OpenError, Parts, Replica};
+use crate::group::{Group, OpenError, Parts, Replica, Throttle};
 use crate::transport::{Kind, PeerCall, PeerHandler, PeerStream, Refusal, Route, Transport};
 use crate::view::View;
 
@@ -66,6 +66,7 @@ impl Node {
             failover: config.failover(),
             kv,
             transport,
+            throttle: Arc::new(Throttle::new(config.catch_up_bytes_per_second)),
         };
         let node = Self(Arc::new(Inner {
             parts,

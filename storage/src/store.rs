@@ -42,6 +42,8 @@ pub struct StoreStats {
     pub groups: usize,
     /// Bytes of entries in no segment yet.
     pub pinned_bytes: u64,
+    /// The most there may be of them.
+    pub pinned_limit: u64,
     /// Bytes of entries kept in memory for readers.
     pub cached_bytes: u64,
     /// The write-ahead log's own counters; none once it is closed.
@@ -116,6 +118,7 @@ impl Store {
         StoreStats {
             groups: shared.groups.lock().len(),
             pinned_bytes: shared.budget.pinned(),
+            pinned_limit: shared.budget.pinned_limit(),
             cached_bytes: shared.budget.cached(),
             wal: shared.wal().ok().map(|wal| wal.wal().status()),
         }

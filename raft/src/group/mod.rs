@@ -6,6 +6,7 @@
 //!                 └─ committed => StateMachine: View, kv batch, high watermark, answer
 //! ```
 
+mod catch_up;
 mod checkpoint;
 mod descriptor;
 mod error;
@@ -42,6 +43,7 @@ pub use members::Members;
 pub use open::OpenError;
 pub use status::{HighWatermark, Leadership};
 
+pub(crate) use catch_up::Throttle;
 pub(crate) use network::{APPEND, Network, SNAPSHOT};
 pub(crate) use serve::GroupRaft;
 pub(crate) use status::Status;
@@ -62,6 +64,7 @@ pub(crate) struct Parts {
     pub(crate) failover: Duration,
     pub(crate) kv: Kv,
     pub(crate) transport: Transport,
+    pub(crate) throttle: Arc<Throttle>,
 }
 
 /// A replica of a group, whatever its view. Clones share it.
@@ -110,7 +113,8 @@ impl Replica {
             Arc::clone(&starts.planned),
             parts.append_bytes,
         );
-        let network = Network::new(parts.transport.clone(), group, log.replica());
+        let throttle = Arc::clone(&parts.throttle);
+        let network = Network::new(parts.transport.clone(), log.clone(), throttle);
         let config = Arc::clone(&parts.config);
         let started = Raft::new(log.replica().0, config, network, store, machine).await;
         let raft = started.map_err(|error| OpenError::Raft {
@@ -140,7 +144,9 @@ impl Replica {
     /// Serves a stream of a peer replica to its end.
     pub(crate) async fn on_stream(&self, stream: PeerStream) {
         match stream.kind {
-            APPEND => serve::appends(&self.raft, stream, self.stop.child_token()).await,
+            APPEND => {
+                serve::appends(&self.raft, &self.log, stream, self.stop.child_token()).await;
+            }
             SNAPSHOT => {
                 let served = serve::snapshot(&self.raft, stream);
                 self.stop.run_until_cancelled(served).await;

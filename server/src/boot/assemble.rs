@@ -340,6 +340,7 @@ fn raft_config(config: &Config) -> RaftConfig {
         heartbeat: raft.heartbeat_interval.get(),
         election_min: raft.election_timeout_min.get(),
         election_max: raft.election_timeout_max.get(),
+        catch_up_bytes_per_second: raft.catch_up_rate.get(),
         quiesce_after: Some(raft.quiesce_after.get()),
         ..RaftConfig::default()
     }

@@ -101,6 +101,9 @@ section! {
         election_timeout_max: Duration = Duration::from_millis(400),
         /// A partition that saw no write for so long stops its own heartbeats. No effect yet.
         quiesce_after: Duration = Duration::from_secs(10),
+        /// Bytes a second this node sends to replicas that are far behind, all together, so that
+        /// those which keep up are not held back. 0 sets no limit.
+        catch_up_rate: ByteSize = ByteSize::mib(100),
         /// A node whose clock is further than this from the others' gives up its leaderships. No
         /// effect yet.
         clock_skew_max: Duration = Duration::from_secs(1),
