@@ -26,6 +26,7 @@ mod tests;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use openraft::rt::WatchReceiver;
@@ -44,7 +45,7 @@ pub use open::OpenError;
 pub use status::{HighWatermark, Leadership};
 
 pub(crate) use catch_up::Throttle;
-pub(crate) use network::{APPEND, Network, SNAPSHOT};
+pub(crate) use network::{APPEND, Network, SNAPSHOT, TRANSFER};
 pub(crate) use serve::GroupRaft;
 pub(crate) use status::Status;
 
@@ -78,6 +79,7 @@ pub(crate) struct Replica {
     failover: Duration,
     /// Ends the streams of peers when the replica closes.
     stop: CancellationToken,
+    abstains: Arc<AtomicBool>,
 }
 
 impl fmt::Debug for Replica {
@@ -129,6 +131,7 @@ impl Replica {
             in_flight: Arc::default(),
             failover: parts.failover,
             stop: CancellationToken::new(),
+            abstains: Arc::default(),
         })
     }
 
@@ -138,6 +141,9 @@ impl Replica {
         kind: Kind,
         payload: bytes::Bytes,
     ) -> Result<Vec<bytes::Bytes>, Refusal> {
+        if kind == TRANSFER && self.abstains.load(Ordering::Acquire) {
+            return Err(Refusal::Busy);
+        }
         serve::call(&self.raft, kind, payload).await
     }
 
@@ -190,6 +196,13 @@ impl Replica {
                 "leadership is handed over in the middle of a change of voters"
             );
         }
+    }
+
+    /// From now on this replica does not stand for election, nor take leadership; or it does
+    /// again.
+    pub(crate) fn abstain(&self, yes: bool) {
+        self.abstains.store(yes, Ordering::Release);
+        self.raft.runtime_config().elect(!yes);
     }
 
     /// How far each replica is known to hold this leader's log; empty on the others.
