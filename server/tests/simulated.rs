@@ -234,6 +234,47 @@ fn a_node_whose_log_is_damaged_steps_aside_and_comes_back_as_another() {
 }
 
 #[test]
+fn a_replica_that_lost_its_views_is_given_up_alone() {
+    for seed in seeds(2) {
+        block_on(async {
+            let mut all = three(seed).await;
+            all.produce(TOPIC, 0, 30).await;
+            for number in 1..=3 {
+                trim(&all, number).await;
+            }
+            let places = all.produce(TOPIC, 30, 40).await;
+            let (identity, before) = (all.identity(2).unwrap(), replica(&all, 2));
+            all.kill(2);
+            all.lose_views(2);
+            all.boot(2).await;
+            all.until("another replica", |all| {
+                replica(all, 2).is_some_and(|now| Some(now) != before)
+            })
+            .await;
+            all.until("three voters everywhere", settled_on_three).await;
+            let more = all.produce(TOPIC, 40, 50).await;
+            all.check(2, TOPIC, &[places, more].concat()).await;
+            // The controller's log still starts at zero, so its view was folded again.
+            assert_eq!(all.identity(2).unwrap(), identity);
+        });
+    }
+}
+
+/// Has a node's replica keep nothing for consensus of what it has applied.
+async fn trim(all: &Machines, number: u32) {
+    let partition = all.partition(number, TOPIC).unwrap();
+    let group = partition.group().clone();
+    let applied = group.high_watermark().borrow().applied.unwrap();
+    let data_start = group.log().state().data_start;
+    group.trim(applied, data_start).await.unwrap();
+    all.until("a log start", |_| {
+        let start = group.log().state().log_start;
+        start.is_some_and(|start| start.purged.index >= applied)
+    })
+    .await;
+}
+
+#[test]
 fn a_node_alone_with_a_damaged_log_says_so_and_founds_nothing() {
     block_on(async {
         let mut all = Machines::start(1, 1).await;

@@ -186,6 +186,12 @@ impl Machines {
         self.add(number);
     }
 
+    /// Takes from a node that is down what it keeps beside its log.
+    pub(crate) fn lose_views(&mut self, number: u32) {
+        let machine = self.by_number.get_mut(&number).unwrap();
+        machine.kv = MemoryKv::new(&[KV_FAMILY]);
+    }
+
     /// Kills a node and counts the records that its disk holds, of all topics.
     pub(crate) async fn stored_records(&mut self, number: u32) -> u64 {
         self.kill(number);
@@ -337,8 +343,8 @@ impl Machines {
         }
     }
 
-    /// Waits until a node's replica holds all that the leader's does, then finds every record
-    /// where its producer was told it is.
+    /// Waits until a node's replica holds all that the leader's does, then finds every record,
+    /// from the first on, where its producer was told it is.
     pub(crate) async fn check(&self, number: u32, topic: &str, places: &[(u32, Appended)]) {
         self.until("a replica that has caught up", |all| {
             let leader = all.leader(topic).map(|(_, led)| *led.watch().borrow());
@@ -348,7 +354,8 @@ impl Machines {
         .await;
         let partition = self.partition(number, topic).unwrap();
         let mut found = BTreeMap::new();
-        let mut next = Offset(0);
+        let first = places.first();
+        let mut next = first.map_or(Offset(0), |(_, place)| place.base_offset);
         loop {
             let fetched = partition.read(next, 1 << 20).await.unwrap();
             let Some(last) = fetched.frames.last() else {
