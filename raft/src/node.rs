@@ -16,7 +16,7 @@ use trilog_storage::log::StoreError;
 use trilog_storage::store::Store;
 
 use crate::config::{RaftConfig, RaftConfigError};
-use crate::group::{Group, OpenError, Parts, Replica};
+use crate::group::{Group, OpenError, Parts, Replica, Throttle};
 use crate::transport::{Kind, PeerCall, PeerHandler, PeerStream, Refusal, Route, Transport};
 use crate::view::View;
 
@@ -35,6 +35,8 @@ struct Inner {
     /// Groups being opened, so that none is opened twice.
     opening: Mutex<std::collections::BTreeSet<GroupId>>,
     stopping: AtomicBool,
+    /// No replica here stands for election.
+    abstaining: AtomicBool,
     tasks: TaskTracker,
     misdirected: AtomicU64,
 }
@@ -71,6 +73,7 @@ impl Node {
             kv,
             transport,
             elections: Arc::default(),
+            throttle: Arc::new(Throttle::new(config.catch_up_bytes_per_second)),
         };
         let node = Self(Arc::new(Inner {
             parts,
@@ -78,6 +81,7 @@ impl Node {
             groups: Mutex::default(),
             opening: Mutex::default(),
             stopping: AtomicBool::new(false),
+            abstaining: AtomicBool::new(false),
             tasks: TaskTracker::new(),
             misdirected: AtomicU64::new(0),
         }));
@@ -124,7 +128,11 @@ impl Node {
             replica: handle.replica_handle().clone(),
             handle: Box::new(handle.clone()),
         };
+        let replica = open.replica.clone();
         self.0.groups.lock().insert(group, open);
+        if self.0.abstaining.load(Ordering::Acquire) {
+            replica.abstain(true);
+        }
         Ok(handle)
     }
 
@@ -193,15 +201,31 @@ impl Node {
         Ok(self.0.parts.kv.remove_group(group)?)
     }
 
+    fn replicas(&self) -> Vec<Replica> {
+        let groups = self.0.groups.lock();
+        groups.values().map(|open| open.replica.clone()).collect()
+    }
+
+    /// From now on no replica here stands for election, nor takes leadership when it is handed
+    /// over; or they do again. Those that lead go on until they resign.
+    pub fn abstain(&self, yes: bool) {
+        self.0.abstaining.store(yes, Ordering::Release);
+        for replica in self.replicas() {
+            replica.abstain(yes);
+        }
+    }
+
+    /// Hands leadership of every group led here to another replica where one is caught up.
+    pub async fn resign(&self) {
+        let replicas = self.replicas();
+        join_all(replicas.iter().map(Replica::resign)).await;
+    }
+
     /// Hands leadership of every group to another replica where one is caught up, then stops all
     /// groups. The store stays open.
     pub async fn shutdown(&self) {
         self.0.stopping.store(true, Ordering::Release);
-        let replicas: Vec<Replica> = {
-            let groups = self.0.groups.lock();
-            groups.values().map(|open| open.replica.clone()).collect()
-        };
-        join_all(replicas.iter().map(Replica::resign)).await;
+        self.resign().await;
         let groups = std::mem::take(&mut *self.0.groups.lock());
         let closing = groups.into_iter().map(|(group, open)| async move {
             if let Err(error) = open.replica.close().await {

@@ -5,6 +5,7 @@
 //! still open, or stored, as the frame that every replica holds byte for byte.
 
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use openraft::entry::{RaftEntry, RaftPayload};
@@ -12,7 +13,7 @@ use openraft::impls::leader_id_std;
 use openraft::type_config::alias::{CommittedLeaderIdOf, LogIdOf, VoteOf};
 use trilog_model::{EntryId, GroupId, LogIndex, Offset, ReplicaId, Term, Timestamp};
 use trilog_storage::frame::{BATCH_PREFIX_LEN, Frame, FrameKind};
-use trilog_storage::log::Vote;
+use trilog_storage::log::{Claim, Vote};
 
 use crate::codec::{CodecError, decode_membership};
 use crate::runtime::Runtime;
@@ -92,6 +93,8 @@ pub(crate) enum Outcome {
 pub(crate) struct Draft {
     pub(crate) proposal: Proposal,
     pub(crate) expected_term: Term,
+    /// The memory promised to all drafts proposed together, until they stand in the log.
+    pub(crate) claim: Option<Arc<Claim>>,
 }
 
 impl fmt::Display for Draft {
@@ -203,6 +206,25 @@ impl Entry {
 
     pub(crate) fn entry_id(&self) -> EntryId {
         entry_id(&self.id)
+    }
+
+    /// The memory promised to it before it was stored, if any was.
+    pub(crate) fn claim(&self) -> Option<Arc<Claim>> {
+        match &self.payload {
+            Payload::Draft(draft) => draft.claim.clone(),
+            Payload::Blank | Payload::Membership(_) | Payload::Stored { .. } => None,
+        }
+    }
+
+    /// Bytes it takes in the log, if it comes from one, and whether it has records.
+    pub(crate) fn stored_bytes(&self) -> (u64, bool) {
+        match &self.payload {
+            Payload::Stored { frame, .. } => {
+                let header = &frame.header;
+                (header.frame_len() as u64, header.record_count > 0)
+            }
+            Payload::Blank | Payload::Membership(_) | Payload::Draft(_) => (0, false),
+        }
     }
 
     #[cfg(test)]

@@ -43,6 +43,8 @@ pub struct StoreStats {
     pub groups: usize,
     /// Bytes of entries in no segment yet.
     pub pinned_bytes: u64,
+    /// The most there may be of them.
+    pub pinned_limit: u64,
     /// Bytes of entries kept in memory for readers.
     pub cached_bytes: u64,
     /// Reads served from memory.
@@ -123,6 +125,7 @@ impl Store {
         StoreStats {
             groups: shared.groups.lock().len(),
             pinned_bytes: shared.budget.pinned(),
+            pinned_limit: shared.budget.pinned_limit(),
             cached_bytes: shared.budget.cached(),
             cache_hits: shared.cache_hits.get(),
             cache_misses: shared.cache_misses.get(),

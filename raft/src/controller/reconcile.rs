@@ -63,6 +63,8 @@ pub struct LeaderView {
     pub changing: bool,
     /// Of every other member.
     pub progress: BTreeMap<ReplicaId, Progress>,
+    /// Nodes that could not lead if leadership were handed to them.
+    pub unfit: BTreeSet<NodeId>,
 }
 
 /// How far a member is behind its leader.
@@ -467,7 +469,9 @@ impl Round<'_> {
     }
 
     fn can_lead(&self, view: &LeaderView, me: ReplicaId, replica: ReplicaId) -> bool {
-        view.voters.contains(&replica) && self.is_caught_up(view, me, replica)
+        view.voters.contains(&replica)
+            && !view.unfit.contains(&replica.node())
+            && self.is_caught_up(view, me, replica)
     }
 
     fn is_active(&self, node: NodeId) -> bool {

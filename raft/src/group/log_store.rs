@@ -246,7 +246,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let entries = entries.into_iter();
         let mut run = Vec::with_capacity(entries.size_hint().0);
         let mut mode = Appending::Assign;
+        let mut claims = Vec::new();
         for entry in entries {
+            claims.extend(entry.claim());
             let (frame, wants) = self.frame(entry);
             // One call carries what one leader proposed or one leader sent, never both; should
             // that change, each run still goes to storage in order.
@@ -263,7 +265,12 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let done = Box::new(move |result: Result<(), trilog_storage::log::StoreError>| {
             callback.io_completed(result.map_err(io::Error::other));
         });
-        self.log.append(run, mode, done).map_err(io::Error::other)
+        let appended = self.log.append(run, mode, done).map_err(io::Error::other);
+        // They count as pinned from here on.
+        for claim in claims {
+            claim.settle();
+        }
+        appended
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {

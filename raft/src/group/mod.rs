@@ -6,6 +6,7 @@
 //!                 └─ committed => StateMachine: View, kv batch, high watermark, answer
 //! ```
 
+mod catch_up;
 mod checkpoint;
 mod descriptor;
 mod error;
@@ -25,7 +26,8 @@ mod tests;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use openraft::rt::WatchReceiver;
@@ -43,7 +45,8 @@ pub use members::Members;
 pub use open::OpenError;
 pub use status::{HighWatermark, Leadership};
 
-pub(crate) use network::{APPEND, Network, SNAPSHOT};
+pub(crate) use catch_up::Throttle;
+pub(crate) use network::{APPEND, Network, SNAPSHOT, TRANSFER};
 pub(crate) use serve::GroupRaft;
 pub(crate) use status::Status;
 
@@ -65,6 +68,7 @@ pub(crate) struct Parts {
     pub(crate) transport: Transport,
     /// Counts the elections that replicas of the node stand in.
     pub(crate) elections: Arc<AtomicU64>,
+    pub(crate) throttle: Arc<Throttle>,
 }
 
 /// A replica of a group, whatever its view. Clones share it.
@@ -78,6 +82,7 @@ pub(crate) struct Replica {
     failover: Duration,
     /// Ends the streams of peers when the replica closes.
     stop: CancellationToken,
+    abstains: Arc<AtomicBool>,
 }
 
 impl fmt::Debug for Replica {
@@ -115,7 +120,8 @@ impl Replica {
             Arc::clone(&starts.planned),
             parts.append_bytes,
         );
-        let network = Network::new(parts.transport.clone(), group, log.replica());
+        let throttle = Arc::clone(&parts.throttle);
+        let network = Network::new(parts.transport.clone(), log.clone(), throttle);
         let config = Arc::clone(&parts.config);
         let started = Raft::new(log.replica().0, config, network, store, machine).await;
         let raft = started.map_err(|error| OpenError::Raft {
@@ -130,6 +136,7 @@ impl Replica {
             in_flight: Arc::default(),
             failover: parts.failover,
             stop: CancellationToken::new(),
+            abstains: Arc::default(),
         })
     }
 
@@ -139,13 +146,18 @@ impl Replica {
         kind: Kind,
         payload: bytes::Bytes,
     ) -> Result<Vec<bytes::Bytes>, Refusal> {
+        if kind == TRANSFER && self.abstains.load(Ordering::Acquire) {
+            return Err(Refusal::Busy);
+        }
         serve::call(&self.raft, kind, payload).await
     }
 
     /// Serves a stream of a peer replica to its end.
     pub(crate) async fn on_stream(&self, stream: PeerStream) {
         match stream.kind {
-            APPEND => serve::appends(&self.raft, stream, self.stop.child_token()).await,
+            APPEND => {
+                serve::appends(&self.raft, &self.log, stream, self.stop.child_token()).await;
+            }
             SNAPSHOT => {
                 let served = serve::snapshot(&self.raft, stream);
                 self.stop.run_until_cancelled(served).await;
@@ -189,6 +201,13 @@ impl Replica {
                 "leadership is handed over in the middle of a change of voters"
             );
         }
+    }
+
+    /// From now on this replica does not stand for election, nor take leadership; or it does
+    /// again.
+    pub(crate) fn abstain(&self, yes: bool) {
+        self.abstains.store(yes, Ordering::Release);
+        self.raft.runtime_config().elect(!yes);
     }
 
     /// How far each replica is known to hold this leader's log; empty on the others.

@@ -2,9 +2,12 @@
 //!
 //! ```text
 //! votes, transfers, heartbeats   calls on the control lane
-//! entries                        one stream per follower and session on the append lane
+//! entries in memory              one stream per follower and session on the append lane
+//! entries from disk              one stream per follower and session on the bulk lane, throttled
 //! log-start descriptors          one stream per transfer on the bulk lane
 //! ```
+//!
+//! A session from disk ends where memory begins; the next one goes on from there.
 //!
 //! Requests of a stream are pipelined up to the follower's byte credit; answers come in order.
 //! Every message names the replica it is from and the one it is for, so that nothing meant for a
@@ -30,8 +33,10 @@ use openraft::raft::{
 };
 use openraft::type_config::alias::SnapshotOf;
 use openraft::{OptionalSend, RPCTypes};
-use trilog_model::{GroupId, ReplicaId};
+use trilog_model::{GroupId, LogIndex, ReplicaId};
+use trilog_storage::log::GroupLog;
 
+use super::catch_up::Throttle;
 use super::descriptor::Descriptor;
 use crate::codec::{self, CodecError, SnapshotMessage};
 use crate::transport::{
@@ -60,15 +65,29 @@ pub(crate) struct Network {
     transport: Transport,
     group: GroupId,
     from: ReplicaId,
+    log: GroupLog,
+    throttle: Arc<Throttle>,
 }
 
 impl Network {
-    pub(crate) fn new(transport: Transport, group: GroupId, from: ReplicaId) -> Self {
+    pub(crate) fn new(transport: Transport, log: GroupLog, throttle: Arc<Throttle>) -> Self {
         Self {
             transport,
-            group,
-            from,
+            group: log.group(),
+            from: log.replica(),
+            log,
+            throttle,
         }
+    }
+
+    /// Whether entries from `index` on have to be read from disk.
+    fn is_cold(&self, index: LogIndex) -> bool {
+        let held = self
+            .log
+            .state()
+            .last
+            .is_some_and(|last| index <= last.index);
+        held && self.log.headers(index, index.next()).is_none()
     }
 
     fn client(&self, target: u64, purpose: Purpose) -> Client {
@@ -233,8 +252,14 @@ impl NetStreamAppend<TypeConfig> for Client {
             if self.purpose == Purpose::Beats {
                 return once(self.beat(first, timeout).await).boxed();
             }
-            match self.open(Lane::Append, APPEND, timeout).await {
-                Ok((sender, receiver)) => exchange(once(first).chain(input), sender, receiver),
+            let begins = first.entries.first().map(|entry| entry.entry_id().index);
+            let bulk = begins.is_some_and(|index| self.network.is_cold(index));
+            let lane = if bulk { Lane::Bulk } else { Lane::Append };
+            let bulk = bulk.then(|| self.network.clone());
+            match self.open(lane, APPEND, timeout).await {
+                Ok((sender, receiver)) => {
+                    exchange(once(first).chain(input), sender, receiver, bulk)
+                }
                 Err(error) => once(Err(error)).boxed(),
             }
         };
@@ -247,13 +272,18 @@ fn once<T: Send>(item: T) -> impl Stream<Item = T> + Send + Unpin {
 }
 
 /// Sends requests and yields the answers to them, until either side ends.
-fn exchange<S>(requests: S, sender: StreamSender, receiver: StreamReceiver) -> AppendStream<'static>
+fn exchange<S>(
+    requests: S,
+    sender: StreamSender,
+    receiver: StreamReceiver,
+    bulk: Option<Network>,
+) -> AppendStream<'static>
 where
     S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
 {
     let complete = Arc::new(AtomicBool::new(false));
     // The sending side yields nothing but the error that ends it.
-    let sent = send_all(requests, sender, Arc::clone(&complete)).into_stream();
+    let sent = send_all(requests, sender, bulk, Arc::clone(&complete)).into_stream();
     let failures = sent.filter_map(|result| futures::future::ready(result.err().map(Err)));
     let end = async move {
         let expected = complete.load(Ordering::Relaxed);
@@ -266,18 +296,30 @@ where
     until_the_end.filter_map(futures::future::ready).boxed()
 }
 
-/// Sends every request as the follower has room for it, then ends the stream.
+/// Sends every request as the follower has room for it, then ends the stream. In bulk it goes
+/// slowly, and only as far as entries come from disk.
 async fn send_all<S>(
     mut requests: S,
     mut sender: StreamSender,
+    bulk: Option<Network>,
     complete: Arc<AtomicBool>,
 ) -> Result<(), RpcError>
 where
     S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin,
 {
     while let Some(request) = requests.next().await {
+        let last = request.entries.last().map(|entry| entry.entry_id().index);
         let payload = codec::encode_append(request).map_err(unreachable_peer)?;
+        if let Some(network) = &bulk {
+            let bytes: usize = payload.iter().map(Bytes::len).sum();
+            network.throttle.pass(bytes as u64).await;
+        }
         sender.send(payload).await.map_err(unreachable_peer)?;
+        if let Some(network) = &bulk
+            && last.is_none_or(|last| !network.is_cold(last.next()))
+        {
+            break;
+        }
     }
     complete.store(true, Ordering::Relaxed);
     Ok(())

@@ -3,6 +3,10 @@
 //! A drain goes to the core as one message and is appended whole or not at all. Its term travels
 //! with each draft, and the log makes drafts of another term empty entries, so a drain judged
 //! before a change of leadership can never take effect after it.
+//!
+//! A drain first claims the memory its entries will take until they stand in a segment, so that
+//! what is proposed faster than segments are written waits here, in its clients' time, and not
+//! in the log. Records give way to commands: a full node recovers by the commands that trim it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +17,8 @@ use openraft::errors::{ClientWriteError, Fatal, ForwardReason};
 use openraft::raft::WriteResult;
 use tokio::time::Instant;
 use trilog_model::Term;
-use trilog_storage::frame::BATCH_PREFIX_LEN;
+use trilog_storage::frame::{BATCH_PREFIX_LEN, HEADER_LEN};
+use trilog_storage::log::{Claim, Share};
 
 use super::error::leader_of;
 use super::{Group, ProposeError, Replica};
@@ -24,6 +29,10 @@ use crate::view::View;
 const ENTRY_BYTES_MAX: usize = 6 << 20;
 /// The most bytes of one group that may wait to be committed; one drain is always let in.
 const IN_FLIGHT_MAX: usize = 32 << 20;
+/// The part of the memory for entries outside segments that one group's waiting ones may take.
+const IN_FLIGHT_PARTS: u64 = 8;
+/// How long a drain waits for memory before it is refused.
+const ROOM_PATIENCE: Duration = Duration::from_secs(2);
 /// Kafka's leader epoch has 31 bits.
 const TERM_MAX: u64 = 0x7fff_ffff;
 /// How long to wait before asking again a leader that has not heard of its followers yet.
@@ -33,24 +42,24 @@ const LEASE_PAUSE: Duration = Duration::from_millis(10);
 #[derive(Debug, Default)]
 pub(super) struct InFlight(AtomicUsize);
 
-/// A share of them, given back when dropped.
-struct Share {
+/// Some of them, given back when dropped.
+struct Waiting {
     of: Arc<InFlight>,
     bytes: usize,
 }
 
 impl InFlight {
-    fn take(self: &Arc<Self>, bytes: usize) -> Option<Share> {
+    fn take(self: &Arc<Self>, bytes: usize, max: usize) -> Option<Waiting> {
         let before = self.0.fetch_add(bytes, Ordering::Relaxed);
-        let share = Share {
+        let waiting = Waiting {
             of: Arc::clone(self),
             bytes,
         };
-        (before == 0 || before + bytes <= IN_FLIGHT_MAX).then_some(share)
+        (before == 0 || before + bytes <= max).then_some(waiting)
     }
 }
 
-impl Drop for Share {
+impl Drop for Waiting {
     fn drop(&mut self) {
         self.of.0.fetch_sub(self.bytes, Ordering::Relaxed);
     }
@@ -80,15 +89,19 @@ impl Replica {
         expected_term: Term,
     ) -> Result<Vec<Applied>, ProposeError> {
         let bytes = check(&proposals)?;
-        let _share = self.in_flight.take(bytes).ok_or(ProposeError::Full)?;
+        let waiting = self.in_flight.take(bytes, self.in_flight_max());
+        let _waiting = waiting.ok_or(ProposeError::Full)?;
         if expected_term.get() > TERM_MAX {
             return Err(ProposeError::Stopped);
         }
+        self.check_leads(expected_term)?;
+        let claim = Arc::new(self.room(&proposals, bytes).await?);
         let drafts: Vec<Draft> = proposals
             .into_iter()
             .map(|proposal| Draft {
                 proposal,
                 expected_term,
+                claim: Some(Arc::clone(&claim)),
             })
             .collect();
         let deadline = Instant::now() + self.failover;
@@ -102,6 +115,33 @@ impl Replica {
                 }
                 outcome => return outcome,
             }
+        }
+    }
+
+    fn in_flight_max(&self) -> usize {
+        let share = self.log.pinned_limit() / IN_FLIGHT_PARTS;
+        usize::try_from(share).map_or(IN_FLIGHT_MAX, |share| share.min(IN_FLIGHT_MAX))
+    }
+
+    /// Memory for the entries these proposals become, waiting for it within bounds. A full disk
+    /// refuses records at once.
+    async fn room(&self, proposals: &[Proposal], bytes: usize) -> Result<Claim, ProposeError> {
+        let bytes = (bytes + proposals.len() * HEADER_LEN) as u64;
+        let room = async {
+            if proposals.iter().all(|proposal| proposal.record_count == 0) {
+                return Some(self.log.claim(bytes, Share::Reserved).await);
+            }
+            let mut pressure = self.log.pressure();
+            let settled = pressure.wait_for(|now| now.disk_full || !now.wal_low);
+            let refused = settled.await.map_or(true, |now| now.disk_full);
+            if refused {
+                return None;
+            }
+            Some(self.log.claim(bytes, Share::Common).await)
+        };
+        match tokio::time::timeout(ROOM_PATIENCE, room).await {
+            Ok(Some(claim)) => Ok(claim),
+            Ok(None) | Err(_) => Err(ProposeError::Full),
         }
     }
 

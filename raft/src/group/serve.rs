@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -10,13 +11,14 @@ use openraft::raft::AppendEntriesRequest;
 use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
+use trilog_storage::log::{Claim, GroupLog, Share};
 
 use super::descriptor::Descriptor;
 use super::network::{BEAT, PRE_VOTE, TRANSFER, VOTE, receive_snapshot};
 use super::state_machine::StateMachine;
 use crate::codec;
 use crate::transport::{Kind, Lease, PeerStream, Refusal, StreamReceiver};
-use crate::types::TypeConfig;
+use crate::types::{Entry, TypeConfig};
 
 pub(crate) type GroupRaft = Raft<TypeConfig, StateMachine>;
 
@@ -55,22 +57,41 @@ fn failed(error: impl std::fmt::Display) -> Refusal {
     Refusal::Failed(error.to_string())
 }
 
-/// Credit for requests that openraft has taken and not answered yet, oldest first.
-type Leases = Arc<Mutex<VecDeque<Lease>>>;
+/// How long a request with entries waits for memory before its stream ends. The leader then
+/// backs off, and meanwhile may purge what the stream was holding and send a descriptor instead.
+const ROOM_PATIENCE: Duration = Duration::from_millis(500);
+
+/// What requests hold that openraft has taken and not answered yet, oldest first: the leader's
+/// credit, and memory here.
+type Leases = Arc<Mutex<VecDeque<(Lease, Option<Claim>)>>>;
 
 /// Serves a stream of appends until either side ends it. A request counts against the leader's
-/// credit until it is answered, which is when its entries are durable here.
+/// credit until it is answered, which is when its entries are durable here. One for whose entries
+/// there is no memory is not taken, nor any after it, until there is: the credit then runs out
+/// and the leader waits. Votes and heartbeats come another way, and with them what is committed
+/// and may leave memory.
 ///
 /// `stop` ends the requests too: openraft reads them in a task of its own, which would otherwise
 /// wait for the leader.
-pub(crate) async fn appends(raft: &GroupRaft, stream: PeerStream, stop: CancellationToken) {
+pub(crate) async fn appends(
+    raft: &GroupRaft,
+    log: &GroupLog,
+    stream: PeerStream,
+    stop: CancellationToken,
+) {
     let PeerStream {
         mut sender,
         receiver,
         ..
     } = stream;
     let leases = Leases::default();
-    let requests = requests(receiver, Arc::clone(&leases), stop.clone());
+    let requests = Requests {
+        receiver,
+        log: log.clone(),
+        leases: Arc::clone(&leases),
+        stop: stop.clone(),
+    };
+    let requests = requests.into_stream();
     let _stop_at_return = stop.drop_guard();
     let mut replies = std::pin::pin!(raft.stream_append(requests));
     while let Some(reply) = replies.next().await {
@@ -84,27 +105,66 @@ pub(crate) async fn appends(raft: &GroupRaft, stream: PeerStream, stop: Cancella
     }
 }
 
-fn requests(
+/// The requests of one stream, on their way to openraft.
+struct Requests {
     receiver: StreamReceiver,
+    log: GroupLog,
     leases: Leases,
     stop: CancellationToken,
-) -> impl futures::Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + 'static {
-    let state = (receiver, leases, stop);
-    futures::stream::unfold(state, |(mut receiver, leases, stop)| async move {
-        let received = stop.run_until_cancelled(receiver.recv_leased()).await?;
-        let (message, lease) = received.ok()??;
-        match codec::decode_append(message) {
-            Ok(request) => {
-                leases.lock().push_back(lease);
-                Some((request, (receiver, leases, stop)))
+}
+
+impl Requests {
+    fn into_stream(
+        self,
+    ) -> impl futures::Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + 'static {
+        futures::stream::unfold(self, |mut this| async move {
+            match this.next().await {
+                Ok(request) => Some((request?, this)),
+                Err(refusal) => {
+                    this.receiver.refuse(&refusal);
+                    None
+                }
             }
-            Err(error) => {
-                tracing::warn!(%error, "an append that is not one; the stream ends");
-                receiver.refuse(&failed(error));
-                None
-            }
+        })
+    }
+
+    /// The next request, once there is room for it; none after the last.
+    async fn next(&mut self) -> Result<Option<AppendEntriesRequest<TypeConfig>>, Refusal> {
+        let stop = self.stop.clone();
+        let received = stop.run_until_cancelled(self.receiver.recv_leased()).await;
+        // A stream that failed just ends: its leader knows.
+        let Some(Ok(Some((message, lease)))) = received else {
+            return Ok(None);
+        };
+        let request = codec::decode_append(message).map_err(|error| {
+            tracing::warn!(%error, "an append that is not one; the stream ends");
+            failed(error)
+        })?;
+        let room = stop.run_until_cancelled(self.room(&request)).await;
+        let Some(room) = room else { return Ok(None) };
+        self.leases.lock().push_back((lease, room?));
+        Ok(Some(request))
+    }
+
+    async fn room(
+        &self,
+        request: &AppendEntriesRequest<TypeConfig>,
+    ) -> Result<Option<Claim>, Refusal> {
+        let entries = request.entries.iter().map(Entry::stored_bytes);
+        let (bytes, records) = entries.fold((0, false), |(bytes, records), entry| {
+            (bytes + entry.0, records || entry.1)
+        });
+        if bytes == 0 {
+            return Ok(None);
         }
-    })
+        let share = if records {
+            Share::Common
+        } else {
+            Share::Reserved
+        };
+        let claim = tokio::time::timeout(ROOM_PATIENCE, self.log.claim(bytes, share)).await;
+        claim.map(Some).map_err(|_| Refusal::Busy)
+    }
 }
 
 /// Takes a log-start descriptor.

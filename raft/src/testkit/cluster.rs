@@ -12,7 +12,7 @@ use trilog_storage::env::Entropy;
 use trilog_storage::io::sim::{PowerLoss, SimConfig, SimDisk};
 use trilog_storage::kv::MemoryKv;
 use trilog_storage::log::StoreConfig;
-use trilog_storage::store::Store;
+use trilog_storage::store::{Store, StoreStats};
 
 use super::{Checks, Owner, SimClock, Witness};
 use crate::config::RaftConfig;
@@ -172,6 +172,13 @@ impl Cluster {
         self.hosts[&node].up.as_ref()?.groups.get(&group)
     }
 
+    /// What a running node's store has in memory.
+    #[must_use]
+    pub fn store_stats(&self, node: NodeId) -> StoreStats {
+        let up = self.node(node);
+        up.map_or_else(StoreStats::default, |up| up.store().stats())
+    }
+
     /// Every running replica of a group.
     #[must_use]
     pub fn replicas(&self, group: GroupId) -> Vec<Group<Witness>> {
@@ -182,20 +189,29 @@ impl Cluster {
 
     /// Places a group on all nodes and founds it with all of them as voters.
     pub async fn create_group(&mut self, group: GroupId) {
-        let voters = self.nodes();
-        self.create_group_with(group, &voters).await;
+        let nodes = self.nodes();
+        self.place(group, &nodes, &nodes).await;
     }
 
     /// Places a group on all nodes and founds it with some of them as voters.
     pub async fn create_group_with(&mut self, group: GroupId, founders: &[NodeId]) {
-        let replicas: BTreeMap<NodeId, ReplicaId> = self
-            .nodes()
-            .into_iter()
-            .map(|node| (node, ReplicaId::new(node, 1)))
+        let nodes = self.nodes();
+        self.place(group, &nodes, founders).await;
+    }
+
+    /// Places a group on some nodes and founds it with all of these as voters.
+    pub async fn place_group(&mut self, group: GroupId, nodes: &[NodeId]) {
+        self.place(group, nodes, nodes).await;
+    }
+
+    async fn place(&mut self, group: GroupId, nodes: &[NodeId], founders: &[NodeId]) {
+        let replicas: BTreeMap<NodeId, ReplicaId> = nodes
+            .iter()
+            .map(|node| (*node, ReplicaId::new(*node, 1)))
             .collect();
         self.groups.insert(group, replicas.clone());
-        for node in self.up() {
-            self.open(node, group).await;
+        for node in nodes {
+            self.open(*node, group).await;
         }
         let voters: BTreeSet<ReplicaId> = founders.iter().map(|node| replicas[node]).collect();
         for node in founders {
@@ -211,7 +227,9 @@ impl Cluster {
         let Some(process) = self.hosts[&node].up.clone() else {
             return;
         };
-        let replica = self.groups[&group][&node];
+        let Some(replica) = self.groups[&group].get(&node).copied() else {
+            return;
+        };
         let view = Witness::new(node, self.checks.clone());
         let opening = process.node.open_group(group, replica, view);
         let opened = process.owner.scope(opening).await;
@@ -220,6 +238,51 @@ impl Cluster {
         if let Some(process) = host.and_then(|host| host.up.as_mut()) {
             process.groups.insert(group, opened);
         }
+    }
+
+    /// Opens another replica of a group on a node, empty unless it was here before.
+    pub async fn open_replica(&mut self, group: GroupId, replica: ReplicaId) {
+        let node = replica.node();
+        let placed = self.groups.entry(group).or_default();
+        placed.insert(node, replica);
+        self.open(node, group).await;
+    }
+
+    /// Closes a node's replica of a group and deletes what it held.
+    pub async fn delete_replica(&mut self, group: GroupId, node: NodeId) {
+        if let Some(placed) = self.groups.get_mut(&group) {
+            placed.remove(&node);
+        }
+        let host = self.hosts.get_mut(&node);
+        let Some(process) = host.and_then(|host| host.up.as_mut()) else {
+            return;
+        };
+        process.groups.remove(&group);
+        let running = process.node.clone();
+        running.close_group(group).await;
+        let deleted = running.delete_group(group).await;
+        deleted.unwrap_or_else(|error| panic!("node {node} cannot delete: {error}"));
+        self.checks.stopped(node);
+    }
+
+    /// Kills a node and puts an empty disk in the place of its own. Its replicas are gone.
+    pub fn wipe(&mut self, node: NodeId) {
+        self.kill(node);
+        let (seed, disk) = (self.entropy.next_u64(), self.config.disk.clone());
+        if let Some(host) = self.hosts.get_mut(&node) {
+            host.disk = SimDisk::with_config(seed, disk);
+            host.kv = MemoryKv::new(&[KV_FAMILY]);
+            host.lives = 0;
+        }
+        for placed in self.groups.values_mut() {
+            placed.remove(&node);
+        }
+    }
+
+    /// A running node's links.
+    #[must_use]
+    pub fn transport(&self, node: NodeId) -> Option<&Transport> {
+        self.hosts[&node].up.as_ref().map(|up| &up.transport)
     }
 
     /// Starts a node that is down, on what its disk holds.
@@ -387,6 +450,7 @@ impl Cluster {
     /// state, their logs byte for byte, and every client's outcome with it.
     pub async fn converge(&self, group: GroupId) {
         self.await_leader(group).await;
+        let members = self.groups[&group].len();
         self.until("convergence", |cluster| {
             let replicas = cluster.replicas(group);
             let ends: BTreeSet<_> = replicas
@@ -397,7 +461,7 @@ impl Cluster {
                 })
                 .collect();
             let one_end = ends.len() == 1 && ends.iter().all(|(last, applied)| last == applied);
-            replicas.len() == cluster.hosts.len() && one_end
+            replicas.len() == members && one_end
         })
         .await;
         super::compare::replicas(&self.replicas(group)).await;

@@ -1,6 +1,5 @@
 //! The parts of a running node, in the order they depend on one another.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,21 +14,20 @@ use trilog_model::NodeId;
 
 use trilog_raft::controller::reconcile::Myself;
 use trilog_raft::controller::{ClusterId, NodeIdentity};
-use trilog_raft::transport::{Transport, TransportConfig};
+use trilog_raft::transport::Transport;
 use trilog_raft::{Node, RaftConfig};
-use trilog_storage::env::{Clock, Entropy, SystemClock};
-use trilog_storage::io::{Backend, Choice};
-use trilog_storage::kv::{Kv, KvConfig};
-use trilog_storage::log::StoreConfig;
+use trilog_storage::env::{Clock, Entropy};
+use trilog_storage::kv::Kv;
 use trilog_storage::store::Store;
 
+use super::ground::Ground;
 use super::joining;
 use crate::admin::{Api, Limits as ApiLimits};
 use crate::cluster::{
     Agent, Cluster, ControllerHandle, ControllerView, Identity, Leaders, Liveness,
-    Parts as ClusterParts, PeerFile, Receptionist, find_peers, kinds,
+    Parts as ClusterParts, PeerFile, Receptionist, Timekeeper, find_peers, kinds,
 };
-use crate::config::{Config, IoChoice};
+use crate::config::Config;
 use crate::partition::{Intake, Partitions, keep_retention};
 
 /// Bytes of appends that may wait or be on their way on one node.
@@ -63,31 +61,32 @@ pub struct Server {
     pub(super) transport: Transport,
     pub(super) cluster: Cluster,
     pub(super) uring_fallback: bool,
+    pub(super) timekeeper: Timekeeper,
     kv: Kv,
+    clock: Arc<dyn Clock>,
     entropy: Entropy,
     peers: Arc<Mutex<PeerFile>>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
 
-/// What is open before the node knows its cluster.
-struct Ground {
-    store: Store,
-    kv: Kv,
-    transport: Transport,
-    entropy: Entropy,
-    identity: Identity,
-    uring_fallback: bool,
-}
-
 impl Server {
     /// Opens the data directory, joins or forms the cluster, and serves. Waits for the seeds for
     /// as long as it takes.
     pub async fn start(config: &Config, listeners: Listeners) -> anyhow::Result<Self> {
-        let ground = Ground::open(config, &listeners).await?;
+        let ground = Ground::open(config, listeners.peer).await?;
+        let server = Self::start_on(config, ground).await?;
+        server.run_api(config, listeners.grpc);
+        Ok(server)
+    }
+
+    /// As [`Server::start`], on ground that was prepared, without the native API.
+    pub async fn start_on(config: &Config, ground: Ground) -> anyhow::Result<Self> {
         let number = NodeId(config.node.id);
         let node_identity = NodeIdentity::from_bytes(*ground.identity.uuid.as_bytes())?;
-        let receptionist = Receptionist::new(number, node_identity);
+        let member_of = ground.identity.cluster;
+        let member_of = member_of.map(|id| ClusterId::from_bytes(*id.as_bytes()));
+        let receptionist = Receptionist::new(number, node_identity, member_of.transpose()?);
         receptionist.attend(&ground.transport);
         let identity = joining::join(config, &ground.transport, ground.identity.clone()).await?;
         let cluster_id = identity.cluster.context("a member has a cluster")?;
@@ -103,8 +102,8 @@ impl Server {
                 identity: node_identity,
             },
         );
+        server.run_timekeeper();
         joining::register(config, &server.cluster, &identity).await?;
-        server.run_api(config, listeners.grpc);
         info!(node = %number, cluster = %cluster_id, "the node serves");
         Ok(server)
     }
@@ -119,11 +118,13 @@ impl Server {
             store,
             kv,
             transport,
+            clock,
+            steady,
             entropy,
+            peers,
             uring_fallback,
             ..
         } = ground;
-        let peers = PeerFile::load(&config.node.data_dir, transport.book());
         let raft = raft_config(config);
         let node = Node::start(&raft, store.clone(), kv.clone(), transport.clone())?;
         let (view, map, changes) = ControllerView::new();
@@ -136,7 +137,7 @@ impl Server {
             partitions,
             controller,
             leaders: Leaders::default(),
-            liveness: Liveness::start(&transport, Arc::new(SystemClock), &entropy),
+            liveness: Liveness::start(&transport, Arc::clone(&clock), &entropy),
         });
         Ok(Self {
             store,
@@ -144,7 +145,9 @@ impl Server {
             transport,
             cluster,
             uring_fallback,
+            timekeeper: Timekeeper::new(steady, config.raft.clock_skew_max.get()),
             kv,
+            clock,
             entropy,
             peers: Arc::new(Mutex::new(peers)),
             tasks: TaskTracker::new(),
@@ -175,6 +178,7 @@ impl Server {
             cluster: self.cluster.clone(),
             node: self.node.clone(),
             me,
+            clock_skew: config.raft.clock_skew_max.get(),
             progress: Arc::default(),
             peers: Arc::clone(&self.peers),
             intake: Intake {
@@ -185,7 +189,7 @@ impl Server {
         };
         self.tasks.spawn(agent.run(self.stop.clone()));
         let partitions = self.cluster.partitions().clone();
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let clock = Arc::clone(&self.clock);
         let retention = keep_retention(partitions, clock, self.stop.clone());
         self.tasks.spawn(retention);
         let leaders = self.cluster.leaders().clone();
@@ -197,13 +201,22 @@ impl Server {
         self.tasks.spawn(keeping);
     }
 
+    fn run_timekeeper(&self) {
+        let keeping = self.timekeeper.clone().keep(
+            self.cluster.clone(),
+            self.node.clone(),
+            self.stop.clone(),
+        );
+        self.tasks.spawn(keeping);
+    }
+
     fn run_api(&self, config: &Config, listener: TcpListener) {
         let limits = ApiLimits {
             batch_bytes: config.limits.batch_size.as_usize(),
             inflight_bytes: config.limits.inflight_size.as_usize(),
             connections: usize::try_from(config.limits.connections).unwrap_or(usize::MAX),
         };
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let clock = Arc::clone(&self.clock);
         let api = Api::new(self.cluster.clone(), clock, self.entropy.clone(), limits);
         let stopped = self.stop.clone().cancelled_owned();
         self.tasks.spawn(async move {
@@ -221,6 +234,12 @@ impl Server {
     #[must_use]
     pub fn cluster(&self) -> &Cluster {
         &self.cluster
+    }
+
+    /// Whether this node's clock can be relied on.
+    #[must_use]
+    pub fn timekeeper(&self) -> &Timekeeper {
+        &self.timekeeper
     }
 
     /// Hands leaderships over, ends serving, writes out what is in memory. What does not end
@@ -247,99 +266,13 @@ impl Server {
     }
 }
 
-impl Ground {
-    async fn open(config: &Config, listeners: &Listeners) -> anyhow::Result<Self> {
-        let dir = &config.node.data_dir;
-        std::fs::create_dir_all(dir)
-            .with_context(|| format!("creating the data directory {}", dir.display()))?;
-        let entropy = Entropy::from_os();
-        let number = NodeId(config.node.id);
-        let identity = match Identity::load(dir, number)? {
-            Some(identity) => identity,
-            None => fresh_identity(dir, number)?,
-        };
-        let probe = Backend::probe(choice(config.storage.io), dir)
-            .context("storage.io = \"uring\" was asked for")?;
-        if let Some(reason) = &probe.refusal {
-            warn!(%reason, "io_uring is not used; plain system calls do its work");
-        }
-        info!(io = probe.backend.name(), "file back-end");
-        let uring_fallback = probe.refusal.is_some();
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let opened = Store::open(store_config(config), probe.backend, clock, entropy.clone()).await;
-        let (store, report) =
-            opened.with_context(|| format!("opening the log in {}", dir.display()))?;
-        info!(
-            groups = report.groups.len(),
-            bytes_read = report.bytes_read,
-            "log recovered"
-        );
-        let kv = Kv::open_rocks(
-            &dir.join("kv"),
-            &[trilog_raft::KV_FAMILY],
-            KvConfig::default(),
-        )
-        .await
-        .with_context(|| format!("opening the view state in {}", dir.join("kv").display()))?;
-        let cluster = identity
-            .cluster
-            .map(|id| trilog_raft::transport::ClusterId(*id.as_bytes()));
-        let transport = Transport::tcp(
-            TransportConfig::new(number, cluster),
-            &listeners.peer.to_string(),
-            entropy.clone(),
-        )
-        .await
-        .with_context(|| format!("listening for peers on {}", listeners.peer))?;
-        Ok(Self {
-            store,
-            kv,
-            transport,
-            entropy,
-            identity,
-            uring_fallback,
-        })
-    }
-}
-
-fn fresh_identity(dir: &Path, node: NodeId) -> anyhow::Result<Identity> {
-    let identity = Identity::new(node, uuid::Uuid::new_v4());
-    identity.save(dir)?;
-    Ok(identity)
-}
-
-fn choice(io: IoChoice) -> Choice {
-    match io {
-        IoChoice::Auto => Choice::Auto,
-        IoChoice::Uring => Choice::Uring,
-        IoChoice::Threads => Choice::Threads,
-    }
-}
-
-fn store_config(config: &Config) -> StoreConfig {
-    let storage = &config.storage;
-    let defaults = StoreConfig::new(config.node.data_dir.clone());
-    StoreConfig {
-        wal_file_bytes: storage.wal_file_size.get(),
-        // A round never spans files; small ones still hold several.
-        wal_round_bytes: defaults
-            .wal_round_bytes
-            .min(storage.wal_file_size.as_usize() / 4),
-        wal_files: storage.wal_files,
-        pinned_bytes: storage.pinned_size.get(),
-        cache_bytes: storage.cache_size.get(),
-        segment_bytes: storage.segment_size.get(),
-        fill_bytes: storage.fill_size.get(),
-        ..defaults
-    }
-}
-
 fn raft_config(config: &Config) -> RaftConfig {
     let raft = &config.raft;
     RaftConfig {
         heartbeat: raft.heartbeat_interval.get(),
         election_min: raft.election_timeout_min.get(),
         election_max: raft.election_timeout_max.get(),
+        catch_up_bytes_per_second: raft.catch_up_rate.get(),
         quiesce_after: Some(raft.quiesce_after.get()),
         ..RaftConfig::default()
     }

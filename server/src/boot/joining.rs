@@ -23,20 +23,36 @@ pub(super) async fn join(
     transport: &Transport,
     identity: Identity,
 ) -> anyhow::Result<Identity> {
-    if identity.cluster.is_some() {
+    if identity.controller_replica().is_some() {
         return Ok(identity);
     }
     let node = NodeId(config.node.id);
+    let book = transport.book();
+    // The nodes it knew count as seeds for one that comes back.
+    let known = book.nodes().into_iter().filter_map(|node| book.get(node));
+    let seeds = config.cluster.seeds.iter().cloned();
+    let seeds: Vec<String> = match identity.cluster {
+        Some(_) => seeds.chain(known).collect(),
+        None => seeds.collect(),
+    };
     let applicant = Applicant {
         transport,
         node,
         identity: node_identity(&identity)?,
-        seeds: &config.cluster.seeds,
+        seeds: &seeds,
         own_addresses: &[config.advertised_peer(), config.listen.peer.to_string()],
         registration: registration(config, &identity),
         replace: config.cluster.replace,
+        replaces: identity.replaces().map(identity_of).transpose()?,
     };
-    let joined = match applicant.settle().await? {
+    let membership = match identity.cluster {
+        Some(cluster) => {
+            let cluster = trilog_raft::controller::ClusterId::from_bytes(*cluster.as_bytes())?;
+            applicant.rejoin(cluster).await?
+        }
+        None => applicant.settle().await?,
+    };
+    let joined = match membership {
         Membership::Founder => {
             info!(%node, "no seed belongs to a cluster: this node founds one");
             let replica = ReplicaId::new(node, FOUNDING_INCARNATION);
@@ -106,7 +122,11 @@ pub(super) async fn register(
 }
 
 fn node_identity(identity: &Identity) -> anyhow::Result<NodeIdentity> {
-    Ok(NodeIdentity::from_bytes(*identity.uuid.as_bytes())?)
+    identity_of(identity.uuid)
+}
+
+fn identity_of(uuid: Uuid) -> anyhow::Result<NodeIdentity> {
+    Ok(NodeIdentity::from_bytes(*uuid.as_bytes())?)
 }
 
 fn registration(config: &Config, identity: &Identity) -> RegisterNode {

@@ -1,6 +1,7 @@
 //! Puts a node together from its configuration and runs it; the only module that sees all others.
 
 mod assemble;
+mod ground;
 mod joining;
 mod sources;
 
@@ -8,6 +9,7 @@ use anyhow::{Context, bail};
 use tokio_util::sync::CancellationToken;
 
 pub use assemble::{Listeners, Server};
+pub use ground::{Footing, Ground, Surroundings};
 
 use crate::config::Config;
 use crate::http::{Health, Http, Metrics, ProcessSource};

@@ -56,6 +56,17 @@ impl Server {
             }
             Ok(())
         });
+        let clock = self.timekeeper.state();
+        health.must_be_ready("clock", move || {
+            let clock = *clock.borrow();
+            if clock.astray {
+                let ahead = clock.ahead_seconds();
+                return Err(format!(
+                    "the clock is {ahead:+.3} s from the other nodes': this node leads nothing"
+                ));
+            }
+            Ok(())
+        });
         let cluster = self.cluster.clone();
         health.must_be_ready("partitions", move || leaders_known(&cluster));
     }

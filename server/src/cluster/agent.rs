@@ -11,11 +11,11 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use trilog_model::{GroupId, ReplicaId, Term};
+use trilog_model::{GroupId, NodeId, ReplicaId, Term};
 
 use trilog_raft::controller::TopicConfig;
 use trilog_raft::controller::balance::plan_balance;
-use trilog_raft::controller::commands::Purpose;
+use trilog_raft::controller::commands::{Command, Purpose, ReplicaRef, StepAside};
 use trilog_raft::controller::reconcile::{
     Action, LeaderView, Limits, LocalGroup, LocalRole, Myself, OpenKind, Progress, plan_node,
 };
@@ -46,6 +46,8 @@ pub struct Agent {
     pub intake: Intake,
     /// The node's own bound on record batches; topics may set a lower one.
     pub max_batch_bytes: usize,
+    /// How far clocks may be apart.
+    pub clock_skew: Duration,
     pub progress: Arc<Mutex<Confirmations>>,
     pub peers: Arc<Mutex<PeerFile>>,
 }
@@ -230,7 +232,22 @@ impl Agent {
             voters: members.voters,
             learners: members.learners,
             progress: progress.collect(),
+            unfit: self.unfit(),
         }
+    }
+
+    /// Nodes whose clocks are further from this one's than allowed: if theirs are the wrong ones
+    /// they would not take leadership.
+    fn unfit(&self) -> BTreeSet<NodeId> {
+        let map = self.cluster.map();
+        let astray = |node: &NodeId| {
+            let offset = self.cluster.liveness().clock_offset(*node);
+            offset.is_some_and(|offset| {
+                Duration::from_nanos(offset.ahead_nanos.unsigned_abs())
+                    > self.clock_skew + offset.uncertainty
+            })
+        };
+        map.nodes().map(|node| node.id).filter(astray).collect()
     }
 
     async fn carry_out(&self, action: Action) {
@@ -255,6 +272,13 @@ impl Agent {
         let group = match self.node.open_group(id, replica, view).await {
             Ok(group) => group,
             Err(OpenError::IsOpen(_) | OpenError::Stopping) => return,
+            Err(
+                error @ (OpenError::ViewLost { .. } | OpenError::View(_) | OpenError::Codec(_)),
+            ) => {
+                warn!(group = %id, %replica, %error, "a replica is given up and will come back anew");
+                self.give_up(id, replica).await;
+                return;
+            }
             Err(error) => {
                 warn!(group = %id, %replica, %error, "a replica does not open");
                 return;
@@ -273,6 +297,21 @@ impl Agent {
         };
         let partition = Partition::new(group, state, self.intake.clone(), limits);
         self.cluster.partitions().insert(id, partition);
+    }
+
+    /// Has the cluster replace a replica whose state is lost: its log alone cannot give it back.
+    async fn give_up(&self, group: GroupId, replica: ReplicaId) {
+        let aside = Command::StepAside(StepAside {
+            node: self.me.node.get(),
+            identity: self.me.identity.to_wire(),
+            replicas: vec![ReplicaRef {
+                group: group.get(),
+                replica: replica.0,
+            }],
+        });
+        if let Err(error) = self.cluster.propose(&aside).await {
+            info!(%group, %error, "giving a replica up is tried again");
+        }
     }
 
     async fn close(&self, id: GroupId, replica: ReplicaId) {

@@ -28,6 +28,10 @@ pub struct Identity {
     controller_replica: Option<u64>,
     /// Whether this node formed the cluster, and so may have to finish forming it.
     founder: bool,
+    /// The identity whose place this one takes, until the cluster knows: that of a directory that
+    /// turned out to be damaged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    replaces: Option<Uuid>,
 }
 
 /// The part of the file that every format has.
@@ -55,7 +59,15 @@ pub enum IdentityError {
         found: NodeId,
         node: NodeId,
     },
+    #[error(
+        "{dir} holds a log but no {FILE} that says whose; nothing was changed: restore the file, \
+             or move the whole data directory away and let the node rejoin as a replacement"
+    )]
+    Missing { dir: PathBuf },
 }
+
+/// What a data directory holds of a node that has run on it.
+const TRACES: [&str; 4] = ["checkpoint", "wal", "p", "kv"];
 
 impl Identity {
     /// A fresh identity for an empty directory.
@@ -68,6 +80,7 @@ impl Identity {
             cluster: None,
             controller_replica: None,
             founder: false,
+            replaces: None,
         }
     }
 
@@ -86,7 +99,27 @@ impl Identity {
     pub fn joined(mut self, cluster: Uuid, replica: ReplicaId) -> Self {
         self.cluster = Some(cluster);
         self.controller_replica = Some(replica.0);
+        self.replaces = None;
         self
+    }
+
+    /// The identity after the directory was found damaged: the same node of the same cluster,
+    /// none of its former replicas, and so no vote that counted.
+    #[must_use]
+    pub fn stepping_aside(self, uuid: Uuid) -> Self {
+        Self {
+            uuid,
+            controller_replica: None,
+            founder: false,
+            replaces: Some(self.uuid),
+            ..self
+        }
+    }
+
+    /// The identity whose place this one takes, until the cluster has given it one.
+    #[must_use]
+    pub fn replaces(&self) -> Option<Uuid> {
+        self.replaces
     }
 
     /// The identity of the node that forms `cluster`.
@@ -103,12 +136,17 @@ impl Identity {
         self.founder
     }
 
-    /// Reads the directory's identity; `None` where there is none yet.
+    /// Reads the directory's identity; `None` where there is none yet, nor anything else of a node.
     pub fn load(dir: &Path, node: NodeId) -> Result<Option<Self>, IdentityError> {
         let path = dir.join(FILE);
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if TRACES.iter().any(|name| dir.join(name).exists()) {
+                    return Err(IdentityError::Missing { dir: dir.into() });
+                }
+                return Ok(None);
+            }
             Err(source) => return Err(IdentityError::Io { path, source }),
         };
         let unreadable = |reason: String| IdentityError::Unreadable {
@@ -220,6 +258,32 @@ mod tests {
             "{refused}"
         );
         assert_eq!(fs::read_to_string(dir.path().join(FILE)).unwrap(), newer);
+    }
+
+    #[test]
+    fn a_log_without_a_name_on_it_is_not_adopted() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("wal")).unwrap();
+        let refused = Identity::load(dir.path(), NodeId(1));
+        assert!(matches!(refused, Err(IdentityError::Missing { .. })));
+        assert!(dir.path().join("wal").exists());
+    }
+
+    #[test]
+    fn a_damaged_directory_keeps_its_cluster_and_loses_its_replicas() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cluster, old) = (Uuid::from_u128(9), Uuid::from_u128(5));
+        let replica = ReplicaId::new(NodeId(1), 1);
+        let founder = Identity::new(NodeId(1), old).founding(cluster, replica);
+        let aside = founder.stepping_aside(Uuid::from_u128(6));
+        aside.save(dir.path()).unwrap();
+        let loaded = Identity::load(dir.path(), NodeId(1)).unwrap().unwrap();
+        assert_eq!(loaded.cluster, Some(cluster));
+        assert_eq!(loaded.replaces(), Some(old));
+        assert_eq!(loaded.controller_replica(), None);
+        let back = loaded.joined(cluster, ReplicaId::new(NodeId(1), 4));
+        assert_eq!(back.replaces(), None);
+        assert!(!back.is_founder());
     }
 
     #[test]

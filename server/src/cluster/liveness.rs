@@ -8,7 +8,7 @@ use futures::future::BoxFuture;
 use trilog_model::{GroupId, NodeId};
 use trilog_raft::transport::Transport;
 use trilog_raft::transport::heartbeat::{
-    Beat, BeatHandler, HeartbeatConfig, HeartbeatHub, NodeLife, Vouch, WakeReason,
+    Beat, BeatHandler, ClockOffset, HeartbeatConfig, HeartbeatHub, NodeLife, Vouch, WakeReason,
 };
 use trilog_storage::env::{Clock, Entropy};
 
@@ -33,6 +33,12 @@ impl Liveness {
     #[must_use]
     pub fn is_alive(&self, node: NodeId) -> bool {
         matches!(*self.0.node_alive(node).borrow(), NodeLife::Alive { .. })
+    }
+
+    /// How a node's wall clock differs from this one's, while it is heard.
+    #[must_use]
+    pub fn clock_offset(&self, node: NodeId) -> Option<ClockOffset> {
+        self.0.clock_offset(node)
     }
 
     pub async fn stop(&self) {

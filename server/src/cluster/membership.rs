@@ -45,6 +45,9 @@ struct JoinRequest {
     /// Take the place of a node of the same number whose disk is lost.
     #[prost(bool, tag = "2")]
     replace: bool,
+    /// The identity it had before its directory turned out to be damaged; else empty.
+    #[prost(bytes = "bytes", tag = "3")]
+    replaces: Bytes,
 }
 
 /// Taken in, and where the controller's other nodes are.
@@ -70,6 +73,11 @@ struct PeerAddress {
 pub enum MembershipError {
     #[error("{0}")]
     Refused(String),
+    #[error(
+        "the data directory is damaged and was set aside, and no other node is known that could \
+             give this one its replicas back: name one in cluster.seeds"
+    )]
+    Alone,
     #[error(transparent)]
     Controller(#[from] ControllerError),
 }
@@ -96,6 +104,8 @@ pub struct Applicant<'a> {
     pub own_addresses: &'a [String],
     pub registration: RegisterNode,
     pub replace: bool,
+    /// The identity it had before its directory turned out to be damaged.
+    pub replaces: Option<NodeIdentity>,
 }
 
 impl Applicant<'_> {
@@ -120,6 +130,30 @@ impl Applicant<'_> {
                         tracing::info!(node = %self.node, %reason, "waiting to form a cluster");
                         said = Some(reason);
                     }
+                }
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Asks the seeds to take this node in again, under its new identity, until one does. Founds
+    /// nothing: the cluster is there, and this node has been in it.
+    pub async fn rejoin(&self, cluster: ClusterId) -> Result<Membership, MembershipError> {
+        let others = |seed: &&String| !self.own_addresses.contains(seed);
+        let seeds: Vec<&String> = self.seeds.iter().filter(others).collect();
+        if seeds.is_empty() {
+            return Err(MembershipError::Alone);
+        }
+        loop {
+            for address in &seeds {
+                let theirs = match self.identify(address).await.answer {
+                    Answer::Clustered { cluster, .. } => cluster,
+                    Answer::Silent(_) | Answer::Empty { .. } => continue,
+                };
+                if theirs != cluster {
+                    tracing::warn!(%address, %theirs, "a seed of another cluster is passed over");
+                } else if let Some(membership) = self.join(address).await? {
+                    return Ok(membership);
                 }
             }
             tokio::time::sleep(PAUSE).await;
@@ -156,6 +190,7 @@ impl Applicant<'_> {
         let request = JoinRequest {
             node: self.registration.clone(),
             replace: self.replace,
+            replaces: self.replaces.map(NodeIdentity::to_wire).unwrap_or_default(),
         };
         let payload = vec![request.encode_to_vec().into()];
         let asked = self
@@ -242,21 +277,23 @@ fn read_introduction(node: NodeId, said: &Bytes) -> Answer {
 pub struct Receptionist {
     node: NodeId,
     identity: NodeIdentity,
+    /// The cluster it belongs to, though it may not take part yet.
+    cluster: Arc<RwLock<Option<ClusterId>>>,
     member: Arc<RwLock<Option<Member>>>,
 }
 
 #[derive(Clone, Debug)]
 struct Member {
-    cluster: ClusterId,
     controller: ControllerHandle,
 }
 
 impl Receptionist {
     #[must_use]
-    pub fn new(node: NodeId, identity: NodeIdentity) -> Self {
+    pub fn new(node: NodeId, identity: NodeIdentity, cluster: Option<ClusterId>) -> Self {
         Self {
             node,
             identity,
+            cluster: Arc::new(RwLock::new(cluster)),
             member: Arc::default(),
         }
     }
@@ -268,15 +305,14 @@ impl Receptionist {
 
     /// From now on this node belongs to a cluster and takes others in.
     pub fn admit(&self, cluster: ClusterId, controller: ControllerHandle) {
-        *self.member.write() = Some(Member {
-            cluster,
-            controller,
-        });
+        *self.cluster.write() = Some(cluster);
+        *self.member.write() = Some(Member { controller });
     }
 
+    /// A member that is still starting says so: were it to seem empty, seeds that are might
+    /// found a second cluster.
     fn introduction(&self) -> Introduction {
-        let member = self.member.read();
-        let cluster = member.as_ref().map(|member| member.cluster.to_wire());
+        let cluster = self.cluster.read().map(ClusterId::to_wire);
         Introduction {
             node: self.node.get(),
             cluster: cluster.unwrap_or_default(),
@@ -322,6 +358,10 @@ fn joining(controller: &ControllerHandle, request: JoinRequest) -> Command {
         .node(number)
         .map(|node| node.identity.to_wire());
     match known {
+        _ if !request.replaces.is_empty() => Command::ReplaceNode(ReplaceNode {
+            node: request.node,
+            old_identity: request.replaces,
+        }),
         Some(old_identity) if request.replace && old_identity != request.node.identity => {
             Command::ReplaceNode(ReplaceNode {
                 node: request.node,

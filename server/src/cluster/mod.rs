@@ -14,6 +14,7 @@ mod membership;
 mod peers;
 mod producer_ids;
 mod proxy;
+mod timekeeper;
 
 use std::sync::Arc;
 
@@ -30,6 +31,7 @@ pub use liveness::Liveness;
 pub use membership::{Applicant, Membership, MembershipError, Receptionist, find_peers};
 pub use peers::PeerFile;
 pub use proxy::ProxyError;
+pub use timekeeper::{ClockState, Timekeeper};
 
 use crate::partition::{Partition, Partitions};
 use producer_ids::ProducerIds;

@@ -101,8 +101,12 @@ section! {
         election_timeout_max: Duration = Duration::from_millis(400),
         /// A partition that saw no write for so long stops its own heartbeats. No effect yet.
         quiesce_after: Duration = Duration::from_secs(10),
-        /// A node whose clock is further than this from the others' gives up its leaderships. No
-        /// effect yet.
+        /// Bytes a second this node sends to replicas that are far behind, all together, so that
+        /// those which keep up are not held back. 0 sets no limit.
+        catch_up_rate: ByteSize = ByteSize::mib(100),
+        /// A node whose clock is further than this from the others' gives up its leaderships and
+        /// stands for none until it agrees again. A jump by more is not followed before they
+        /// confirm it.
         clock_skew_max: Duration = Duration::from_secs(1),
     }
 }

@@ -54,6 +54,7 @@ pub const CATALOGUE: &[Metric] = &[
     metric("trilog_fsync_duration_seconds", Histogram, &[], "One sync of the write-ahead log."),
     metric("trilog_commit_duration_seconds", Histogram, &[], "From a proposal to its commit."),
     metric("trilog_peer_bytes_total", Counter, &["op"], "Bytes on the links between nodes, in and out."),
+    metric("trilog_clock_offset_seconds", Gauge, &[], "How far this node's clock is ahead of the others'."),
     metric("trilog_uring_fallback", Gauge, &[], "1 where io_uring was wanted and threads do its work."),
     metric("trilog_partitions", Gauge, &[], "Partition replicas on this node."),
     metric("trilog_partitions_led", Gauge, &[], "Partitions this node leads."),

@@ -1,11 +1,21 @@
 //! Memory over all groups: what is pinned, what is cached, and who gives way first.
+//!
+//! ```text
+//! 0 ──────────────── 3/4 ────────── 7/8 ─────────── limit
+//!   filled in runs    │ filled at once │ reserved share: what lets a full node recover, and
+//!                     │                │ the first entries of a group that has none here
+//! ```
+//!
+//! Whoever is about to bring entries in claims their bytes first. Claimed and pinned bytes
+//! together stay within the limit, but for the last claim: one for more than an eighth of the
+//! limit is granted as soon as an eighth is free, lest it wait for ever.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use trilog_model::LogIndex;
 
 use super::group::Group;
@@ -13,7 +23,8 @@ use super::group::Group;
 /// Why a node should refuse produce and withhold replication credit for now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pressure {
-    /// More bytes are outside segments than the budget allows.
+    /// The common share of the memory for entries outside segments is used up. Groups that have
+    /// little there may still get some.
     pub pinned: bool,
     /// The write-ahead log runs out of free files.
     pub wal_low: bool,
@@ -36,12 +47,51 @@ struct Cached {
     end: LogIndex,
 }
 
+/// Which part of the pinned budget entries may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// Records.
+    Common,
+    /// All of it: for what lets a full node recover, such as trims.
+    Reserved,
+}
+
+/// Memory promised to entries that are on their way into a log. Given back when they stand
+/// there, and count as pinned, or when dropped.
+#[derive(Debug)]
+pub struct Claim {
+    budget: Arc<Budget>,
+    bytes: AtomicU64,
+}
+
+impl Claim {
+    /// The entries stand in the log, or never will.
+    pub fn settle(&self) {
+        let bytes = self.bytes.swap(0, Ordering::Relaxed);
+        if bytes > 0 {
+            *self.budget.claimed.lock() -= bytes;
+            self.budget.room.notify_waiters();
+        }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.settle();
+    }
+}
+
 /// The counters of one store.
 #[derive(Debug)]
 pub(crate) struct Budget {
     pinned_limit: u64,
     cached_limit: u64,
     pinned: AtomicU64,
+    claimed: Mutex<u64>,
+    /// Rung when claims may succeed that failed before.
+    room: Notify,
+    /// Rung when so much is pinned that filling should not wait for whole runs.
+    tight: Notify,
     cached: AtomicU64,
     order: Mutex<VecDeque<Cached>>,
     pressure: watch::Sender<Pressure>,
@@ -53,6 +103,9 @@ impl Budget {
             pinned_limit,
             cached_limit,
             pinned: AtomicU64::new(0),
+            claimed: Mutex::new(0),
+            room: Notify::new(),
+            tight: Notify::new(),
             cached: AtomicU64::new(0),
             order: Mutex::new(VecDeque::new()),
             pressure: watch::Sender::new(Pressure::default()),
@@ -71,22 +124,77 @@ impl Budget {
         self.pressure.subscribe()
     }
 
+    pub(crate) fn pinned_limit(&self) -> u64 {
+        self.pinned_limit
+    }
+
+    fn tight_from(&self) -> u64 {
+        self.pinned_limit / 4 * 3
+    }
+
+    fn common_limit(&self) -> u64 {
+        self.pinned_limit / 8 * 7
+    }
+
     /// Whether so much is pinned that filling should not wait for whole runs.
     pub(crate) fn is_tight(&self) -> bool {
-        self.pinned() >= self.pinned_limit / 4 * 3
+        self.pinned() >= self.tight_from()
+    }
+
+    /// Waits until the budget becomes tight.
+    ///
+    /// # Cancel safety
+    /// Safe: a ring while nobody waits is kept.
+    pub(crate) async fn tightened(&self) {
+        self.tight.notified().await;
     }
 
     pub(crate) fn pin(&self, bytes: u64) {
-        let pinned = self.pinned.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        if pinned >= self.pinned_limit {
+        let before = self.pinned.fetch_add(bytes, Ordering::Relaxed);
+        let pinned = before + bytes;
+        if before < self.tight_from() && pinned >= self.tight_from() {
+            self.tight.notify_one();
+        }
+        if pinned >= self.common_limit() {
             self.report(|pressure| pressure.pinned = true);
         }
     }
 
     pub(crate) fn unpin(&self, bytes: u64) {
         let pinned = self.pinned.fetch_sub(bytes, Ordering::Relaxed) - bytes;
-        if pinned < self.pinned_limit / 8 * 7 {
+        if pinned < self.tight_from() {
             self.report(|pressure| pressure.pinned = false);
+        }
+        self.room.notify_waiters();
+    }
+
+    /// Promises memory to entries of `bytes`, if there is any now.
+    pub(crate) fn try_claim(self: &Arc<Self>, bytes: u64, share: Share) -> Option<Claim> {
+        let limit = match share {
+            Share::Common => self.common_limit(),
+            Share::Reserved => self.pinned_limit,
+        };
+        let mut claimed = self.claimed.lock();
+        let needed = bytes.min(self.pinned_limit / 8);
+        if *claimed + self.pinned() + needed > limit {
+            return None;
+        }
+        *claimed += bytes;
+        Some(Claim {
+            budget: Arc::clone(self),
+            bytes: AtomicU64::new(bytes),
+        })
+    }
+
+    /// Calls `attempt` until it yields something, each time after memory was given back.
+    pub(crate) async fn when_room<T>(&self, attempt: impl Fn() -> Option<T>) -> T {
+        loop {
+            let mut freed = std::pin::pin!(self.room.notified());
+            freed.as_mut().enable();
+            if let Some(value) = attempt() {
+                return value;
+            }
+            freed.await;
         }
     }
 
@@ -120,5 +228,66 @@ impl Budget {
                 group.evict(oldest.end);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    fn budget() -> Arc<Budget> {
+        Arc::new(Budget::new(800, 0))
+    }
+
+    #[test]
+    fn claims_and_pinned_bytes_stay_within_the_limit_together() {
+        let budget = budget();
+        let first = budget.try_claim(300, Share::Common).unwrap();
+        budget.pin(300);
+        first.settle();
+        let second = budget.try_claim(400, Share::Common).unwrap();
+        assert!(budget.try_claim(1, Share::Common).is_none());
+        let reserved = budget.try_claim(100, Share::Reserved).unwrap();
+        assert!(budget.try_claim(1, Share::Reserved).is_none());
+        drop((second, reserved));
+        assert!(budget.try_claim(400, Share::Common).is_some());
+    }
+
+    #[test]
+    fn an_entry_larger_than_the_budget_passes_once_filling_has_made_room() {
+        let budget = budget();
+        let huge = budget.try_claim(5_000, Share::Common).unwrap();
+        assert!(budget.try_claim(1, Share::Reserved).is_none());
+        drop(huge);
+        budget.pin(601);
+        assert!(budget.is_tight());
+        assert!(budget.try_claim(5_000, Share::Common).is_none());
+        budget.unpin(1);
+        assert!(budget.try_claim(5_000, Share::Common).is_some());
+    }
+
+    #[test]
+    fn a_claim_is_settled_once() {
+        let budget = budget();
+        let claim = budget.try_claim(300, Share::Common).unwrap();
+        claim.settle();
+        claim.settle();
+        drop(claim);
+        assert_eq!(*budget.claimed.lock(), 0);
+    }
+
+    #[test]
+    fn whoever_waits_for_room_gets_it_when_a_segment_took_entries() {
+        let budget = budget();
+        budget.pin(700);
+        let waiting = budget.when_room(|| budget.try_claim(100, Share::Common));
+        let mut waiting = std::pin::pin!(waiting);
+        assert!(waiting.as_mut().now_or_never().is_none());
+        assert!(budget.watch().borrow().pinned);
+        budget.unpin(150);
+        assert!(waiting.as_mut().now_or_never().is_some());
+        assert!(!budget.watch().borrow().pinned);
     }
 }

@@ -19,6 +19,9 @@ const MIB: u64 = 1024 * KIB;
 pub struct StoreConfig {
     /// The data directory; created if it is not there.
     pub dir: PathBuf,
+    /// Replicas that are known to be here, whatever the directory says: if it turns out to be
+    /// damaged beyond saying who is in it, they are set aside all the same.
+    pub residents: Vec<(GroupId, ReplicaId)>,
     /// Bytes of one write-ahead log file. A restart may change it only for an empty directory.
     pub wal_file_bytes: u64,
     /// Write-ahead log files.
@@ -52,6 +55,7 @@ impl StoreConfig {
     pub fn new(dir: PathBuf) -> Self {
         Self {
             dir,
+            residents: Vec::new(),
             wal_file_bytes: 64 * MIB,
             wal_files: 16,
             wal_round_bytes: 4 << 20,

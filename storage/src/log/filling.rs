@@ -54,7 +54,12 @@ impl GroupState {
 impl Group {
     /// Hands the group to its fill worker if it has a run for it.
     pub(crate) fn queue_fill(self: &Arc<Self>, state: &mut GroupState) {
-        if !state.fill_queued && state.ready_bytes() >= self.shared.config.fill_bytes {
+        let worth = if self.shared.budget.is_tight() {
+            1
+        } else {
+            self.shared.config.fill_bytes
+        };
+        if !state.fill_queued && state.ready_bytes() >= worth {
             self.force_fill(state);
         }
     }
@@ -64,6 +69,14 @@ impl Group {
         state.fill_queued = true;
         self.shared
             .send_fill(self.id, FillTask::Fill(Arc::clone(self)));
+    }
+
+    /// Has everything filled that is ready: memory is short.
+    pub(crate) fn relieve(self: &Arc<Self>) {
+        let mut state = self.state.lock();
+        if state.life != Life::Gone {
+            self.queue_fill(&mut state);
+        }
     }
 
     /// Called at even intervals: what has been ready since the last call is filled now.

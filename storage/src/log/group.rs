@@ -8,10 +8,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::oneshot;
 use tokio::time::Instant;
+use tokio::sync::{oneshot, watch};
 use trilog_model::{EntryId, GroupId, LogIndex, ReplicaId, Term};
 
+use super::budget::{Claim, Pressure, Share};
 use super::config::StoreConfig;
 use super::fill::FillTask;
 use super::memory::Resident;
@@ -186,6 +187,12 @@ impl GroupState {
         Some(self.terms.get(after.checked_sub(1)?)?.term)
     }
 
+    /// Bytes of entries that are in no segment yet.
+    fn pinned_bytes(&self) -> u64 {
+        let filled = self.segments.filled().next_index;
+        self.resident.bytes(filled, self.resident.end())
+    }
+
     fn log_state(&self) -> LogState {
         let last_below = |end: LogIndex| end.get().checked_sub(1).map(LogIndex);
         LogState {
@@ -228,6 +235,40 @@ impl GroupLog {
     /// The headers of `from..to`, from memory alone; `None` unless all of them are there.
     pub fn headers(&self, from: LogIndex, to: LogIndex) -> Option<Vec<FrameHeader>> {
         self.0.state.lock().resident.headers(from, to)
+    }
+
+    /// Promises memory to entries of `bytes` that are about to be appended, if there is any now.
+    /// A group that has nothing outside segments may take from the reserved share, so that others
+    /// which cannot commit, and so hold on to theirs, do not starve it.
+    #[must_use]
+    pub fn try_claim(&self, bytes: u64, share: Share) -> Option<Claim> {
+        let share = if self.0.state.lock().pinned_bytes() == 0 {
+            Share::Reserved
+        } else {
+            share
+        };
+        self.0.shared.budget.try_claim(bytes, share)
+    }
+
+    /// As [`GroupLog::try_claim`], but waits for it.
+    ///
+    /// # Cancel safety
+    /// Safe: what was not returned was not taken.
+    pub async fn claim(&self, bytes: u64, share: Share) -> Claim {
+        let budget = &self.0.shared.budget;
+        budget.when_room(|| self.try_claim(bytes, share)).await
+    }
+
+    /// The most bytes that all groups of the store may have outside segments.
+    #[must_use]
+    pub fn pinned_limit(&self) -> u64 {
+        self.0.shared.budget.pinned_limit()
+    }
+
+    /// Why records should be refused, if they should.
+    #[must_use]
+    pub fn pressure(&self) -> watch::Receiver<Pressure> {
+        self.0.shared.budget.watch()
     }
 
     /// Appends entries, all or none. They are readable on return; `done` runs when they are

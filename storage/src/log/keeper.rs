@@ -53,6 +53,7 @@ impl IoJob for KeeperJob {
                     }
                     Some(KeeperTask::Stop) | None => return,
                 },
+                () = self.shared.budget.tightened() => keeper.relieve(),
                 () = self.shared.bell.notified() => keeper.look().await,
                 Some(()) = changed(&mut pressure) => keeper.look().await,
                 () = time::sleep_until(tick) => {
@@ -78,6 +79,13 @@ impl<I: Io> Keeper<I> {
     fn tick(&self) {
         for group in self.groups() {
             group.tick();
+        }
+    }
+
+    /// Memory for entries outside segments is short: groups with less than a run fill, too.
+    fn relieve(&self) {
+        for group in self.groups() {
+            group.relieve();
         }
     }
 
@@ -236,7 +244,13 @@ impl<I: Io> Keeper<I> {
     fn judge(&self, saved: Result<(), SaveError>) -> Result<(), StoreError> {
         let path = checkpoint::path(&self.shared.config.dir);
         let (error, fatal) = match saved {
-            Ok(()) => return Ok(()),
+            Ok(()) => {
+                // Should segments still find no room, their next write says so.
+                self.shared
+                    .budget
+                    .report(|pressure| pressure.disk_full = false);
+                return Ok(());
+            }
             Err(SaveError::Write(error)) => (error, false),
             Err(SaveError::Sync(error)) => (error, true),
         };

@@ -33,7 +33,7 @@ mod tip;
 mod types;
 mod wal_runs;
 
-pub use budget::Pressure;
+pub use budget::{Claim, Pressure, Share};
 pub use config::StoreConfig;
 pub use group::GroupLog;
 pub use retention::{Retention, SegmentInfo};

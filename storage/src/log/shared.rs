@@ -25,7 +25,7 @@ use crate::wal::{Wal, WalError, WalPosition, WalStart};
 pub(crate) struct Shared {
     pub(crate) config: StoreConfig,
     pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) budget: Budget,
+    pub(crate) budget: Arc<Budget>,
     pub(crate) reads: ReadPool,
     pub(crate) indexes: IndexCache,
     pub(crate) groups: Mutex<BTreeMap<GroupId, Arc<Group>>>,
@@ -94,7 +94,7 @@ impl Shared {
         fatal: FatalSink,
     ) -> Self {
         Self {
-            budget: Budget::new(config.pinned_budget(), config.cache_bytes),
+            budget: Arc::new(Budget::new(config.pinned_budget(), config.cache_bytes)),
             config,
             clock,
             reads,

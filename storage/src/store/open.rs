@@ -85,7 +85,9 @@ impl Store {
             what = damage.what,
             "the data directory is damaged and set aside"
         );
-        opening.set_aside(damage.groups).await?;
+        let mut barred = damage.groups;
+        barred.extend(&opening.config.residents);
+        opening.set_aside(barred).await?;
         match opening.attempt().await {
             Ok((store, report)) => {
                 let report = OpenReport {

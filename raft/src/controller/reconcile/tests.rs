@@ -46,6 +46,7 @@ fn leading(state: &ControllerState, node: u32, group: u64) -> LocalGroup {
             voters,
             learners: settled(Standing::Learner),
             changing: false,
+            unfit: BTreeSet::new(),
         }),
     }
 }

@@ -13,13 +13,15 @@ use crate::testkit::{Cluster, ClusterConfig, block_on, seeds};
 
 const GROUP: GroupId = GroupId(40);
 
-struct Load {
+/// Clients of one group.
+pub(super) struct Load {
+    group: GroupId,
     directory: Directory,
     clients: Vec<JoinHandle<()>>,
 }
 
 impl Load {
-    fn start(cluster: &Cluster, clients: usize) -> Self {
+    pub(super) fn start(cluster: &Cluster, group: GroupId, clients: usize) -> Self {
         let directory = Directory::default();
         let numbers = Numbers::default();
         let spawn = |_| {
@@ -31,16 +33,21 @@ impl Load {
             )
         };
         let clients = (0..clients).map(spawn).collect();
-        let load = Self { directory, clients };
+        let load = Self {
+            group,
+            directory,
+            clients,
+        };
         load.refresh(cluster);
         load
     }
 
-    fn refresh(&self, cluster: &Cluster) {
-        self.directory.set(cluster.replicas(GROUP));
+    /// Shows the clients the replicas that run now.
+    pub(super) fn refresh(&self, cluster: &Cluster) {
+        self.directory.set(cluster.replicas(self.group));
     }
 
-    fn stop(self) {
+    pub(super) fn stop(self) {
         for client in self.clients {
             client.abort();
         }
@@ -59,7 +66,7 @@ async fn founded(config: ClusterConfig) -> Cluster {
 fn simulate(seed: u64, steps: usize, faults: &[Fault]) -> u64 {
     block_on(async {
         let mut cluster = founded(ClusterConfig::three(seed)).await;
-        let load = Load::start(&cluster, 3);
+        let load = Load::start(&cluster, GROUP, 3);
         let mut rng = cluster.entropy.fork();
         for _ in 0..steps {
             let fault = faults.choose(&mut rng).copied().unwrap_or(Fault::BootAll);
@@ -91,7 +98,7 @@ fn simulate(seed: u64, steps: usize, faults: &[Fault]) -> u64 {
 fn three_nodes_elect_a_leader_and_apply_what_is_proposed() {
     block_on(async {
         let cluster = founded(ClusterConfig::three(1)).await;
-        let load = Load::start(&cluster, 4);
+        let load = Load::start(&cluster, GROUP, 4);
         cluster.run(Duration::from_secs(1)).await;
         load.stop();
         cluster.converge(GROUP).await;

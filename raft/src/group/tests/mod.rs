@@ -1,6 +1,8 @@
 //! Tests of groups: upstream's storage suite, and whole replicas on simulated disks.
 
 mod cluster;
+mod identity;
 mod restart;
+mod starvation;
 mod stopping;
 mod suite;

@@ -300,6 +300,7 @@ fn a_draft_that_meets_a_newer_term_becomes_an_empty_entry_and_is_answered_fenced
         let stale = Draft {
             proposal: Proposal::command(&b"stale"[..]),
             expected_term: Term(0),
+            claim: None,
         };
         let raft = &group.replica_handle().raft;
         let written = raft.client_write(stale).await.unwrap();

@@ -192,6 +192,7 @@ impl World {
             learners: group.learners.clone(),
             changing: group.pending.is_some(),
             progress: progress.collect(),
+            unfit: BTreeSet::new(),
         })
     }
 
