@@ -112,7 +112,7 @@ refusals! {
     ForeignCluster { theirs: text in first, ours: text in second }
     6 ("node {node} is not registered")
     UnknownNode { node: node in number }
-    7 ("node id {node} is taken by a node with identity {identity}; if that node's disk is lost, replace it")
+    7 ("node id {node} is taken by a node with identity {identity}; if that node's disk is lost, start this one with --replace (cluster.replace = true)")
     NodeIdTaken { node: node in number, identity: text in first }
     8 ("node {node} cannot join: {reason}")
     InvalidNode { node: node in number, reason: text in first }

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use tonic::{Request, Response, Status};
 use trilog_model::NodeId;
 use trilog_raft::controller::commands::{AssignReplicas, Command, NodeRef, PreferLeader, Purpose};
-use trilog_raft::controller::{ClusterMap, NodeState as State, Partition as Place, Standing};
+use trilog_raft::controller::{
+    ClusterMap, NodeState as State, Partition as Place, Replica, Standing,
+};
 use trilog_wire::v1::cluster_server::Cluster as ClusterService;
 use trilog_wire::v1::{
     BalanceRequest, BalanceResponse, DrainRequest, DrainResponse, Error, ErrorCode, MoveRequest,
@@ -91,12 +93,24 @@ impl ClusterService for Api {
     ) -> Result<Response<ReplaceResponse>, Status> {
         let request = request.into_inner();
         let (old, new) = (NodeId(request.node), NodeId(request.replacement));
+        self.check_replacement(old, new)?;
+        // Before anything moves, so that nothing is placed on it meanwhile; what the new node
+        // cannot take, because it holds a replica already, goes to others.
+        self.change(&Command::DrainNode(NodeRef { node: request.node }))
+            .await?;
         let map = self.cluster.map();
         let mut replicas_replaced = 0;
-        let all = places(&map).filter(|place| place.wanted_on(old).is_some());
+        let all = places(&map).filter(|place| place.voter_nodes().any(|node| node == old));
         for place in all {
-            self.change(&substitute(place, old, new)?).await?;
             replicas_replaced += 1;
+            if place.voter_nodes().any(|node| node == new) {
+                continue;
+            }
+            match self.change(&substitution(place, old, new)).await {
+                // The balancer was faster, and has found it another place.
+                Err(error) if error.code() == ErrorCode::Conflict => {}
+                changed => changed?,
+            }
         }
         Ok(Response::new(ReplaceResponse { replicas_replaced }))
     }
@@ -201,38 +215,44 @@ fn places(map: &ClusterMap) -> impl Iterator<Item = &Place> {
         .flat_map(|topic| topic.partitions.iter().map(AsRef::as_ref))
 }
 
+/// What keeps a node from leaving: its replicas, and its vote in the controller group.
 fn replicas_on(map: &ClusterMap, node: NodeId) -> u32 {
+    let held = |replica: &Replica, least: Standing| {
+        replica.id.node() == node && replica.settled.max(replica.target) >= least
+    };
     let holding = places(map).filter(|place| {
-        place.replicas.iter().any(|replica| {
-            replica.id.node() == node
-                && (replica.is_wanted() || replica.settled != Standing::Absent)
-        })
+        let mut replicas = place.replicas.iter();
+        replicas.any(|replica| held(replica, Standing::Learner))
     });
-    to_u32(holding.count())
+    let mut controller = map.controller().replicas.iter();
+    let votes = controller.any(|replica| held(replica, Standing::Voter));
+    to_u32(holding.count() + usize::from(votes))
 }
 
-/// The assignment with one node in the place of another.
+/// The assignment with one node in the place of another, as an operator asks for it.
 fn substitute(place: &Place, old: NodeId, new: NodeId) -> Result<Command, Error> {
     let voters: Vec<NodeId> = place.voter_nodes().collect();
     if !voters.contains(&old) || voters.contains(&new) {
         let text = format!("node {old} holds no replica to give, or node {new} has one already");
         return Err(Error::new(ErrorCode::InvalidRequest, text));
     }
-    let swapped = voters
-        .iter()
-        .map(|node| if *node == old { new } else { *node });
-    let preferred = if place.preferred == old {
-        new
-    } else {
-        place.preferred
-    };
-    Ok(Command::AssignByHand(AssignReplicas {
+    Ok(Command::AssignByHand(swapped(place, old, new)))
+}
+
+/// The same, decided once and left to balancing afterwards.
+fn substitution(place: &Place, old: NodeId, new: NodeId) -> Command {
+    Command::AssignReplicas(swapped(place, old, new))
+}
+
+fn swapped(place: &Place, old: NodeId, new: NodeId) -> AssignReplicas {
+    let other = |node: NodeId| if node == old { new } else { node };
+    AssignReplicas {
         group: place.group.get(),
         generation: place.generation,
-        voters: swapped.map(NodeId::get).collect(),
+        voters: place.voter_nodes().map(|node| other(node).get()).collect(),
         learners: Vec::new(),
-        preferred: preferred.get(),
-    }))
+        preferred: other(place.preferred).get(),
+    }
 }
 
 fn to_u32(count: usize) -> u32 {
@@ -243,6 +263,21 @@ impl Api {
     async fn change(&self, command: &Command) -> Result<(), Error> {
         let changed = self.cluster.propose(command).await;
         changed.map(drop).map_err(|error| errors::propose(&error))
+    }
+
+    /// A replacement is a member that answers and stays; what it replaces is another.
+    fn check_replacement(&self, old: NodeId, new: NodeId) -> Result<(), Error> {
+        let map = self.cluster.map();
+        let usable = map.node(new).is_some_and(|node| node.is_active());
+        if old != new && usable && self.cluster.is_alive(new) {
+            return Ok(());
+        }
+        let text = format!(
+            "node {new} cannot take the place of node {old}: it is no other node that runs"
+        );
+        Err(Error::new(ErrorCode::InvalidRequest, text).with_hint(
+            "`trilog cluster status` lists the nodes; start one more, or name one that is up",
+        ))
     }
 
     fn place(&self, topic: &str, index: u32) -> Result<std::sync::Arc<Place>, Error> {

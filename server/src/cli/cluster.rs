@@ -47,12 +47,12 @@ enum ClusterCommand {
         #[command(flatten)]
         connect: ConnectArgs,
     },
-    /// Give all replicas of a lost node to another
+    /// Give all replicas of a lost node to another, or say how it comes back with an empty disk
     Replace {
         node: u32,
         /// The node that takes its place
         #[arg(long = "with", value_name = "NODE")]
-        replacement: u32,
+        replacement: Option<u32>,
         #[command(flatten)]
         connect: ConnectArgs,
     },
@@ -132,11 +132,7 @@ pub(super) async fn run(args: ClusterArgs) -> anyhow::Result<()> {
             node,
             replacement,
             connect,
-        } => {
-            let admin = connect.client().await?.admin();
-            let answer = admin.replace_node(node, replacement).await?;
-            removed(node, answer.replicas_replaced)
-        }
+        } => replace(&connect.client().await?.admin(), node, replacement).await,
         ClusterCommand::Transfer {
             partition,
             to,
@@ -176,6 +172,41 @@ async fn drain(admin: &Admin, node: u32) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A node with an empty disk comes back under its number by being started; another one takes over
+/// by being named.
+async fn replace(admin: &Admin, node: u32, replacement: Option<u32>) -> anyhow::Result<()> {
+    let Some(replacement) = replacement else {
+        output::line(format_args!(
+            "Start it on its machine, with an empty directory and its old number:\n\n  \
+             trilog server --replace --node-id {node} --data-dir DIR --seeds {}\n\n\
+             or name another node that takes its replicas: \
+             trilog cluster replace {node} --with NODE",
+            seeds(&admin.status().await?)
+        ))?;
+        return Ok(());
+    };
+    let moving = admin
+        .replace_node(node, replacement)
+        .await?
+        .replicas_replaced;
+    output::line(format_args!(
+        "node {node} gives up {moving} replica{} to node {replacement}; once `trilog cluster \
+         status` shows none moving, `trilog cluster remove {node}` takes it out",
+        if moving == 1 { "" } else { "s" }
+    ))?;
+    Ok(())
+}
+
+/// By which a node that starts finds the cluster.
+fn seeds(status: &StatusResponse) -> String {
+    let addresses = status
+        .nodes
+        .iter()
+        .filter_map(|node| node.addresses.as_ref());
+    let peers: Vec<&str> = addresses.map(|addresses| addresses.peer.as_str()).collect();
+    peers.join(",")
+}
+
 async fn transfer(admin: &Admin, (topic, partition): (String, u32), to: u32) -> anyhow::Result<()> {
     let leader = admin.transfer(&topic, partition, to).await?.leader;
     output::line(format_args!("node {leader} leads {topic}/{partition}"))?;
@@ -209,16 +240,10 @@ async fn add(admin: &Admin, node: u32) -> anyhow::Result<()> {
         output::line(format_args!("node {node} is a full member"))?;
         return Ok(());
     }
-    let seeds: Vec<&str> = status
-        .nodes
-        .iter()
-        .filter_map(|node| node.addresses.as_ref())
-        .map(|addresses| addresses.peer.as_str())
-        .collect();
     output::line(format_args!(
         "Start it on its machine, with an empty directory; it joins by itself:\n\n  \
          trilog server --node-id {node} --data-dir DIR --seeds {}",
-        seeds.join(",")
+        seeds(&status)
     ))?;
     Ok(())
 }

@@ -77,6 +77,9 @@ pub(super) struct SettingArgs {
     /// Peer addresses to find the cluster by, separated by commas [cluster.seeds]
     #[arg(long, value_name = "HOST:PORT,..")]
     seeds: Option<String>,
+    /// Take the place of the node of this number whose disk is lost [cluster.replace]
+    #[arg(long)]
+    replace: bool,
     /// Any other key
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     set: Vec<String>,
@@ -100,6 +103,10 @@ impl SettingArgs {
             if let Some(value) = value {
                 flags.push((flag.to_owned(), key.to_owned(), value.clone()));
             }
+        }
+        if self.replace {
+            let (flag, key) = ("--replace".to_owned(), "cluster.replace".to_owned());
+            flags.push((flag, key, true.to_string()));
         }
         Ok(flags)
     }

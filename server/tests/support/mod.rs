@@ -3,10 +3,12 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
+
+#[path = "../ports/mod.rs"]
+mod ports;
+use ports::Ports;
 
 /// Runs the binary to its end.
 pub(crate) fn trilog(arguments: &[&str]) -> Output {
@@ -31,6 +33,7 @@ pub(crate) struct Cluster {
     child: Child,
     data: PathBuf,
     server: String,
+    _ports: Ports,
 }
 
 impl Drop for Cluster {
@@ -43,7 +46,8 @@ impl Drop for Cluster {
 impl Cluster {
     /// Starts three nodes and waits until they serve.
     pub(crate) fn start(data: &Path) -> Self {
-        let base = free_block();
+        let ports = Ports::claim();
+        let base = ports.first();
         let mut child = Command::new(env!("CARGO_BIN_EXE_trilog"))
             .args(["dev", "--base-port", &base.to_string(), "--data"])
             .arg(data)
@@ -67,6 +71,7 @@ impl Cluster {
                 .map(|nth| format!("127.0.0.1:{}", base + 10 * nth))
                 .collect::<Vec<_>>()
                 .join(","),
+            _ports: ports,
         }
     }
 
@@ -119,19 +124,5 @@ impl Cluster {
         self.dev(&["stop"]);
         let status = self.child.wait().unwrap();
         assert!(status.success(), "{status}");
-    }
-}
-
-/// The first of thirty ports that nobody has, nor another test of this process looks at.
-fn free_block() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
-    let own = u16::try_from(std::process::id() % 500).unwrap();
-    loop {
-        let nth = (own + NEXT.fetch_add(1, Ordering::Relaxed)) % 500;
-        let base = 12_000 + nth * 30;
-        if (0..30).all(|port| free(base + port)) {
-            return base;
-        }
     }
 }
