@@ -114,7 +114,7 @@ refusals! {
     UnknownNode { node: node in number }
     7 ("node id {node} is taken by a node with identity {identity}; if that node's disk is lost, start this one with --replace (cluster.replace = true)")
     NodeIdTaken { node: node in number, identity: text in first }
-    8 ("node {node} cannot join: {reason}")
+    8 ("node {node}: {reason}")
     InvalidNode { node: node in number, reason: text in first }
     9 ("node {node} cannot leave: it still holds {replicas} replicas; drain it first")
     NodeHoldsReplicas { node: node in number, replicas: number in limit }
