@@ -143,12 +143,12 @@ pub async fn reduce(
     if vote > term {
         return Err(RecoverError::Term { vote, last });
     }
-    let mut frames = Frames::after(log, &end.tail, term);
+    let mut added = Additions::after(log, &end.tail, term);
     if !done {
-        frames.push(FrameKind::Membership, encode_membership(&wanted));
+        added.push(FrameKind::Membership, encode_membership(&wanted));
     }
     if let Some(command) = command {
-        frames.push(FrameKind::Data, command);
+        added.push(FrameKind::Data, command);
     }
     if is_ahead(log, kv) {
         // Folded anew from the log, which it must not outrun.
@@ -162,7 +162,7 @@ pub async fn reduce(
     log.save_vote(vote).await?;
     let (durable, wait) = oneshot::channel();
     let done = Box::new(move |result| drop(durable.send(result)));
-    log.append(frames.frames, Appending::Assert, done)?;
+    log.append(added.frames, Appending::Assert, done)?;
     wait.await.map_err(|_| StoreError::Closed)??;
     Ok(true)
 }
@@ -279,7 +279,7 @@ impl End {
 }
 
 /// Entries without records that follow from the place they are put in, and from nothing else.
-struct Frames<'a> {
+struct Additions<'a> {
     log: &'a GroupLog,
     next: LogIndex,
     term: Term,
@@ -288,7 +288,7 @@ struct Frames<'a> {
     frames: Vec<Frame>,
 }
 
-impl<'a> Frames<'a> {
+impl<'a> Additions<'a> {
     fn after(log: &'a GroupLog, tail: &Tail, term: Term) -> Self {
         Self {
             log,
