@@ -10,7 +10,7 @@ use trilog_wire::v1::{
     DrainRequest, DrainResponse, ListTopicsRequest, MoveRequest, PublishRequest, PublishResponse,
     RemoveRequest, RemoveResponse, ReplaceRequest, ReplaceResponse, ResolveRequest,
     ResolveResponse, Start, StatusRequest, StatusResponse, TopicDescription, TopicSummary,
-    TransferRequest, TransferResponse, described_topic, start,
+    TransferRequest, TransferResponse, UpgradeRequest, UpgradeResponse, described_topic, start,
 };
 
 use crate::client::{Client, Repeat};
@@ -198,6 +198,17 @@ impl Admin {
     /// Evens out leaders and, if asked, replicas; with `dry_run` only tells what it would do.
     pub async fn balance(&self, request: BalanceRequest) -> Result<BalanceResponse, Error> {
         call!(self, Unsafe, ClusterClient::balance, request)
+    }
+
+    /// Raises the feature level to the highest that every node can follow; with `dry_run` only
+    /// tells what that is.
+    pub async fn upgrade(&self, dry_run: bool) -> Result<UpgradeResponse, Error> {
+        call!(
+            self,
+            Safe,
+            ClusterClient::upgrade,
+            UpgradeRequest { dry_run }
+        )
     }
 
     /// Waits until every partition of a topic has a leader, as after its creation.

@@ -120,4 +120,5 @@ unsupported! {
     transfer: TransferRequest => TransferResponse,
     r#move: MoveRequest => MoveResponse,
     balance: BalanceRequest => BalanceResponse,
+    upgrade: UpgradeRequest => UpgradeResponse,
 }

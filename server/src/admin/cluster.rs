@@ -1,19 +1,22 @@
 //! The cluster's nodes: how they are, and moving replicas and leaderships between them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tonic::{Request, Response, Status};
-use trilog_model::NodeId;
-use trilog_raft::controller::commands::{AssignReplicas, Command, NodeRef, PreferLeader, Purpose};
+use trilog_model::{GroupId, NodeId};
+use trilog_raft::controller::balance::plan_moves;
+use trilog_raft::controller::commands::{
+    ActivateLevel, AssignReplicas, Command, NodeRef, PreferLeader, Purpose,
+};
 use trilog_raft::controller::{
-    ClusterMap, NodeState as State, Partition as Place, Replica, Standing,
+    ClusterMap, GroupPlace, NodeState as State, Partition as Place, Replica, Standing,
 };
 use trilog_wire::v1::cluster_server::Cluster as ClusterService;
 use trilog_wire::v1::{
-    BalanceRequest, BalanceResponse, DrainRequest, DrainResponse, Error, ErrorCode, MoveRequest,
-    MoveResponse, NodeAddresses, NodeState, NodeStatus, PlannedMove, RemoveRequest, RemoveResponse,
-    ReplaceRequest, ReplaceResponse, StatusRequest, StatusResponse, TransferRequest,
-    TransferResponse,
+    AcceptedLoss, BalanceRequest, BalanceResponse, DrainRequest, DrainResponse, Error, ErrorCode,
+    MoveRequest, MoveResponse, NodeAddresses, NodeState, NodeStatus, PlannedMove, RemoveRequest,
+    RemoveResponse, ReplaceRequest, ReplaceResponse, StatusRequest, StatusResponse,
+    TransferRequest, TransferResponse, UpgradeRequest, UpgradeResponse,
 };
 
 use super::{Api, errors};
@@ -45,6 +48,9 @@ impl ClusterService for Api {
             under_replicated_partitions: counts.under_replicated,
             moving_replicas: counts.moving,
             answered_by: self.cluster.node().get(),
+            losses: map.losses().iter().map(loss).collect(),
+            feature_level: map.level(),
+            feature_level_possible: possible_level(&map),
         }))
     }
 
@@ -156,27 +162,55 @@ impl ClusterService for Api {
         request: Request<BalanceRequest>,
     ) -> Result<Response<BalanceResponse>, Status> {
         let request = request.into_inner();
-        if request.replicas {
-            return Err(Error::new(
-                ErrorCode::Unsupported,
-                "only leaders are balanced on request",
-            )
-            .with_hint("new replicas are spread when they are placed; use `cluster move`")
-            .into());
-        }
         let map = self.cluster.map();
-        let moves = self.plan_leaders(&map);
-        if !request.dry_run {
-            for (place, planned) in &moves {
-                let command = Command::PreferLeader(PreferLeader {
-                    group: place.group.get(),
-                    node: planned.to,
-                });
-                self.change(&command).await?;
-            }
+        let mut counts = Counts::default();
+        for place in places(&map) {
+            counts.add(self, place);
         }
-        let moves = moves.into_iter().map(|(_, planned)| planned).collect();
-        Ok(Response::new(BalanceResponse { moves }))
+        let mut plan = Vec::new();
+        if request.replicas {
+            plan = self.plan_replicas(&map);
+        }
+        let moving: BTreeSet<GroupId> = plan.iter().map(|step| step.group).collect();
+        let leaders = self.plan_leaders(&map).into_iter();
+        plan.extend(leaders.filter(|step| !moving.contains(&step.group)));
+        let mut moves = Vec::with_capacity(plan.len());
+        for step in plan {
+            if !request.dry_run {
+                match self.change(&step.command).await {
+                    // The map has moved on, and so has what is even.
+                    Err(error) if error.code() == ErrorCode::Conflict => continue,
+                    changed => changed?,
+                }
+            }
+            moves.push(step.planned);
+        }
+        Ok(Response::new(BalanceResponse {
+            moves,
+            moving_replicas: counts.moving,
+        }))
+    }
+
+    async fn upgrade(
+        &self,
+        request: Request<UpgradeRequest>,
+    ) -> Result<Response<UpgradeResponse>, Status> {
+        let map = self.cluster.map();
+        let (before, possible) = (map.level(), possible_level(&map));
+        let best = map.nodes().map(|node| node.levels.max).max();
+        let held_back = map
+            .nodes()
+            .filter(|node| Some(node.levels.max) < best)
+            .map(|node| node.id.get());
+        if possible > before && !request.into_inner().dry_run {
+            self.change(&Command::ActivateLevel(ActivateLevel { level: possible }))
+                .await?;
+        }
+        Ok(Response::new(UpgradeResponse {
+            level_before: before,
+            level: possible.max(before),
+            held_back_by: held_back.collect(),
+        }))
     }
 }
 
@@ -255,6 +289,27 @@ fn swapped(place: &Place, old: NodeId, new: NodeId) -> AssignReplicas {
     }
 }
 
+fn loss(loss: &trilog_raft::controller::AcceptedLoss) -> AcceptedLoss {
+    AcceptedLoss {
+        at_ns: loss.at.nanos(),
+        nodes: loss.nodes.iter().map(|node| node.get()).collect(),
+        cluster_id: loss.cluster.to_string(),
+    }
+}
+
+/// The highest feature level that every node can follow.
+fn possible_level(map: &ClusterMap) -> u32 {
+    let levels = map.nodes().map(|node| node.levels.max);
+    levels.min().unwrap_or(map.level())
+}
+
+/// One step towards an even spread.
+struct Step {
+    group: GroupId,
+    command: Command,
+    planned: PlannedMove,
+}
+
 fn to_u32(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
@@ -310,17 +365,43 @@ impl Api {
             }),
             replicas,
             leaders: counts.leaders.get(&node.id).copied().unwrap_or(0),
+            feature_level_min: node.levels.min,
+            feature_level_max: node.levels.max,
         }
     }
 
+    /// Moves of replicas, as many as may begin now.
+    fn plan_replicas(&self, map: &ClusterMap) -> Vec<Step> {
+        let active = map.active_nodes().map(|node| node.id);
+        let reachable = active.filter(|node| self.cluster.is_alive(*node)).collect();
+        let moves = plan_moves(map, &reachable).into_iter();
+        let steps = moves.filter_map(|planned| {
+            let Some(GroupPlace::Partition { topic, index }) = map.place(planned.group) else {
+                return None;
+            };
+            Some(Step {
+                group: planned.group,
+                command: planned.command,
+                planned: PlannedMove {
+                    topic: map.topic(topic)?.name.to_string(),
+                    partition: index,
+                    from: planned.from.get(),
+                    to: planned.to.get(),
+                    leadership: false,
+                },
+            })
+        });
+        steps.collect()
+    }
+
     /// Moves of leadership, from nodes with many to nodes with few, until they differ by one.
-    fn plan_leaders<'a>(&self, map: &'a ClusterMap) -> Vec<(&'a Place, PlannedMove)> {
+    fn plan_leaders(&self, map: &ClusterMap) -> Vec<Step> {
         let mut led: BTreeMap<NodeId, usize> =
             map.active_nodes().map(|node| (node.id, 0)).collect();
         for place in places(map) {
             *led.entry(place.preferred).or_default() += 1;
         }
-        let mut moves = Vec::new();
+        let mut steps = Vec::new();
         for topic in map.topics_by_name() {
             for (place, partition) in topic.partitions.iter().zip(0..) {
                 let from = place.preferred;
@@ -335,16 +416,22 @@ impl Api {
                 }
                 *led.entry(from).or_default() -= 1;
                 *led.entry(to).or_default() += 1;
-                let planned = PlannedMove {
-                    topic: topic.name.to_string(),
-                    partition,
-                    from: from.get(),
-                    to: to.get(),
-                    leadership: true,
-                };
-                moves.push((place.as_ref(), planned));
+                steps.push(Step {
+                    group: place.group,
+                    command: Command::PreferLeader(PreferLeader {
+                        group: place.group.get(),
+                        node: to.get(),
+                    }),
+                    planned: PlannedMove {
+                        topic: topic.name.to_string(),
+                        partition,
+                        from: from.get(),
+                        to: to.get(),
+                        leadership: true,
+                    },
+                });
             }
         }
-        moves
+        steps
     }
 }

@@ -41,6 +41,10 @@ pub enum IdentityError {
     )]
     Unreadable { path: PathBuf, reason: String },
     #[error(
+        "{path}: a recovery of this node was begun and not finished: run `trilog recover` again"
+    )]
+    HalfRecovered { path: PathBuf },
+    #[error(
         "{path} belongs to node {found}, but this is node {node}: point data_dir elsewhere \
              or set node.id = {found}"
     )]
@@ -81,6 +85,16 @@ impl Identity {
         self.cluster = Some(cluster);
         self.controller_replica = Some(replica.0);
         self
+    }
+
+    /// The identity of a survivor that goes on under another cluster id.
+    #[must_use]
+    pub fn recovered(self, cluster: Uuid) -> Self {
+        Self {
+            cluster: Some(cluster),
+            founder: false,
+            ..self
+        }
     }
 
     /// The identity of the node that forms `cluster`.

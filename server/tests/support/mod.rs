@@ -75,6 +75,11 @@ impl Cluster {
         }
     }
 
+    /// Where one node, numbered from one, is reached.
+    pub(crate) fn address(&self, node: usize) -> &str {
+        self.server.split(',').nth(node - 1).unwrap()
+    }
+
     /// Runs a command against the cluster.
     pub(crate) fn output(&self, arguments: &[&str]) -> Output {
         Command::new(env!("CARGO_BIN_EXE_trilog"))
