@@ -31,6 +31,11 @@ async fn nodes_come_and_go_under_load_and_nothing_is_lost() {
     nodes.await_placed(&admin, "orders", 5).await;
     nodes.run(&["topic", "alter", "orders", "--replication", "3"]);
     nodes.await_placed(&admin, "orders", 3).await;
+    nodes.run(&["cluster", "balance", "--replicas"]);
+    let status = admin.status().await.unwrap();
+    let held = status.nodes.iter().map(|node| node.replicas);
+    let (fewest, most) = (held.clone().min().unwrap(), held.max().unwrap());
+    assert!(fewest + 1 >= most && fewest > 0, "not even: {status:?}");
 
     // The founder leaves, in order.
     nodes.run(&["cluster", "drain", "1"]);

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use trilog_model::NodeId;
 
 use trilog_raft::controller::reconcile::Myself;
-use trilog_raft::controller::{ClusterId, NodeIdentity};
+use trilog_raft::controller::{BUILD_LEVEL, ClusterId, NodeIdentity};
 use trilog_raft::transport::{Transport, TransportConfig};
 use trilog_raft::{Node, RaftConfig};
 use trilog_storage::env::{Clock, Entropy, SystemClock};
@@ -27,7 +27,7 @@ use super::joining;
 use crate::admin::{Api, Limits as ApiLimits};
 use crate::cluster::{
     Agent, Cluster, ControllerHandle, ControllerView, Identity, Leaders, Liveness,
-    Parts as ClusterParts, PeerFile, Receptionist, find_peers, kinds,
+    Parts as ClusterParts, PeerFile, Receptionist, check_recovered, find_peers, kinds,
 };
 use crate::config::{Config, IoChoice};
 use crate::partition::{Intake, Partitions, keep_retention};
@@ -87,7 +87,9 @@ impl Server {
         let ground = Ground::open(config, &listeners).await?;
         let number = NodeId(config.node.id);
         let node_identity = NodeIdentity::from_bytes(*ground.identity.uuid.as_bytes())?;
-        let receptionist = Receptionist::new(number, node_identity);
+        let cluster = ground.identity.cluster.map(|id| *id.as_bytes());
+        let cluster = cluster.map(ClusterId::from_bytes).transpose()?;
+        let receptionist = Receptionist::new(number, node_identity, cluster);
         receptionist.attend(&ground.transport);
         let identity = joining::join(config, &ground.transport, ground.identity.clone()).await?;
         let cluster_id = identity.cluster.context("a member has a cluster")?;
@@ -218,6 +220,21 @@ impl Server {
         self.store.fatal()
     }
 
+    /// Waits until the cluster has a feature level that this build cannot follow, for instance
+    /// because it is older than the one that ran here before; answers that level.
+    pub async fn outgrown(&self) -> u32 {
+        let mut changes = self.cluster.changes();
+        loop {
+            let level = self.cluster.map().level();
+            if level > BUILD_LEVEL {
+                return level;
+            }
+            if changes.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
     #[must_use]
     pub fn cluster(&self) -> &Cluster {
         &self.cluster
@@ -258,6 +275,7 @@ impl Ground {
             Some(identity) => identity,
             None => fresh_identity(dir, number)?,
         };
+        check_recovered(dir, &identity)?;
         let probe = Backend::probe(choice(config.storage.io), dir)
             .context("storage.io = \"uring\" was asked for")?;
         if let Some(reason) = &probe.refusal {
@@ -308,7 +326,7 @@ fn fresh_identity(dir: &Path, node: NodeId) -> anyhow::Result<Identity> {
     Ok(identity)
 }
 
-fn choice(io: IoChoice) -> Choice {
+pub(super) fn choice(io: IoChoice) -> Choice {
     match io {
         IoChoice::Auto => Choice::Auto,
         IoChoice::Uring => Choice::Uring,
@@ -316,7 +334,7 @@ fn choice(io: IoChoice) -> Choice {
     }
 }
 
-fn store_config(config: &Config) -> StoreConfig {
+pub(super) fn store_config(config: &Config) -> StoreConfig {
     let storage = &config.storage;
     let defaults = StoreConfig::new(config.node.data_dir.clone());
     StoreConfig {

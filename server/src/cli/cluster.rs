@@ -1,5 +1,7 @@
 //! `trilog cluster`: the nodes, and what lies where.
 
+use std::time::Duration;
+
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use trilog_client::Admin;
@@ -9,7 +11,11 @@ use trilog_client::proto::{
 
 use super::connect::ConnectArgs;
 use super::output::{self, OutputArgs};
+use super::progress::Progress;
 use super::topic::plural;
+
+/// Between two looks at moves that are under way.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Args)]
 pub(super) struct ClusterArgs {
@@ -84,9 +90,17 @@ enum ClusterCommand {
         #[command(flatten)]
         connect: ConnectArgs,
     },
+    /// Raise the feature level, once every node runs the newer build; there is no way back
+    Upgrade {
+        /// Only say what would be done
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        connect: ConnectArgs,
+    },
     /// Even out leaders over the nodes
     Balance {
-        /// Replicas, too
+        /// Replicas, too, over racks and nodes: a few at a time, until all are even
         #[arg(long)]
         replicas: bool,
         /// Only say what would be done
@@ -150,17 +164,61 @@ pub(super) async fn run(args: ClusterArgs) -> anyhow::Result<()> {
             connect,
             output,
         } => {
+            let admin = connect.client().await?.admin();
             let request = BalanceRequest { replicas, dry_run };
-            let moves = connect
-                .client()
-                .await?
-                .admin()
-                .balance(request)
-                .await?
-                .moves;
+            let moves = balance(&admin, request).await?;
             balanced(&moves, dry_run, output)
         }
+        ClusterCommand::Upgrade { dry_run, connect } => {
+            upgrade(&connect.client().await?.admin(), dry_run).await
+        }
     }
+}
+
+/// Begins moves until there are none left to begin; replicas take a while to arrive.
+async fn balance(admin: &Admin, request: BalanceRequest) -> anyhow::Result<Vec<PlannedMove>> {
+    let mut moves = Vec::new();
+    let mut progress = None;
+    loop {
+        let answer = admin.balance(request).await?;
+        let begun = answer
+            .moves
+            .iter()
+            .filter(|planned| !planned.leadership)
+            .count();
+        moves.extend(answer.moves);
+        let moving =
+            request.replicas && !request.dry_run && (begun > 0 || answer.moving_replicas > 0);
+        if !moving {
+            return Ok(moves);
+        }
+        let bar = progress.get_or_insert_with(|| Progress::steps("moves of replicas begun"));
+        bar.add(u64::try_from(begun).unwrap_or(0));
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+async fn upgrade(admin: &Admin, dry_run: bool) -> anyhow::Result<()> {
+    let answer = admin.upgrade(dry_run).await?;
+    let (before, level) = (answer.level_before, answer.level);
+    let would = if dry_run { "would be" } else { "is" };
+    if level > before {
+        output::line(format_args!(
+            "the feature level {would} raised from {before} to {level}"
+        ))?;
+    } else {
+        output::line(format_args!(
+            "the feature level is {level}, the highest that every node can follow"
+        ))?;
+    }
+    if !answer.held_back_by.is_empty() {
+        let nodes: Vec<String> = answer.held_back_by.iter().map(u32::to_string).collect();
+        output::line(format_args!(
+            "others could follow a higher one; still on an older build: node {}",
+            nodes.join(", ")
+        ))?;
+    }
+    Ok(())
 }
 
 async fn drain(admin: &Admin, node: u32) -> anyhow::Result<()> {
@@ -325,10 +383,35 @@ fn complaints(status: &StatusResponse) -> Vec<String> {
         "without a leader: they refuse writes",
     );
     count(status.under_replicated_partitions, "with a replica missing");
-    if status.moving_replicas > 0 {
-        found.push(format!("{} replicas are moving", status.moving_replicas));
+    match status.moving_replicas {
+        0 => {}
+        1 => found.push("1 replica is moving".to_owned()),
+        several => found.push(format!("{several} replicas are moving")),
     }
+    if status.feature_level_possible > status.feature_level {
+        found.push(format!(
+            "every node can follow feature level {}: `trilog cluster upgrade` raises it",
+            status.feature_level_possible
+        ));
+    }
+    found.extend(status.losses.iter().map(|loss| {
+        let nodes: Vec<String> = loss.nodes.iter().map(u32::to_string).collect();
+        format!(
+            "on {} what only node {} had was given up for lost",
+            time(loss.at_ns),
+            nodes.join(", ")
+        )
+    }));
     found
+}
+
+fn time(nanos: u64) -> String {
+    let time = jiff::Timestamp::from_nanosecond(i128::from(nanos));
+    let local = time.map(|time| time.to_zoned(jiff::tz::TimeZone::system()));
+    local.map_or_else(
+        |_| nanos.to_string(),
+        |time| time.strftime("%Y-%m-%d %H:%M %Z").to_string(),
+    )
 }
 
 fn show(status: &StatusResponse, output: OutputArgs) -> anyhow::Result<()> {
@@ -337,12 +420,13 @@ fn show(status: &StatusResponse, output: OutputArgs) -> anyhow::Result<()> {
         return Ok(output::json(&status_json(status, &complaints))?);
     }
     output::line(format_args!(
-        "cluster {}: {} topic{}, {} partition{}",
+        "cluster {}: {} topic{}, {} partition{}, feature level {}",
         status.cluster_id,
         status.topics,
         plural(usize::try_from(status.topics).unwrap_or(usize::MAX)),
         status.partitions,
         plural(usize::try_from(status.partitions).unwrap_or(usize::MAX)),
+        status.feature_level,
     ))?;
     for complaint in &complaints {
         output::line(format_args!("  ! {complaint}"))?;
@@ -389,6 +473,19 @@ fn status_json(status: &StatusResponse, complaints: &[String]) -> Value {
                 "grpc": addresses.grpc,
                 "peer": addresses.peer,
                 "http": addresses.http,
+                "feature_level_min": node.feature_level_min,
+                "feature_level_max": node.feature_level_max,
+            })
+        })
+        .collect();
+    let losses: Vec<Value> = status
+        .losses
+        .iter()
+        .map(|loss| {
+            json!({
+                "at_ns": loss.at_ns,
+                "nodes": loss.nodes,
+                "cluster_id": loss.cluster_id,
             })
         })
         .collect();
@@ -401,6 +498,9 @@ fn status_json(status: &StatusResponse, complaints: &[String]) -> Value {
         "leaderless_partitions": status.leaderless_partitions,
         "under_replicated_partitions": status.under_replicated_partitions,
         "moving_replicas": status.moving_replicas,
+        "feature_level": status.feature_level,
+        "feature_level_possible": status.feature_level_possible,
+        "losses": losses,
         "complaints": complaints,
         "nodes": nodes,
     })

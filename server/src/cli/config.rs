@@ -119,7 +119,7 @@ pub(super) fn load(file: Option<PathBuf>, settings: &SettingArgs) -> anyhow::Res
         flags: settings.flags()?,
         ..Sources::from_process()
     };
-    config::load(&sources).context("the configuration cannot be used\n")
+    config::load(&sources).context("the configuration cannot be used")
 }
 
 impl SourceArgs {

@@ -102,7 +102,7 @@ fn announce(args: &ConsumeArgs, ranges: &Ranges, moment: Option<&Zoned>) {
             .iter()
             .map(|(partition, range)| format!("{partition}@{}", range.start))
             .collect();
-        let shown = moment.strftime("%Y-%m-%dT%H:%M:%S%.f%:z");
+        let shown = moment.strftime("%Y-%m-%dT%H:%M:%S%:z");
         eprintln!("from {shown}: {}", places.join(" "));
     }
     if args.offset == Position::End && std::io::stderr().is_terminal() {

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use trilog_model::{GroupId, ReplicaId, Term};
+use trilog_model::{GroupId, NodeId, ReplicaId, Term};
 
 use trilog_raft::controller::TopicConfig;
 use trilog_raft::controller::balance::plan_balance;
@@ -109,6 +109,11 @@ impl Agent {
                 Some(address) if node.is_member() => book.set(node.id, address),
                 _ => book.remove(node.id),
             }
+        }
+        // Nobody calls on a node that has left. One that this map does not know yet stays.
+        let left = |node: &NodeId| map.node(*node).is_some_and(|node| !node.is_member());
+        for node in book.nodes().into_iter().filter(left) {
+            book.remove(node);
         }
         self.peers.lock().update(book);
         for topic in map.topics() {

@@ -242,6 +242,9 @@ fn read_introduction(node: NodeId, said: &Bytes) -> Answer {
 pub struct Receptionist {
     node: NodeId,
     identity: NodeIdentity,
+    /// The cluster that the directory belongs to. It is told from the first moment: a member that
+    /// is still starting must not be taken for an empty node, or the others would found anew.
+    cluster: Option<ClusterId>,
     member: Arc<RwLock<Option<Member>>>,
 }
 
@@ -253,10 +256,11 @@ struct Member {
 
 impl Receptionist {
     #[must_use]
-    pub fn new(node: NodeId, identity: NodeIdentity) -> Self {
+    pub fn new(node: NodeId, identity: NodeIdentity, cluster: Option<ClusterId>) -> Self {
         Self {
             node,
             identity,
+            cluster,
             member: Arc::default(),
         }
     }
@@ -276,7 +280,8 @@ impl Receptionist {
 
     fn introduction(&self) -> Introduction {
         let member = self.member.read();
-        let cluster = member.as_ref().map(|member| member.cluster.to_wire());
+        let cluster = member.as_ref().map(|member| member.cluster);
+        let cluster = cluster.or(self.cluster).map(ClusterId::to_wire);
         Introduction {
             node: self.node.get(),
             cluster: cluster.unwrap_or_default(),
@@ -347,5 +352,29 @@ impl PeerHandler for Receptionist {
 
     fn on_stream(&self, stream: PeerStream) {
         stream.refuse(&Refusal::Unserved);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_says_so_before_it_takes_part() {
+        let identity = NodeIdentity::from_bytes([1; 16]).unwrap();
+        let cluster = ClusterId::from_bytes([2; 16]).unwrap();
+        let answers = |receptionist: &Receptionist| {
+            let said = receptionist.introduction().encode_to_vec().into();
+            read_introduction(NodeId(3), &said)
+        };
+        let empty = Receptionist::new(NodeId(3), identity, None);
+        assert!(matches!(answers(&empty), Answer::Empty { .. }));
+        let starting = Receptionist::new(NodeId(3), identity, Some(cluster));
+        let expected = Answer::Clustered {
+            node: NodeId(3),
+            identity,
+            cluster,
+        };
+        assert_eq!(answers(&starting), expected);
     }
 }

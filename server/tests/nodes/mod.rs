@@ -82,6 +82,36 @@ impl Nodes {
             .collect()
     }
 
+    pub(crate) fn address(&self, node: usize) -> String {
+        format!("127.0.0.1:{}", self.nodes[node].grpc)
+    }
+
+    /// Where a node listens: gRPC, peers, HTTP.
+    pub(crate) fn ports(&self, node: usize) -> [u16; 3] {
+        let grpc = self.nodes[node].grpc;
+        [grpc, grpc + 1, grpc + 2]
+    }
+
+    pub(crate) fn config(&self, node: usize) -> &Path {
+        &self.nodes[node].config
+    }
+
+    /// Waits until one node serves, and leads everything, whatever the others do.
+    pub(crate) async fn await_alone(&self, node: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let status = self.status_of(node).await;
+            if status
+                .as_ref()
+                .is_ok_and(|status| status.leaderless_partitions == 0)
+            {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{status:?}{}", self.logs());
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
     /// As `kill -9` does.
     pub(crate) fn kill(&mut self, node: usize) {
         let mut process = self.nodes[node].process.take().unwrap();
