@@ -16,7 +16,9 @@ use rand::{Rng, RngCore, SeedableRng};
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
-use trilog_client::proto::{CreateTopicRequest, PublishRequest};
+use trilog_client::proto::{CreateTopicRequest, DeleteTopicRequest, PublishRequest};
+use trilog_model::batch::{BatchBuilder, Compression};
+use trilog_wire::error::Outcome;
 use trilog_wire::v1::fetch_client::FetchClient;
 use trilog_wire::v1::producer_client::ProducerClient;
 use trilog_wire::v1::topics_client::TopicsClient;
@@ -248,6 +250,63 @@ async fn produce_nonsense(channel: &Channel, rng: &mut SmallRng) {
     assert_eq!(count, 200);
 }
 
+/// A topic that is deleted and created anew under its name takes nothing that was meant for the
+/// old one, and gives nothing to who means that.
+async fn mean_a_topic_that_is_gone(channel: &Channel) {
+    let mut topics = TopicsClient::new(channel.clone());
+    let request = || CreateTopicRequest {
+        name: "again".to_owned(),
+        partitions: 1,
+        ..CreateTopicRequest::default()
+    };
+    let created = topics.create(request()).await.unwrap().into_inner();
+    let old = created.topic.unwrap().id;
+    let name = "again".to_owned();
+    topics.delete(DeleteTopicRequest { name }).await.unwrap();
+    let created = topics.create(request()).await.unwrap().into_inner();
+    let new = created.topic.unwrap().id;
+    assert_ne!(old, new);
+
+    let mut batch = BatchBuilder::new(Compression::None);
+    batch.push(1, None, Some(b"x"), &[]).unwrap();
+    let batch = batch.build().unwrap();
+    let produce = |request_id, topic_id: &Bytes| ProduceRequest {
+        request_id,
+        topic: "again".to_owned(),
+        batch: batch.clone(),
+        topic_id: Some(topic_id.clone()),
+        ..ProduceRequest::default()
+    };
+    let mut producer = ProducerClient::new(channel.clone());
+    // The leader may take a moment to open its replica of the new topic.
+    let accepted = loop {
+        let requests = futures::stream::iter([produce(1, &old), produce(2, &new)]);
+        let mut answers = producer.produce(requests).await.unwrap().into_inner();
+        let mut accepted = Vec::new();
+        while let Some(answer) = answers.message().await.unwrap() {
+            match (answer.request_id, answer.error) {
+                (1, Some(error)) => assert_eq!(error.code(), ErrorCode::TopicReplaced),
+                (_, None) => accepted.push(answer.request_id),
+                (_, Some(error)) => assert_eq!(error.outcome(), Outcome::Retry, "{error:?}"),
+            }
+        }
+        if !accepted.is_empty() {
+            break accepted;
+        }
+    };
+    assert_eq!(accepted, [2]);
+    let mut fetch = FetchClient::new(channel.clone());
+    let request = FetchRequest {
+        topic: "again".to_owned(),
+        start: Some(Start {
+            at: Some(start::At::Offset(0)),
+        }),
+        topic_id: Some(old),
+        ..FetchRequest::default()
+    };
+    refused("the old topic", fetch.fetch(request).await);
+}
+
 fn memory(nodes: &Nodes) -> f64 {
     let metrics = nodes.page(0, "/metrics");
     let line = metrics
@@ -264,7 +323,7 @@ async fn nothing_that_comes_in_harms_a_node() {
     nodes.run(&["produce", "good", "before"]);
     let before = memory(&nodes);
     let mut rng = SmallRng::seed_from_u64(SEED);
-    println!("seed {SEED}");
+    eprintln!("seed {SEED}");
 
     shout_at(&nodes.ports(0), &mut rng);
     let address = format!("http://{}", nodes.address(0));
@@ -276,6 +335,7 @@ async fn nothing_that_comes_in_harms_a_node() {
     mumble(&channel, &mut rng).await;
     ask_nonsense(&channel).await;
     produce_nonsense(&channel, &mut rng).await;
+    mean_a_topic_that_is_gone(&channel).await;
 
     nodes.run(&["produce", "good", "after"]);
     let read = nodes.run(&["consume", "good", "-o", "start", "-e"]);

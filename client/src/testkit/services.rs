@@ -121,4 +121,5 @@ unsupported! {
     r#move: MoveRequest => MoveResponse,
     balance: BalanceRequest => BalanceResponse,
     upgrade: UpgradeRequest => UpgradeResponse,
+    configure: ConfigureRequest => ConfigureResponse,
 }

@@ -118,7 +118,7 @@ refusals! {
     InvalidNode { node: node in number, reason: text in first }
     9 ("node {node} cannot leave: it still holds {replicas} replicas; drain it first")
     NodeHoldsReplicas { node: node in number, replicas: number in limit }
-    10 ("node {node} follows feature levels {min} to {max}, which leaves out level {level}")
+    10 ("the build of node {node} follows feature levels {min} to {max}, which leaves out level {level}: run one on it that does")
     LevelNotSupported { node: node in number, min: level in limit, max: level in third, level: level in fourth }
     11 ("topic name '{name}' is invalid: {reason}")
     InvalidTopicName { name: text in first, reason: text in second }

@@ -6,17 +6,19 @@ use tonic::{Request, Response, Status};
 use trilog_model::{GroupId, NodeId};
 use trilog_raft::controller::balance::plan_moves;
 use trilog_raft::controller::commands::{
-    ActivateLevel, AssignReplicas, Command, NodeRef, PreferLeader, Purpose,
+    ActivateLevel, AssignReplicas, Command, ConfigChange, NodeRef, PreferLeader, Purpose,
+    SetClusterConfig,
 };
 use trilog_raft::controller::{
-    ClusterMap, GroupPlace, NodeState as State, Partition as Place, Replica, Standing,
+    ClusterMap, ConfigSource, GroupPlace, NodeState as State, Partition as Place, Replica, Standing,
 };
 use trilog_wire::v1::cluster_server::Cluster as ClusterService;
 use trilog_wire::v1::{
-    AcceptedLoss, BalanceRequest, BalanceResponse, DrainRequest, DrainResponse, Error, ErrorCode,
-    MoveRequest, MoveResponse, NodeAddresses, NodeState, NodeStatus, PlannedMove, RemoveRequest,
-    RemoveResponse, ReplaceRequest, ReplaceResponse, StatusRequest, StatusResponse,
-    TransferRequest, TransferResponse, UpgradeRequest, UpgradeResponse,
+    AcceptedLoss, BalanceRequest, BalanceResponse, ConfigureRequest, ConfigureResponse,
+    DrainRequest, DrainResponse, Error, ErrorCode, MoveRequest, MoveResponse, NodeAddresses,
+    NodeState, NodeStatus, PlannedMove, RemoveRequest, RemoveResponse, ReplaceRequest,
+    ReplaceResponse, Setting, StatusRequest, StatusResponse, TransferRequest, TransferResponse,
+    UpgradeRequest, UpgradeResponse,
 };
 
 use super::{Api, errors};
@@ -188,6 +190,31 @@ impl ClusterService for Api {
         Ok(Response::new(BalanceResponse {
             moves,
             moving_replicas: counts.moving,
+        }))
+    }
+
+    async fn configure(
+        &self,
+        request: Request<ConfigureRequest>,
+    ) -> Result<Response<ConfigureResponse>, Status> {
+        let request = request.into_inner();
+        let set = request.set.iter();
+        let set = set.map(|(key, value)| ConfigChange::set(key, value));
+        let reset = request.reset.iter().map(|key| ConfigChange::delete(key));
+        let configs: Vec<ConfigChange> = set.chain(reset).collect();
+        if !configs.is_empty() {
+            let command = Command::SetClusterConfig(SetClusterConfig { configs });
+            self.change(&command).await?;
+        }
+        let map = self.cluster.map();
+        let settings = map.config().all().map(|entry| Setting {
+            name: entry.key.name.to_owned(),
+            value: entry.value.to_owned(),
+            is_default: entry.source == ConfigSource::Default,
+            documentation: entry.key.doc.to_owned(),
+        });
+        Ok(Response::new(ConfigureResponse {
+            settings: settings.collect(),
         }))
     }
 

@@ -227,7 +227,9 @@ impl Recovery {
             left.count() * 2 <= voters.len()
         };
         ensure!(
-            self.map.groups().any(|group| stranded(&group)),
+            self.map
+                .groups()
+                .any(|group| !group.is_dead() && stranded(&group)),
             "nothing has lost its majority: start the nodes that are left, then drain and remove, \
              or replace, those that are not"
         );

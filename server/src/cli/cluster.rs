@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use trilog_client::Admin;
 use trilog_client::proto::{
-    BalanceRequest, MoveRequest, NodeState, NodeStatus, PlannedMove, StatusResponse,
+    BalanceRequest, ConfigureRequest, MoveRequest, NodeState, NodeStatus, PlannedMove, Setting,
+    StatusResponse,
 };
 
 use super::connect::ConnectArgs;
@@ -41,6 +43,9 @@ enum ClusterCommand {
     /// Move everything off a node; it stays a member
     Drain {
         node: u32,
+        /// Come back when nothing is left on it
+        #[arg(long)]
+        wait: bool,
         #[command(flatten)]
         connect: ConnectArgs,
     },
@@ -90,6 +95,22 @@ enum ClusterCommand {
         #[command(flatten)]
         connect: ConnectArgs,
     },
+    /// Show the settings of the whole cluster, or change some
+    Config {
+        /// New values
+        #[arg(value_name = "KEY=VALUE")]
+        set: Vec<String>,
+        /// Back to its default
+        #[arg(long, value_name = "KEY")]
+        unset: Vec<String>,
+        /// Show those at their defaults, too
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        connect: ConnectArgs,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
     /// Raise the feature level, once every node runs the newer build; there is no way back
     Upgrade {
         /// Only say what would be done
@@ -130,9 +151,11 @@ pub(super) async fn run(args: ClusterArgs) -> anyhow::Result<()> {
             show(&status, output)
         }
         ClusterCommand::Add { node, connect } => add(&connect.client().await?.admin(), node).await,
-        ClusterCommand::Drain { node, connect } => {
-            drain(&connect.client().await?.admin(), node).await
-        }
+        ClusterCommand::Drain {
+            node,
+            wait,
+            connect,
+        } => drain(&connect.client().await?.admin(), node, wait).await,
         ClusterCommand::Remove {
             node,
             force,
@@ -169,6 +192,23 @@ pub(super) async fn run(args: ClusterArgs) -> anyhow::Result<()> {
             let moves = balance(&admin, request).await?;
             balanced(&moves, dry_run, output)
         }
+        ClusterCommand::Config {
+            set,
+            unset,
+            all,
+            connect,
+            output,
+        } => {
+            let request = ConfigureRequest {
+                set: set
+                    .iter()
+                    .map(|text| setting(text))
+                    .collect::<Result<_, _>>()?,
+                reset: unset,
+            };
+            let settings = connect.client().await?.admin().configure(request).await?;
+            configured(&settings, all, output)
+        }
         ClusterCommand::Upgrade { dry_run, connect } => {
             upgrade(&connect.client().await?.admin(), dry_run).await
         }
@@ -198,6 +238,46 @@ async fn balance(admin: &Admin, request: BalanceRequest) -> anyhow::Result<Vec<P
     }
 }
 
+fn setting(text: &str) -> anyhow::Result<(String, String)> {
+    let (key, value) = text
+        .split_once('=')
+        .with_context(|| format!("{text:?} is not of the form KEY=VALUE"))?;
+    Ok((key.trim().to_owned(), value.to_owned()))
+}
+
+fn configured(settings: &[Setting], all: bool, output: OutputArgs) -> anyhow::Result<()> {
+    if output.is_json() {
+        let settings: serde_json::Map<String, Value> = settings
+            .iter()
+            .map(|entry| {
+                let value = json!({ "value": entry.value, "is_default": entry.is_default });
+                (entry.name.clone(), value)
+            })
+            .collect();
+        return Ok(output::json(&json!({ "settings": settings }))?);
+    }
+    let shown = settings.iter().filter(|entry| all || !entry.is_default);
+    let rows: Vec<Vec<String>> = shown
+        .map(|entry| {
+            vec![
+                entry.name.clone(),
+                entry.value.clone(),
+                entry.documentation.clone(),
+            ]
+        })
+        .collect();
+    let hidden = settings.len() - rows.len();
+    if !rows.is_empty() {
+        output::table(&["setting", "value", "what it does"], rows)?;
+    }
+    if hidden > 0 {
+        output::line(format_args!(
+            "{hidden} settings are at their defaults; --all shows them"
+        ))?;
+    }
+    Ok(())
+}
+
 async fn upgrade(admin: &Admin, dry_run: bool) -> anyhow::Result<()> {
     let answer = admin.upgrade(dry_run).await?;
     let (before, level) = (answer.level_before, answer.level);
@@ -221,8 +301,22 @@ async fn upgrade(admin: &Admin, dry_run: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn drain(admin: &Admin, node: u32) -> anyhow::Result<()> {
-    let left = admin.drain(node, false).await?.replicas_left;
+async fn drain(admin: &Admin, node: u32, wait: bool) -> anyhow::Result<()> {
+    let mut left = admin.drain(node, false).await?.replicas_left;
+    if wait || left == 0 {
+        let progress = Progress::steps("replicas moved off");
+        while left > 0 {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            let now = admin.drain(node, false).await?.replicas_left;
+            progress.add(left.saturating_sub(now).into());
+            left = now;
+        }
+        progress.finish();
+        output::line(format_args!(
+            "node {node} is drained; `trilog cluster remove {node}` takes it out"
+        ))?;
+        return Ok(());
+    }
     output::line(format_args!(
         "node {node} is draining, {left} replicas are still there; \
          `trilog cluster status` follows it"

@@ -24,7 +24,7 @@ const POLL: Duration = Duration::from_millis(50);
 /// cluster.
 pub(crate) struct Nodes {
     dir: tempfile::TempDir,
-    nodes: Vec<Node>,
+    members: Vec<Node>,
     _ports: Ports,
 }
 
@@ -70,30 +70,30 @@ impl Nodes {
         let nodes = (0..count).map(write).collect();
         Self {
             dir,
-            nodes,
+            members: nodes,
             _ports: ports,
         }
     }
 
     pub(crate) fn addresses(&self) -> Vec<String> {
-        self.nodes
+        self.members
             .iter()
             .map(|node| format!("127.0.0.1:{}", node.grpc))
             .collect()
     }
 
     pub(crate) fn address(&self, node: usize) -> String {
-        format!("127.0.0.1:{}", self.nodes[node].grpc)
+        format!("127.0.0.1:{}", self.members[node].grpc)
     }
 
     /// Where a node listens: gRPC, peers, HTTP.
     pub(crate) fn ports(&self, node: usize) -> [u16; 3] {
-        let grpc = self.nodes[node].grpc;
+        let grpc = self.members[node].grpc;
         [grpc, grpc + 1, grpc + 2]
     }
 
     pub(crate) fn config(&self, node: usize) -> &Path {
-        &self.nodes[node].config
+        &self.members[node].config
     }
 
     /// Waits until one node serves, and leads everything, whatever the others do.
@@ -114,54 +114,54 @@ impl Nodes {
 
     /// As `kill -9` does.
     pub(crate) fn kill(&mut self, node: usize) {
-        let mut process = self.nodes[node].process.take().unwrap();
+        let mut process = self.members[node].process.take().unwrap();
         process.kill().unwrap();
         process.wait().unwrap();
     }
 
     pub(crate) fn kill_all(&mut self) {
-        for node in &mut self.nodes {
+        for node in &mut self.members {
             node.process.as_mut().unwrap().kill().unwrap();
         }
-        for node in &mut self.nodes {
+        for node in &mut self.members {
             node.process.take().unwrap().wait().unwrap();
         }
     }
 
     pub(crate) fn restart(&mut self, node: usize) {
-        self.nodes[node].spawn();
+        self.members[node].spawn();
     }
 
     pub(crate) fn restart_all(&mut self) {
-        for node in &mut self.nodes {
+        for node in &mut self.members {
             node.spawn();
         }
     }
 
     /// Starts a node as the one that takes the place of its lost self.
     pub(crate) fn restart_as_replacement(&mut self, node: usize) {
-        self.nodes[node].spawn_with(&["--replace"]);
+        self.members[node].spawn_with(&["--replace"]);
     }
 
     /// Ends one node in order.
     pub(crate) fn stop_one(&mut self, node: usize) {
-        self.nodes[node].close();
-        self.nodes[node].reap();
+        self.members[node].close();
+        self.members[node].reap();
     }
 
     pub(crate) fn data(&self, node: usize) -> &Path {
-        &self.nodes[node].data
+        &self.members[node].data
     }
 
     /// Loses a stopped node's disk.
     pub(crate) fn wipe(&self, node: usize) {
-        std::fs::remove_dir_all(&self.nodes[node].data).unwrap();
+        std::fs::remove_dir_all(&self.members[node].data).unwrap();
     }
 
     /// Waits until a node that may not serve has ended by itself, as a failure.
     pub(crate) async fn await_end(&mut self, node: usize) {
         let deadline = Instant::now() + PATIENCE;
-        let process = self.nodes[node].process.as_mut().unwrap();
+        let process = self.members[node].process.as_mut().unwrap();
         let status = loop {
             if let Some(status) = process.try_wait().unwrap() {
                 break status;
@@ -169,13 +169,13 @@ impl Nodes {
             assert!(Instant::now() < deadline, "node {node} goes on");
             tokio::time::sleep(POLL).await;
         };
-        self.nodes[node].process = None;
+        self.members[node].process = None;
         assert!(!status.success());
     }
 
     /// What a node has said so far.
     pub(crate) fn log(&self, node: usize) -> String {
-        std::fs::read_to_string(&self.nodes[node].log).unwrap_or_default()
+        std::fs::read_to_string(&self.members[node].log).unwrap_or_default()
     }
 
     /// Runs a command of the binary to its end.
@@ -216,7 +216,7 @@ impl Nodes {
 
     /// What one node says of the cluster, if it answers.
     pub(crate) async fn status_of(&self, node: usize) -> Result<StatusResponse, String> {
-        let address = [format!("127.0.0.1:{}", self.nodes[node].grpc)];
+        let address = [format!("127.0.0.1:{}", self.members[node].grpc)];
         let asked = async { Client::connect(address).await?.admin().status().await };
         let answered = tokio::time::timeout(Duration::from_secs(2), asked).await;
         answered
@@ -228,7 +228,7 @@ impl Nodes {
     pub(crate) fn page(&self, node: usize, path: &str) -> String {
         use std::io::{Read, Write};
         let mut stream =
-            std::net::TcpStream::connect(("127.0.0.1", self.nodes[node].http)).unwrap();
+            std::net::TcpStream::connect(("127.0.0.1", self.members[node].http)).unwrap();
         let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();
@@ -241,7 +241,7 @@ impl Nodes {
     pub(crate) async fn await_placed(&mut self, admin: &Admin, topic: &str, replicas: usize) {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let running = self.nodes.iter().filter(|node| node.process.is_some());
+            let running = self.members.iter().filter(|node| node.process.is_some());
             let running = running.count();
             let state = placed(admin, topic, replicas, running).await;
             let Err(state) = state else { break };
@@ -272,7 +272,7 @@ impl Nodes {
     }
 
     async fn check_ready(&mut self) -> Result<(), String> {
-        for node in &mut self.nodes {
+        for node in &mut self.members {
             let Some(process) = &mut node.process else {
                 continue;
             };
@@ -281,11 +281,11 @@ impl Nodes {
             }
         }
         let running = self
-            .nodes
+            .members
             .iter()
             .filter(|node| node.process.is_some())
             .count();
-        for node in self.nodes.iter().filter(|node| node.process.is_some()) {
+        for node in self.members.iter().filter(|node| node.process.is_some()) {
             let address = [format!("127.0.0.1:{}", node.grpc)];
             let client = Client::connect(address)
                 .await
@@ -308,17 +308,17 @@ impl Nodes {
 
     /// Ends every running node in order.
     pub(crate) fn stop(&mut self) {
-        for node in &mut self.nodes {
+        for node in &mut self.members {
             node.close();
         }
-        for node in &mut self.nodes {
+        for node in &mut self.members {
             node.reap();
         }
     }
 
     /// `trilog log verify` finds nothing wrong in the stopped nodes' directories.
     pub(crate) fn verify_logs(&self) {
-        for node in self.nodes.iter().filter(|node| node.data.exists()) {
+        for node in self.members.iter().filter(|node| node.data.exists()) {
             let verified = Command::new(BINARY)
                 .args(["log", "verify"])
                 .arg(&node.data)
@@ -332,7 +332,7 @@ impl Nodes {
 
     fn logs(&self) -> String {
         let mut all = format!("\n(logs under {})", self.dir.path().display());
-        for node in &self.nodes {
+        for node in &self.members {
             let text = std::fs::read_to_string(&node.log).unwrap_or_default();
             let lines: Vec<&str> = text.lines().collect();
             let tail = lines[lines.len().saturating_sub(15)..].join("\n");
@@ -344,7 +344,7 @@ impl Nodes {
 
 impl Drop for Nodes {
     fn drop(&mut self) {
-        for node in &mut self.nodes {
+        for node in &mut self.members {
             if let Some(mut process) = node.process.take() {
                 let _gone = process.kill();
                 let _reaped = process.wait();

@@ -19,10 +19,9 @@ impl Ports {
     pub(crate) fn claim() -> Self {
         // Tests of one machine begin at different places, so that few of them meet.
         let own = u16::try_from(std::process::id() % u32::from(BLOCKS)).unwrap();
-        let blocks = (0..BLOCKS).map(|nth| FIRST + (own + nth) % BLOCKS * BLOCK);
+        let mut blocks = (0..BLOCKS).map(|nth| FIRST + (own + nth) % BLOCKS * BLOCK);
         blocks
-            .filter_map(Self::hold)
-            .next()
+            .find_map(Self::hold)
             .expect("every block of ports is taken")
     }
 
