@@ -18,6 +18,7 @@ use super::reader::{self, Ranges};
 
 #[derive(Debug, Args)]
 pub(super) struct ConsumeArgs {
+    /// The topic's name
     topic: String,
     /// Where to start: start, end, an offset, the last so many of each partition (-10), or a time
     /// (@2026-11-20T10:00 local, @10:00, @-5m, @yesterday, @tuesday)
