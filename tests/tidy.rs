@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 /// the modules listed above a line may appear in it, so that every arrow points one way.
 const SERVER_LAYERS: &[(&str, &[&str], &[&str])] = &[
     ("config", &[], &[]),
+    // Connections of whatever edge, bounded.
+    ("listen", &[], &[]),
     (
         "view",
         &[],
@@ -44,10 +46,10 @@ const SERVER_LAYERS: &[(&str, &[&str], &[&str])] = &[
     ),
     // The edges. They reach the log through `partition` and `cluster`, never through raft or
     // storage: of those they may name only the words that an answer is made of.
-    ("http", &[], &[]),
+    ("http", &["listen"], &[]),
     (
         "admin",
-        &["cluster", "partition"],
+        &["cluster", "partition", "listen"],
         &[
             "trilog_model",
             "trilog_wire",

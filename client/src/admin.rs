@@ -5,12 +5,13 @@ use trilog_wire::v1::offsets_client::OffsetsClient;
 use trilog_wire::v1::producer_client::ProducerClient;
 use trilog_wire::v1::topics_client::TopicsClient;
 use trilog_wire::v1::{
-    AlterTopicRequest, BalanceRequest, BalanceResponse, CreateTopicRequest, CreateTopicResponse,
-    DeleteTopicRequest, DescribeTopicsRequest, DescribeTopicsResponse, DescribedTopic,
-    DrainRequest, DrainResponse, ListTopicsRequest, MoveRequest, PublishRequest, PublishResponse,
-    RemoveRequest, RemoveResponse, ReplaceRequest, ReplaceResponse, ResolveRequest,
-    ResolveResponse, Start, StatusRequest, StatusResponse, TopicDescription, TopicSummary,
-    TransferRequest, TransferResponse, described_topic, start,
+    AlterTopicRequest, BalanceRequest, BalanceResponse, ConfigureRequest, CreateTopicRequest,
+    CreateTopicResponse, DeleteTopicRequest, DescribeTopicsRequest, DescribeTopicsResponse,
+    DescribedTopic, DrainRequest, DrainResponse, ListTopicsRequest, MoveRequest, PublishRequest,
+    PublishResponse, RemoveRequest, RemoveResponse, ReplaceRequest, ReplaceResponse,
+    ResolveRequest, ResolveResponse, Setting, Start, StatusRequest, StatusResponse,
+    TopicDescription, TopicSummary, TransferRequest, TransferResponse, UpgradeRequest,
+    UpgradeResponse, described_topic, start,
 };
 
 use crate::client::{Client, Repeat};
@@ -198,6 +199,23 @@ impl Admin {
     /// Evens out leaders and, if asked, replicas; with `dry_run` only tells what it would do.
     pub async fn balance(&self, request: BalanceRequest) -> Result<BalanceResponse, Error> {
         call!(self, Unsafe, ClusterClient::balance, request)
+    }
+
+    /// Raises the feature level to the highest that every node can follow; with `dry_run` only
+    /// tells what that is.
+    pub async fn upgrade(&self, dry_run: bool) -> Result<UpgradeResponse, Error> {
+        call!(
+            self,
+            Safe,
+            ClusterClient::upgrade,
+            UpgradeRequest { dry_run }
+        )
+    }
+
+    /// Changes settings of the whole cluster, if any are given; all of them as they then are.
+    pub async fn configure(&self, request: ConfigureRequest) -> Result<Vec<Setting>, Error> {
+        let answer = call!(self, Unsafe, ClusterClient::configure, request)?;
+        Ok(answer.settings)
     }
 
     /// Waits until every partition of a topic has a leader, as after its creation.

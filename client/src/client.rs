@@ -167,6 +167,11 @@ impl Client {
         Ok(self.inner.metadata.leader_address(topic, partition))
     }
 
+    /// Takes a node's word for it that the topic known by this name and id is no more.
+    pub(crate) fn forget_topic(&self, topic: &str, id: &[u8]) {
+        self.inner.metadata.forget(topic, id);
+    }
+
     /// Takes a node's word for who leads; tells whether it was news.
     pub(crate) fn learn_leader(&self, topic: &str, partition: u32, leader: &Leader) -> bool {
         self.inner.metadata.learn_leader(topic, partition, leader)
@@ -233,10 +238,7 @@ impl Client {
         Fut: Future<Output = Result<Response<T>, Status>>,
     {
         let connections = &self.inner.connections;
-        let channel = connections
-            .get(address)
-            .await
-            .map_err(|error| Failure::retry(error.to_string()))?;
+        let channel = connections.get(address).await.map_err(Failure::retry)?;
         match call(channel).await {
             Ok(response) => Ok(response.into_inner()),
             Err(status) => {

@@ -35,13 +35,13 @@ impl Connections {
         Self::new(self.connect_timeout)
     }
 
-    /// A connection that is up, or was when last looked at.
-    pub(crate) async fn get(&self, address: &str) -> Result<Channel, Error> {
+    /// A connection that is up, or was when last looked at; else the reason why there is none.
+    pub(crate) async fn get(&self, address: &str) -> Result<Channel, String> {
         if let Some(channel) = self.lock().get(address) {
             return Ok(channel.clone());
         }
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
-            .map_err(|_| Error::Address(address.to_owned()))?
+            .map_err(|_| Error::Address(address.to_owned()).to_string())?
             .connect_timeout(self.connect_timeout)
             .tcp_nodelay(true)
             .initial_stream_window_size(STREAM_WINDOW)
@@ -52,7 +52,7 @@ impl Connections {
         let channel = endpoint
             .connect()
             .await
-            .map_err(|error| Error::Unreachable(format!("{address}: {}", cause(&error))))?;
+            .map_err(|error| format!("{address}: {}", cause(&error)))?;
         self.lock().insert(address.to_owned(), channel.clone());
         Ok(channel)
     }

@@ -143,6 +143,14 @@ impl Metadata {
         changes
     }
 
+    /// Forgets a topic that is no longer the one of its name.
+    pub(crate) fn forget(&self, topic: &str, id: &[u8]) {
+        let mut state = self.lock();
+        if state.topics.get(topic).is_some_and(|view| view.id == id) {
+            state.topics.remove(topic);
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -246,6 +246,27 @@ async fn a_deleted_topic_fails_its_records_and_no_others() {
 }
 
 #[tokio::test]
+async fn records_never_cross_into_a_topic_created_anew_under_the_name() {
+    let cluster = FakeCluster::start(1, &[("t", 1)]).await;
+    let client = client(&cluster).await;
+    let producer = client.producer_with(small_batches());
+    let delivery = producer.send("t", Record::new("old")).await.unwrap();
+    assert_eq!(delivery.await.unwrap().offset, 0);
+    cluster.create_anew("t", 1);
+    // Accepted for the topic that was, as far as this client knows.
+    let delivery = producer.send("t", Record::new("late")).await.unwrap();
+    let error = delivery.await.unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::TopicReplaced), "{error:?}");
+    // From then on it knows better.
+    let delivery = producer.send("t", Record::new("new")).await.unwrap();
+    assert_eq!(delivery.await.unwrap().offset, 0);
+    producer.close().await;
+    let values = cluster.values("t", 0);
+    assert_eq!(values.len(), 1);
+    assert_eq!(text(&values[0].1), "new");
+}
+
+#[tokio::test]
 async fn the_death_of_a_leader_is_survived() {
     let cluster = FakeCluster::start(3, &[("t", 1)]).await;
     let producer = client(&cluster).await.producer_with(small_batches());

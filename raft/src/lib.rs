@@ -16,6 +16,7 @@ mod view;
 
 pub use codec::CodecError;
 pub use config::{RaftConfig, RaftConfigError};
+pub use group::recover;
 pub use group::{
     Group, HighWatermark, KV_FAMILY, Leadership, Members, MembershipError, OpenError, ProposeError,
     ReadError, StopError, TrimError,

@@ -3,150 +3,20 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
+mod load;
 mod nodes;
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
-
-use futures::StreamExt;
+use load::{Writer, await_writes, check, create};
 use nodes::Nodes;
-use tokio::time::{Instant, timeout};
-use trilog_client::proto::CreateTopicRequest;
-use trilog_client::{Client, Record, StartAt};
-
-const PARTITIONS: u32 = 4;
-const PATIENCE: Duration = Duration::from_mins(1);
-
-/// What one writer was told is committed: per partition, offsets by the number it wrote.
-type Acknowledged = BTreeMap<u32, BTreeMap<u64, u64>>;
-
-async fn create(client: &Client, topic: &str) {
-    let request = CreateTopicRequest {
-        name: topic.to_owned(),
-        partitions: PARTITIONS,
-        replication: 3,
-        ..CreateTopicRequest::default()
-    };
-    client.admin().create_topic(request).await.unwrap();
-    client.admin().await_leaders(topic).await.unwrap();
-}
-
-/// Writes numbered records until told to stop; returns those acknowledged.
-async fn write(client: Client, topic: &'static str, stop: Arc<AtomicBool>) -> Acknowledged {
-    let producer = client.producer();
-    let mut acknowledged = Acknowledged::new();
-    let mut waiting = Vec::new();
-    let mut number = 0_u64;
-    while !stop.load(Ordering::Relaxed) {
-        let partition = u32::try_from(number).unwrap_or(0) % PARTITIONS;
-        let record = Record::new(number.to_be_bytes().to_vec()).at_partition(partition);
-        if let Ok(delivery) = producer.send(topic, record).await {
-            waiting.push((number, delivery));
-        }
-        number += 1;
-        if waiting.len() >= 64 {
-            collect(&mut waiting, &mut acknowledged).await;
-        }
-    }
-    collect(&mut waiting, &mut acknowledged).await;
-    acknowledged
-}
-
-async fn collect(
-    waiting: &mut Vec<(u64, trilog_client::Delivery)>,
-    acknowledged: &mut Acknowledged,
-) {
-    for (number, delivery) in waiting.drain(..) {
-        // A failed delivery is an outcome too: it then simply counts as not acknowledged.
-        if let Ok(place) = delivery.await {
-            acknowledged
-                .entry(place.partition)
-                .or_default()
-                .insert(number, place.offset);
-        }
-    }
-}
-
-/// Everything there is: per partition, numbers by offset.
-async fn read_all(client: &Client, topic: &str) -> BTreeMap<u32, Vec<(u64, u64)>> {
-    let consumer = client
-        .consumer(topic)
-        .start(StartAt::Earliest)
-        .follow(false);
-    let mut records = consumer.open().await.unwrap();
-    let mut found: BTreeMap<u32, Vec<(u64, u64)>> = BTreeMap::new();
-    while let Some(record) = records.next().await {
-        let record = record.unwrap();
-        let number = u64::from_be_bytes(record.value.unwrap().as_ref().try_into().unwrap());
-        found
-            .entry(record.partition)
-            .or_default()
-            .push((record.offset, number));
-    }
-    found
-}
-
-/// Every acknowledged number stands at its offset; nothing stands twice; numbers rise.
-fn check(acknowledged: &Acknowledged, found: &BTreeMap<u32, Vec<(u64, u64)>>) {
-    for (partition, records) in found {
-        for pair in records.windows(2) {
-            assert!(
-                pair[0].0 < pair[1].0,
-                "partition {partition}: offsets {pair:?}"
-            );
-            assert!(
-                pair[0].1 < pair[1].1,
-                "partition {partition}: order or a repeat: {pair:?}"
-            );
-        }
-    }
-    for (partition, numbers) in acknowledged {
-        let stored: BTreeMap<u64, u64> = found
-            .get(partition)
-            .into_iter()
-            .flatten()
-            .map(|(at, number)| (*number, *at))
-            .collect();
-        for (number, offset) in numbers {
-            assert_eq!(
-                stored.get(number),
-                Some(offset),
-                "partition {partition}, record {number}"
-            );
-        }
-    }
-}
-
-/// Waits until a record written from now on is acknowledged in every partition.
-async fn await_writes(client: &Client, topic: &str) {
-    let deadline = Instant::now() + PATIENCE;
-    let producer = client.producer();
-    for partition in 0..PARTITIONS {
-        loop {
-            let record = Record::new(u64::MAX.to_be_bytes().to_vec()).at_partition(partition);
-            if let Ok(delivery) = producer.send(topic, record).await
-                && delivery.await.is_ok()
-            {
-                break;
-            }
-            assert!(
-                Instant::now() < deadline,
-                "partition {partition} takes no writes"
-            );
-        }
-    }
-}
+use trilog_client::Client;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_acknowledged_is_lost_when_nodes_are_killed() {
     let mut nodes = Nodes::start(3).await;
     let client = Client::connect(nodes.addresses()).await.unwrap();
-    create(&client, "orders").await;
-    create(&client, "probe").await;
-    let stop = Arc::new(AtomicBool::new(false));
-    let writer = tokio::spawn(write(client.clone(), "orders", Arc::clone(&stop)));
+    create(&client, "orders", 3).await;
+    create(&client, "probe", 3).await;
+    let writer = Writer::start(&client, "orders");
     for node in 0..3 {
         await_writes(&client, "probe").await;
         nodes.kill(node);
@@ -158,14 +28,8 @@ async fn nothing_acknowledged_is_lost_when_nodes_are_killed() {
     nodes.restart_all();
     nodes.await_ready().await;
     await_writes(&client, "probe").await;
-    stop.store(true, Ordering::Relaxed);
-    let acknowledged = timeout(PATIENCE, writer).await.unwrap().unwrap();
-    let count: usize = acknowledged.values().map(BTreeMap::len).sum();
-    assert!(count > 100, "only {count} records were acknowledged");
-    let found = timeout(PATIENCE, read_all(&client, "orders"))
-        .await
-        .unwrap();
-    check(&acknowledged, &found);
+    let acknowledged = writer.stop().await;
+    check(&client, "orders", &acknowledged).await;
     nodes.stop();
     nodes.verify_logs();
 }

@@ -62,7 +62,7 @@ impl Plan {
             return Ok(());
         }
         Err(Failure::Refused(ServerError {
-            code: ErrorCode::UnknownTopic,
+            code: ErrorCode::TopicReplaced,
             message: format!("topic '{}' was deleted and created anew", self.topic),
             hint: "open another consumer".to_owned(),
         }))
@@ -161,7 +161,7 @@ impl PartitionReader {
         self.leader_doubted = false;
         self.address.clone_from(&address);
         let channel = plan.connections.get(&address).await;
-        let channel = channel.map_err(|error| Failure::retry(error.to_string()))?;
+        let channel = channel.map_err(Failure::retry)?;
         let at = self.next_offset.map_or(plan.start, start::At::Offset);
         let request = FetchRequest {
             topic: plan.topic.to_string(),
@@ -170,6 +170,7 @@ impl PartitionReader {
             max_bytes: plan.config.max_bytes,
             max_wait_ms: u32::try_from(plan.config.max_wait.as_millis()).unwrap_or(u32::MAX),
             follow: plan.config.follow,
+            plain_records: false,
             topic_id: (!plan.topic_id.is_empty()).then(|| plan.topic_id.clone()),
         };
         let mut client = FetchClient::new(channel).max_decoding_message_size(MAX_RESPONSE);

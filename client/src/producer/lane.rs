@@ -29,6 +29,9 @@ pub(super) struct LaneContext {
     pub(super) links: Arc<Links>,
     pub(super) config: ProducerConfig,
     pub(super) topic: String,
+    /// The topic that the records were accepted for, whatever has its name later; empty if the
+    /// cluster gives topics no identities.
+    pub(super) topic_id: Bytes,
     pub(super) partition: u32,
     /// The producer's first identity, which all its lanes begin with.
     pub(super) identity: Arc<OnceCell<Identity>>,
@@ -211,7 +214,7 @@ impl Lane {
             topic: self.ctx.topic.clone(),
             partition: self.ctx.partition,
             batch,
-            topic_id: None,
+            topic_id: Some(self.ctx.topic_id.clone()).filter(|id| !id.is_empty()),
         };
         let limit = self.ctx.config.request_timeout;
         let submit = self.ctx.links.submit(address, request);
@@ -260,6 +263,11 @@ impl Lane {
                         self.lost_leader(&error.message, None);
                         self.flights.attempt_failed(ticket, Doubt::None);
                         None
+                    }
+                    ErrorCode::TopicReplaced => {
+                        let ctx = &self.ctx;
+                        ctx.client.forget_topic(&ctx.topic, &ctx.topic_id);
+                        self.flights.failed(ticket)
                     }
                     _ => self.flights.failed(ticket),
                 };

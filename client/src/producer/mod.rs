@@ -85,7 +85,8 @@ impl Record {
 /// Writes records to topics; clones write through the same batches.
 ///
 /// Records to one partition are appended once and in the order of `send`, through lost
-/// connections and changes of leader. When the last clone is dropped, records not yet under way
+/// connections and changes of leader. Records accepted for a topic that is then deleted fail,
+/// even if another topic has its name by then; what is sent later goes there. When the last clone is dropped, records not yet under way
 /// are given up; [`Producer::close`] waits for them instead.
 ///
 /// ```
@@ -126,8 +127,12 @@ struct Inner {
 /// The lanes to one topic's partitions.
 #[derive(Debug, Default)]
 struct TopicLanes {
+    /// Which topic: one that was deleted and created anew under its name is another.
+    id: Bytes,
     lanes: BTreeMap<u32, LaneHandle>,
     sticky: Sticky,
+    /// Lanes to earlier topics of the name, until the last record in them has met its fate.
+    former: Vec<LaneHandle>,
 }
 
 #[derive(Debug)]
@@ -196,6 +201,7 @@ impl Producer {
         let Some(lanes) = topics.get_mut(topic) else {
             return Err(Error::Closed);
         };
+        lanes.be_of(&view.id);
         let partition = match record.partition {
             Some(partition) => partition,
             None => lanes.choose(&view, key, bound, inner),
@@ -241,7 +247,7 @@ impl Inner {
 
     fn lanes(&self) -> Vec<Arc<Buffer>> {
         let topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
-        let lanes = topics.values().flat_map(|topic| topic.lanes.values());
+        let lanes = topics.values().flat_map(TopicLanes::all);
         lanes.map(|lane| Arc::clone(&lane.buffer)).collect()
     }
 }
@@ -252,13 +258,30 @@ impl Drop for Inner {
             .topics
             .get_mut()
             .unwrap_or_else(PoisonError::into_inner);
-        for lane in topics.values().flat_map(|topic| topic.lanes.values()) {
+        for lane in topics.values().flat_map(TopicLanes::all) {
             lane.task.abort();
         }
     }
 }
 
 impl TopicLanes {
+    fn all(&self) -> impl Iterator<Item = &LaneHandle> {
+        self.lanes.values().chain(&self.former)
+    }
+
+    /// Makes these the lanes of the topic `id`. What an earlier topic's lanes have accepted stays
+    /// theirs, and never crosses over.
+    fn be_of(&mut self, id: &Bytes) {
+        if self.id == *id {
+            return;
+        }
+        self.id.clone_from(id);
+        self.former.retain(|lane| !lane.task.is_finished());
+        let before = std::mem::take(&mut self.lanes);
+        self.former
+            .extend(before.into_values().inspect(|lane| lane.buffer.close()));
+    }
+
     fn choose(&mut self, view: &TopicView, key: Option<&[u8]>, bytes: usize, inner: &Inner) -> u32 {
         let partitions = view.partition_count();
         match key {
@@ -274,6 +297,7 @@ impl TopicLanes {
     }
 
     fn buffer(&mut self, inner: &Inner, topic: &str, partition: u32) -> Arc<Buffer> {
+        let topic_id = &self.id;
         let lane = self.lanes.entry(partition).or_insert_with(|| {
             let buffer = Arc::new(Buffer::new(inner.config));
             let ctx = LaneContext {
@@ -281,6 +305,7 @@ impl TopicLanes {
                 links: Arc::clone(&inner.links),
                 config: inner.config,
                 topic: topic.to_owned(),
+                topic_id: topic_id.clone(),
                 partition,
                 identity: Arc::clone(&inner.identity),
             };

@@ -55,6 +55,10 @@ impl Node {
         if state.strikes(faults.refuse) {
             return fail(Error::new(ErrorCode::Overloaded, "not now"));
         }
+        let known = state.topics.get(topic);
+        if known.is_some_and(|known| request.topic_id.as_ref() != Some(&known.id)) {
+            return fail(Error::new(ErrorCode::TopicReplaced, "created anew"));
+        }
         if let Err(error) = state.led_by(self.id, topic, partition) {
             return fail(error);
         }
@@ -80,9 +84,12 @@ impl Node {
     fn produce_ghosts(&self, inbound: &mut Streaming<v1::ProduceRequest>) {
         while let Some(Ok(Some(request))) = inbound.message().now_or_never() {
             let mut state = self.shared.lock();
-            if state
-                .led_by(self.id, &request.topic, request.partition)
-                .is_ok()
+            let known = state.topics.get(&request.topic);
+            let meant = known.is_some_and(|known| request.topic_id.as_ref() == Some(&known.id));
+            if meant
+                && state
+                    .led_by(self.id, &request.topic, request.partition)
+                    .is_ok()
             {
                 let _ = state.append(&request.topic, request.partition, request.batch);
             }
@@ -99,7 +106,7 @@ impl Node {
         let mut state = self.shared.lock();
         let known = state.topics.get(&request.topic);
         if known.is_some_and(|topic| request.topic_id.as_ref() != Some(&topic.id)) {
-            return Err(Error::new(ErrorCode::UnknownTopic, "another topic"));
+            return Err(Error::new(ErrorCode::TopicReplaced, "another topic"));
         }
         let partition = state.led_by(self.id, &request.topic, request.partition)?;
         let high_watermark = partition.high_watermark();
@@ -142,6 +149,7 @@ impl Node {
             from_offset: from,
             next_offset: next,
             error: None,
+            records: Vec::new(),
         }))
     }
 

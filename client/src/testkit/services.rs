@@ -120,4 +120,6 @@ unsupported! {
     transfer: TransferRequest => TransferResponse,
     r#move: MoveRequest => MoveResponse,
     balance: BalanceRequest => BalanceResponse,
+    upgrade: UpgradeRequest => UpgradeResponse,
+    configure: ConfigureRequest => ConfigureResponse,
 }

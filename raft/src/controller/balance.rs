@@ -35,6 +35,32 @@ pub struct BalancePlan {
     pub blocked: Vec<GroupId>,
 }
 
+/// One replica on its way to an even spread.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReplicaMove {
+    pub group: GroupId,
+    pub from: NodeId,
+    pub to: NodeId,
+    /// To be proposed.
+    pub command: Command,
+}
+
+/// Plans as many moves of replicas as may be started now, for an operator who asks for an even
+/// spread, whether or not the controller evens out unasked.
+#[must_use]
+pub fn plan_moves(map: &ClusterMap, reachable: &BTreeSet<NodeId>) -> Vec<ReplicaMove> {
+    let mut planner = Planner::new(map, reachable);
+    planner.spread_replicas();
+    let moves = planner.moves.into_iter().zip(planner.plan.commands);
+    let moves = moves.map(|((group, from, to), command)| ReplicaMove {
+        group,
+        from,
+        to,
+        command,
+    });
+    moves.collect()
+}
+
 /// Plans one round. New replicas go only to nodes in `reachable`.
 #[must_use]
 pub fn plan_balance(map: &ClusterMap, reachable: &BTreeSet<NodeId>) -> BalancePlan {
@@ -47,7 +73,7 @@ pub fn plan_balance(map: &ClusterMap, reachable: &BTreeSet<NodeId>) -> BalancePl
         planner.mend_topic(topic);
     }
     if map.config().balance_replicas() && planner.touched.is_empty() {
-        planner.even_replicas();
+        planner.spread_replicas();
     }
     planner.leaders();
     planner.plan
@@ -62,6 +88,8 @@ struct Planner<'a> {
     budget: usize,
     /// Groups this round gives a new assignment.
     touched: BTreeSet<GroupId>,
+    /// Those that even out, as group, node and new node.
+    moves: Vec<(GroupId, NodeId, NodeId)>,
     plan: BalancePlan,
 }
 
@@ -80,6 +108,7 @@ impl<'a> Planner<'a> {
             loads: loads_of(partitions().map(Arc::as_ref)),
             budget: most.saturating_sub(moving),
             touched: BTreeSet::new(),
+            moves: Vec::new(),
             plan: BalancePlan::default(),
         }
     }
@@ -198,6 +227,9 @@ impl<'a> Planner<'a> {
     }
 
     fn needs_mending(&self, topic: &Topic, partition: &Partition, wanted: usize) -> bool {
+        if partition.is_dead() {
+            return false;
+        }
         let voters = partition.voter_nodes().count();
         let fixed = matches!(topic.replication, Replication::Fixed(_));
         let leaving = partition.voter_nodes().any(|node| !self.is_active(node));
@@ -338,14 +370,69 @@ impl<'a> Planner<'a> {
             .push(assign(partition, voters, preferred));
     }
 
+    /// Spreads replicas over racks, then evenly over nodes. A move of the first kind covers one
+    /// more rack, and one of the second covers no fewer and brings counts closer, so this ends.
+    fn spread_replicas(&mut self) {
+        for topic in self.map.topics() {
+            for partition in &topic.partitions {
+                if self.budget > 0
+                    && partition.is_settled()
+                    && !partition.pinned
+                    && !partition.is_dead()
+                    && !self.touched.contains(&partition.group)
+                    && let Some((from, to)) = self.rack_move(partition)
+                {
+                    self.begin(partition, from, to);
+                }
+            }
+        }
+        self.even_replicas();
+    }
+
+    /// From a rack that holds two replicas to the emptiest node of one that holds none.
+    fn rack_move(&self, partition: &Partition) -> Option<(NodeId, NodeId)> {
+        let voters: Vec<NodeId> = partition.voter_nodes().collect();
+        let racks: Vec<Option<String>> = voters.iter().map(|node| self.rack(*node)).collect();
+        let uses = |rack: &Option<String>| racks.iter().filter(|other| *other == rack).count();
+        let count = |node: NodeId| self.loads.get(&node).map_or(0, |load| load.replicas);
+        let crowded = voters.iter().zip(&racks).filter(|(node, rack)| {
+            rack.is_some() && uses(rack) > 1 && **node != partition.preferred
+        });
+        let from = crowded
+            .map(|(node, _)| *node)
+            .max_by_key(|node| (count(*node), *node))?;
+        let holds = |node: &NodeId| partition.replicas.iter().any(|r| r.id.node() == *node);
+        let free = self
+            .racks
+            .iter()
+            .filter(|(node, rack)| !holds(node) && (rack.is_none() || uses(rack) == 0));
+        let to = free
+            .map(|(node, _)| *node)
+            .min_by_key(|node| (count(*node), *node))?;
+        Some((from, to))
+    }
+
+    fn begin(&mut self, partition: &Partition, from: NodeId, to: NodeId) {
+        let voters: Vec<NodeId> = partition
+            .voter_nodes()
+            .map(|node| if node == from { to } else { node })
+            .collect();
+        self.moves.push((partition.group, from, to));
+        self.reassign(partition, &voters);
+    }
+
     /// Moves replicas from the fullest nodes to the emptiest, as long as they differ by two and
-    /// no rack spread is lost. Each move brings the counts closer, so this ends.
+    /// no rack spread is lost.
     fn even_replicas(&mut self) {
         let mut held: BTreeMap<NodeId, Vec<(usize, &'a Arc<Partition>)>> = BTreeMap::new();
         let mut spreads = Vec::new();
         for (number, topic) in self.map.topics().enumerate() {
             spreads.push(loads_of(topic.partitions.iter().map(Arc::as_ref)));
-            for partition in topic.partitions.iter().filter(|p| p.is_settled()) {
+            for partition in topic
+                .partitions
+                .iter()
+                .filter(|p| p.is_settled() && !p.is_dead())
+            {
                 if partition.pinned {
                     continue;
                 }
@@ -358,11 +445,7 @@ impl<'a> Planner<'a> {
             let Some((partition, from, to)) = self.evening_move(&held, &spreads) else {
                 return;
             };
-            let voters: Vec<NodeId> = partition
-                .voter_nodes()
-                .map(|node| if node == from { to } else { node })
-                .collect();
-            self.reassign(partition, &voters);
+            self.begin(partition, from, to);
         }
     }
 

@@ -147,6 +147,36 @@ impl Partition {
     pub fn replica(&self, id: ReplicaId) -> Option<&Replica> {
         self.replicas.iter().find(|replica| replica.id == id)
     }
+
+    /// Whether no voter with data is left: nothing can mend such a group.
+    #[must_use]
+    pub fn is_dead(&self) -> bool {
+        let intact = |replica: &Replica| replica.settled == Standing::Voter && !replica.lost;
+        !self.replicas.iter().any(intact)
+    }
+
+    /// The replicas on `nodes` that hold something of the group's log; whoever voted comes first.
+    #[must_use]
+    pub fn left_on(&self, nodes: &BTreeSet<NodeId>) -> Vec<ReplicaId> {
+        let left = |replica: &&Replica| {
+            nodes.contains(&replica.id.node())
+                && !replica.lost
+                && replica.settled != Standing::Absent
+        };
+        let mut left: Vec<&Replica> = self.replicas.iter().filter(left).collect();
+        left.sort_by_key(|replica| std::cmp::Reverse(replica.settled));
+        left.into_iter().map(|replica| replica.id).collect()
+    }
+}
+
+/// A majority that was given up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AcceptedLoss {
+    pub at: Timestamp,
+    /// The nodes that were not there any more.
+    pub nodes: Vec<NodeId>,
+    /// The cluster until then.
+    pub cluster: ClusterId,
 }
 
 /// How many replicas a topic's partitions are to have.
@@ -194,6 +224,7 @@ pub(super) struct Tables {
     pub(super) retired: Arc<BTreeMap<NodeId, Arc<Retired>>>,
     pub(super) configs: Arc<BTreeMap<String, String>>,
     pub(super) silent: Arc<BTreeSet<NodeId>>,
+    pub(super) losses: Arc<Vec<AcceptedLoss>>,
 }
 
 #[derive(Debug)]
@@ -262,6 +293,12 @@ impl ClusterMap {
     #[must_use]
     pub fn is_silent(&self, node: NodeId) -> bool {
         self.tables().silent.contains(&node)
+    }
+
+    /// The majorities that were given up in this cluster's life, in order.
+    #[must_use]
+    pub fn losses(&self) -> &[AcceptedLoss] {
+        &self.tables().losses
     }
 
     #[must_use]

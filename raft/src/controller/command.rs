@@ -40,7 +40,7 @@ struct Envelope {
 struct CommandBody {
     #[prost(
         oneof = "Command",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21"
     )]
     command: Option<Command>,
 }
@@ -103,6 +103,10 @@ pub enum Command {
     /// Which nodes the controller's leader has not heard from for some time.
     #[prost(message, tag = "20")]
     ReportSilent(ReportSilent),
+    /// A majority is lost for ever, and the cluster goes on with what is left. Nobody proposes
+    /// this: `trilog recover` writes it into the log of a stopped node.
+    #[prost(message, tag = "21")]
+    AcceptLoss(AcceptLoss),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -394,6 +398,19 @@ pub struct ReportSilent {
 }
 
 #[derive(Clone, PartialEq, Message)]
+pub struct AcceptLoss {
+    /// The `ClusterId` from now on: nodes that were not there belong to the cluster that was.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub cluster: Bytes,
+    /// The nodes that are left.
+    #[prost(uint32, repeated, tag = "2")]
+    pub survivors: Vec<u32>,
+    /// When the operator decided so, in nanoseconds since the epoch.
+    #[prost(uint64, tag = "3")]
+    pub at: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
 pub struct SetClusterConfig {
     #[prost(message, repeated, tag = "1")]
     pub configs: Vec<ConfigChange>,
@@ -435,7 +452,8 @@ impl Command {
             | Self::AllocateProducerIds(_)
             | Self::AssignByHand(_)
             | Self::PreferByHand(_)
-            | Self::ReportSilent(_) => BASE_LEVEL,
+            | Self::ReportSilent(_)
+            | Self::AcceptLoss(_) => BASE_LEVEL,
         }
     }
 

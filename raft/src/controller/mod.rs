@@ -31,8 +31,8 @@ mod topic_config;
 
 pub use cluster_config::{ClusterConfigView, cluster_key, cluster_keys};
 pub use cluster_map::{
-    ClusterMap, GroupPlace, Node, NodeState, Partition, Replica, Replication, Retired, Standing,
-    Topic,
+    AcceptedLoss, ClusterMap, GroupPlace, Node, NodeState, Partition, Replica, Replication,
+    Retired, Standing, Topic,
 };
 pub use config_key::{ConfigKey, ConfigSource, ConfigType, ConfigValue, Effect};
 pub use ids::{ClusterId, InvalidIdentity, NodeIdentity, TopicId};
@@ -41,7 +41,7 @@ pub use names::{MAX_NAME_LEN, check_topic_name, collision_key};
 pub use reply::{ControllerError, Outcome, Reply, decode_outcome, encode_outcome};
 pub use state::{
     ControllerState, MAX_GROUPS, MAX_NODES, MAX_PARTITIONS, MAX_VOTERS, PRODUCER_ID_BLOCK,
-    RestoreError,
+    RestoreError, remaining_voters,
 };
 pub use topic_config::{
     Discard, MAX_BATCH_BYTES, TOPIC_KEYS, TimestampType, TopicConfig, TopicConfigView, topic_key,

@@ -112,13 +112,13 @@ refusals! {
     ForeignCluster { theirs: text in first, ours: text in second }
     6 ("node {node} is not registered")
     UnknownNode { node: node in number }
-    7 ("node id {node} is taken by a node with identity {identity}; if that node's disk is lost, replace it")
+    7 ("node id {node} is taken by a node with identity {identity}; if that node's disk is lost, start this one with --replace (cluster.replace = true)")
     NodeIdTaken { node: node in number, identity: text in first }
-    8 ("node {node} cannot join: {reason}")
+    8 ("node {node}: {reason}")
     InvalidNode { node: node in number, reason: text in first }
     9 ("node {node} cannot leave: it still holds {replicas} replicas; drain it first")
     NodeHoldsReplicas { node: node in number, replicas: number in limit }
-    10 ("node {node} follows feature levels {min} to {max}, which leaves out level {level}")
+    10 ("the build of node {node} follows feature levels {min} to {max}, which leaves out level {level}: run one on it that does")
     LevelNotSupported { node: node in number, min: level in limit, max: level in third, level: level in fourth }
     11 ("topic name '{name}' is invalid: {reason}")
     InvalidTopicName { name: text in first, reason: text in second }

@@ -4,6 +4,7 @@
 //! with the entry. A refused command changes nothing.
 
 mod assignment;
+mod loss;
 mod nodes;
 mod settings;
 mod snapshot;
@@ -23,6 +24,7 @@ use super::placement::{Candidate, Load};
 use super::reply::{ControllerError, Outcome, Reply, encode_outcome};
 use assignment::Origin;
 
+pub use loss::remaining_voters;
 pub use snapshot::RestoreError;
 
 /// Producer ids handed out at a time.
@@ -82,6 +84,7 @@ impl ControllerState {
                 retired: Arc::default(),
                 configs: Arc::default(),
                 silent: Arc::default(),
+                losses: Arc::default(),
             },
             next_group: GroupId::CONTROLLER.next().get(),
             next_incarnation: 1,
@@ -132,6 +135,7 @@ impl ControllerState {
                 self.report_silent(command);
                 Ok(Reply::Done)
             }
+            Command::AcceptLoss(command) => self.accept_loss(command),
             Command::PreferLeader(command) => self.prefer_leader(*command, Origin::Plan),
             Command::PreferByHand(command) => self.prefer_leader(*command, Origin::Operator),
             Command::SetClusterConfig(command) => self.set_cluster_config(command),

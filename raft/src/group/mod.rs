@@ -17,6 +17,7 @@ mod memberships;
 mod network;
 mod open;
 mod propose;
+pub mod recover;
 mod serve;
 mod state_machine;
 mod status;

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use trilog_model::{GroupId, NodeId, ReplicaId};
 use trilog_storage::env::Entropy;
 use trilog_storage::io::sim::{PowerLoss, SimConfig, SimDisk};
-use trilog_storage::kv::MemoryKv;
+use trilog_storage::kv::{Kv, MemoryKv};
 use trilog_storage::log::StoreConfig;
 use trilog_storage::store::{Store, StoreStats};
 
@@ -378,6 +378,38 @@ impl Cluster {
         flushed.unwrap_or_else(|error| panic!("{error}"));
         self.net.crash(node, Crash::Process);
         self.checks.stopped(node);
+    }
+
+    /// Loses a node that is down for ever.
+    pub fn lose(&mut self, node: NodeId) {
+        let host = self.hosts.remove(&node);
+        assert!(
+            host.is_none_or(|host| host.up.is_none()),
+            "node {node} runs"
+        );
+    }
+
+    /// Opens the files of a node that is down, for whoever repairs them, and closes them in order.
+    pub async fn offline(&mut self, node: NodeId, repair: impl AsyncFnOnce(&Store, &Kv)) {
+        let Some(host) = self.hosts.get_mut(&node) else {
+            return;
+        };
+        assert!(host.up.is_none(), "node {node} runs");
+        host.disk = host.disk.reopen();
+        let opening = Store::open(
+            (self.config.store)(PathBuf::from("/data")),
+            host.disk.backend(),
+            host.clock.clone(),
+            Entropy::from_seed(self.entropy.next_u64()),
+        );
+        let (store, report) = opening.await.unwrap_or_else(|error| panic!("{error}"));
+        assert!(!report.step_aside, "node {node} found its disk damaged");
+        let kv = host.kv.kv();
+        repair(&store, &kv).await;
+        let flushed = kv.flush().await;
+        flushed.unwrap_or_else(|error| panic!("{error}"));
+        let closed = store.close().await;
+        closed.unwrap_or_else(|error| panic!("{error}"));
     }
 
     /// Who leads a group and is ready, as far as the running replicas know: the highest term.

@@ -1,17 +1,24 @@
 //! The cluster's nodes: how they are, and moving replicas and leaderships between them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tonic::{Request, Response, Status};
-use trilog_model::NodeId;
-use trilog_raft::controller::commands::{AssignReplicas, Command, NodeRef, PreferLeader, Purpose};
-use trilog_raft::controller::{ClusterMap, NodeState as State, Partition as Place, Standing};
+use trilog_model::{GroupId, NodeId};
+use trilog_raft::controller::balance::plan_moves;
+use trilog_raft::controller::commands::{
+    ActivateLevel, AssignReplicas, Command, ConfigChange, NodeRef, PreferLeader, Purpose,
+    SetClusterConfig,
+};
+use trilog_raft::controller::{
+    ClusterMap, ConfigSource, GroupPlace, NodeState as State, Partition as Place, Replica, Standing,
+};
 use trilog_wire::v1::cluster_server::Cluster as ClusterService;
 use trilog_wire::v1::{
-    BalanceRequest, BalanceResponse, DrainRequest, DrainResponse, Error, ErrorCode, MoveRequest,
-    MoveResponse, NodeAddresses, NodeState, NodeStatus, PlannedMove, RemoveRequest, RemoveResponse,
-    ReplaceRequest, ReplaceResponse, StatusRequest, StatusResponse, TransferRequest,
-    TransferResponse,
+    AcceptedLoss, BalanceRequest, BalanceResponse, ConfigureRequest, ConfigureResponse,
+    DrainRequest, DrainResponse, Error, ErrorCode, MoveRequest, MoveResponse, NodeAddresses,
+    NodeState, NodeStatus, PlannedMove, RemoveRequest, RemoveResponse, ReplaceRequest,
+    ReplaceResponse, Setting, StatusRequest, StatusResponse, TransferRequest, TransferResponse,
+    UpgradeRequest, UpgradeResponse,
 };
 
 use super::{Api, errors};
@@ -43,6 +50,9 @@ impl ClusterService for Api {
             under_replicated_partitions: counts.under_replicated,
             moving_replicas: counts.moving,
             answered_by: self.cluster.node().get(),
+            losses: map.losses().iter().map(loss).collect(),
+            feature_level: map.level(),
+            feature_level_possible: possible_level(&map),
         }))
     }
 
@@ -91,12 +101,24 @@ impl ClusterService for Api {
     ) -> Result<Response<ReplaceResponse>, Status> {
         let request = request.into_inner();
         let (old, new) = (NodeId(request.node), NodeId(request.replacement));
+        self.check_replacement(old, new)?;
+        // Before anything moves, so that nothing is placed on it meanwhile; what the new node
+        // cannot take, because it holds a replica already, goes to others.
+        self.change(&Command::DrainNode(NodeRef { node: request.node }))
+            .await?;
         let map = self.cluster.map();
         let mut replicas_replaced = 0;
-        let all = places(&map).filter(|place| place.wanted_on(old).is_some());
+        let all = places(&map).filter(|place| place.voter_nodes().any(|node| node == old));
         for place in all {
-            self.change(&substitute(place, old, new)?).await?;
             replicas_replaced += 1;
+            if place.voter_nodes().any(|node| node == new) {
+                continue;
+            }
+            match self.change(&substitution(place, old, new)).await {
+                // The balancer was faster, and has found it another place.
+                Err(error) if error.code() == ErrorCode::Conflict => {}
+                changed => changed?,
+            }
         }
         Ok(Response::new(ReplaceResponse { replicas_replaced }))
     }
@@ -142,27 +164,80 @@ impl ClusterService for Api {
         request: Request<BalanceRequest>,
     ) -> Result<Response<BalanceResponse>, Status> {
         let request = request.into_inner();
+        let map = self.cluster.map();
+        let mut counts = Counts::default();
+        for place in places(&map) {
+            counts.add(self, place);
+        }
+        let mut plan = Vec::new();
         if request.replicas {
-            return Err(Error::new(
-                ErrorCode::Unsupported,
-                "only leaders are balanced on request",
-            )
-            .with_hint("new replicas are spread when they are placed; use `cluster move`")
-            .into());
+            plan = self.plan_replicas(&map);
+        }
+        let moving: BTreeSet<GroupId> = plan.iter().map(|step| step.group).collect();
+        let leaders = self.plan_leaders(&map).into_iter();
+        plan.extend(leaders.filter(|step| !moving.contains(&step.group)));
+        let mut moves = Vec::with_capacity(plan.len());
+        for step in plan {
+            if !request.dry_run {
+                match self.change(&step.command).await {
+                    // The map has moved on, and so has what is even.
+                    Err(error) if error.code() == ErrorCode::Conflict => continue,
+                    changed => changed?,
+                }
+            }
+            moves.push(step.planned);
+        }
+        Ok(Response::new(BalanceResponse {
+            moves,
+            moving_replicas: counts.moving,
+        }))
+    }
+
+    async fn configure(
+        &self,
+        request: Request<ConfigureRequest>,
+    ) -> Result<Response<ConfigureResponse>, Status> {
+        let request = request.into_inner();
+        let set = request.set.iter();
+        let set = set.map(|(key, value)| ConfigChange::set(key, value));
+        let reset = request.reset.iter().map(|key| ConfigChange::delete(key));
+        let configs: Vec<ConfigChange> = set.chain(reset).collect();
+        if !configs.is_empty() {
+            let command = Command::SetClusterConfig(SetClusterConfig { configs });
+            self.change(&command).await?;
         }
         let map = self.cluster.map();
-        let moves = self.plan_leaders(&map);
-        if !request.dry_run {
-            for (place, planned) in &moves {
-                let command = Command::PreferLeader(PreferLeader {
-                    group: place.group.get(),
-                    node: planned.to,
-                });
-                self.change(&command).await?;
-            }
+        let settings = map.config().all().map(|entry| Setting {
+            name: entry.key.name.to_owned(),
+            value: entry.value.to_owned(),
+            is_default: entry.source == ConfigSource::Default,
+            documentation: entry.key.doc.to_owned(),
+        });
+        Ok(Response::new(ConfigureResponse {
+            settings: settings.collect(),
+        }))
+    }
+
+    async fn upgrade(
+        &self,
+        request: Request<UpgradeRequest>,
+    ) -> Result<Response<UpgradeResponse>, Status> {
+        let map = self.cluster.map();
+        let (before, possible) = (map.level(), possible_level(&map));
+        let best = map.nodes().map(|node| node.levels.max).max();
+        let held_back = map
+            .nodes()
+            .filter(|node| Some(node.levels.max) < best)
+            .map(|node| node.id.get());
+        if possible > before && !request.into_inner().dry_run {
+            self.change(&Command::ActivateLevel(ActivateLevel { level: possible }))
+                .await?;
         }
-        let moves = moves.into_iter().map(|(_, planned)| planned).collect();
-        Ok(Response::new(BalanceResponse { moves }))
+        Ok(Response::new(UpgradeResponse {
+            level_before: before,
+            level: possible.max(before),
+            held_back_by: held_back.collect(),
+        }))
     }
 }
 
@@ -201,38 +276,65 @@ fn places(map: &ClusterMap) -> impl Iterator<Item = &Place> {
         .flat_map(|topic| topic.partitions.iter().map(AsRef::as_ref))
 }
 
+/// What keeps a node from leaving: its replicas, and its vote in the controller group.
 fn replicas_on(map: &ClusterMap, node: NodeId) -> u32 {
+    let held = |replica: &Replica, least: Standing| {
+        replica.id.node() == node && replica.settled.max(replica.target) >= least
+    };
     let holding = places(map).filter(|place| {
-        place.replicas.iter().any(|replica| {
-            replica.id.node() == node
-                && (replica.is_wanted() || replica.settled != Standing::Absent)
-        })
+        let mut replicas = place.replicas.iter();
+        replicas.any(|replica| held(replica, Standing::Learner))
     });
-    to_u32(holding.count())
+    let mut controller = map.controller().replicas.iter();
+    let votes = controller.any(|replica| held(replica, Standing::Voter));
+    to_u32(holding.count() + usize::from(votes))
 }
 
-/// The assignment with one node in the place of another.
+/// The assignment with one node in the place of another, as an operator asks for it.
 fn substitute(place: &Place, old: NodeId, new: NodeId) -> Result<Command, Error> {
     let voters: Vec<NodeId> = place.voter_nodes().collect();
     if !voters.contains(&old) || voters.contains(&new) {
         let text = format!("node {old} holds no replica to give, or node {new} has one already");
         return Err(Error::new(ErrorCode::InvalidRequest, text));
     }
-    let swapped = voters
-        .iter()
-        .map(|node| if *node == old { new } else { *node });
-    let preferred = if place.preferred == old {
-        new
-    } else {
-        place.preferred
-    };
-    Ok(Command::AssignByHand(AssignReplicas {
+    Ok(Command::AssignByHand(swapped(place, old, new)))
+}
+
+/// The same, decided once and left to balancing afterwards.
+fn substitution(place: &Place, old: NodeId, new: NodeId) -> Command {
+    Command::AssignReplicas(swapped(place, old, new))
+}
+
+fn swapped(place: &Place, old: NodeId, new: NodeId) -> AssignReplicas {
+    let other = |node: NodeId| if node == old { new } else { node };
+    AssignReplicas {
         group: place.group.get(),
         generation: place.generation,
-        voters: swapped.map(NodeId::get).collect(),
+        voters: place.voter_nodes().map(|node| other(node).get()).collect(),
         learners: Vec::new(),
-        preferred: preferred.get(),
-    }))
+        preferred: other(place.preferred).get(),
+    }
+}
+
+fn loss(loss: &trilog_raft::controller::AcceptedLoss) -> AcceptedLoss {
+    AcceptedLoss {
+        at_ns: loss.at.nanos(),
+        nodes: loss.nodes.iter().map(|node| node.get()).collect(),
+        cluster_id: loss.cluster.to_string(),
+    }
+}
+
+/// The highest feature level that every node can follow.
+fn possible_level(map: &ClusterMap) -> u32 {
+    let levels = map.nodes().map(|node| node.levels.max);
+    levels.min().unwrap_or(map.level())
+}
+
+/// One step towards an even spread.
+struct Step {
+    group: GroupId,
+    command: Command,
+    planned: PlannedMove,
 }
 
 fn to_u32(count: usize) -> u32 {
@@ -243,6 +345,21 @@ impl Api {
     async fn change(&self, command: &Command) -> Result<(), Error> {
         let changed = self.cluster.propose(command).await;
         changed.map(drop).map_err(|error| errors::propose(&error))
+    }
+
+    /// A replacement is a member that answers and stays; what it replaces is another.
+    fn check_replacement(&self, old: NodeId, new: NodeId) -> Result<(), Error> {
+        let map = self.cluster.map();
+        let usable = map.node(new).is_some_and(|node| node.is_active());
+        if old != new && usable && self.cluster.is_alive(new) {
+            return Ok(());
+        }
+        let text = format!(
+            "node {new} cannot take the place of node {old}: it is no other node that runs"
+        );
+        Err(Error::new(ErrorCode::InvalidRequest, text).with_hint(
+            "`trilog cluster status` lists the nodes; start one more, or name one that is up",
+        ))
     }
 
     fn place(&self, topic: &str, index: u32) -> Result<std::sync::Arc<Place>, Error> {
@@ -275,17 +392,43 @@ impl Api {
             }),
             replicas,
             leaders: counts.leaders.get(&node.id).copied().unwrap_or(0),
+            feature_level_min: node.levels.min,
+            feature_level_max: node.levels.max,
         }
     }
 
+    /// Moves of replicas, as many as may begin now.
+    fn plan_replicas(&self, map: &ClusterMap) -> Vec<Step> {
+        let active = map.active_nodes().map(|node| node.id);
+        let reachable = active.filter(|node| self.cluster.is_alive(*node)).collect();
+        let moves = plan_moves(map, &reachable).into_iter();
+        let steps = moves.filter_map(|planned| {
+            let Some(GroupPlace::Partition { topic, index }) = map.place(planned.group) else {
+                return None;
+            };
+            Some(Step {
+                group: planned.group,
+                command: planned.command,
+                planned: PlannedMove {
+                    topic: map.topic(topic)?.name.to_string(),
+                    partition: index,
+                    from: planned.from.get(),
+                    to: planned.to.get(),
+                    leadership: false,
+                },
+            })
+        });
+        steps.collect()
+    }
+
     /// Moves of leadership, from nodes with many to nodes with few, until they differ by one.
-    fn plan_leaders<'a>(&self, map: &'a ClusterMap) -> Vec<(&'a Place, PlannedMove)> {
+    fn plan_leaders(&self, map: &ClusterMap) -> Vec<Step> {
         let mut led: BTreeMap<NodeId, usize> =
             map.active_nodes().map(|node| (node.id, 0)).collect();
         for place in places(map) {
             *led.entry(place.preferred).or_default() += 1;
         }
-        let mut moves = Vec::new();
+        let mut steps = Vec::new();
         for topic in map.topics_by_name() {
             for (place, partition) in topic.partitions.iter().zip(0..) {
                 let from = place.preferred;
@@ -300,16 +443,22 @@ impl Api {
                 }
                 *led.entry(from).or_default() -= 1;
                 *led.entry(to).or_default() += 1;
-                let planned = PlannedMove {
-                    topic: topic.name.to_string(),
-                    partition,
-                    from: from.get(),
-                    to: to.get(),
-                    leadership: true,
-                };
-                moves.push((place.as_ref(), planned));
+                steps.push(Step {
+                    group: place.group,
+                    command: Command::PreferLeader(PreferLeader {
+                        group: place.group.get(),
+                        node: to.get(),
+                    }),
+                    planned: PlannedMove {
+                        topic: topic.name.to_string(),
+                        partition,
+                        from: from.get(),
+                        to: to.get(),
+                        leadership: true,
+                    },
+                });
             }
         }
-        moves
+        steps
     }
 }

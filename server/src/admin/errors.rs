@@ -2,7 +2,7 @@
 
 use trilog_model::NodeId;
 use trilog_model::batch::BatchError;
-use trilog_raft::controller::ControllerError;
+use trilog_raft::controller::{ControllerError, TopicId};
 use trilog_wire::v1::{Error, ErrorCode, Leader};
 
 use crate::cluster::{Cluster, LookupError, ProposeError, ProxyError};
@@ -74,7 +74,19 @@ pub(super) fn lookup(cluster: &Cluster, error: &LookupError) -> Error {
             Error::new(ErrorCode::UnknownPartition, error.to_string())
         }
         LookupError::Elsewhere { leader } => not_leader(cluster, *leader),
+        LookupError::Replaced(_) => Error::new(ErrorCode::TopicReplaced, error.to_string())
+            .with_hint("describe it, and begin anew with the topic that now has the name"),
+        LookupError::Doubtful(_) => Error::new(ErrorCode::NoLeader, error.to_string()),
     }
+}
+
+/// The topic that a request means, if it names one.
+pub(super) fn topic_id(id: Option<&[u8]>) -> Result<Option<TopicId>, Error> {
+    let read = |id| {
+        TopicId::from_wire(id)
+            .map_err(|error| Error::new(ErrorCode::InvalidRequest, format!("topic_id: {error}")))
+    };
+    id.map(read).transpose()
 }
 
 pub(super) fn propose(error: &ProposeError) -> Error {

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use trilog_model::{Offset, Timestamp};
+use trilog_raft::controller::Topic;
 use trilog_storage::frame::Frame;
 use trilog_wire::v1::fetch_server::Fetch;
 use trilog_wire::v1::offsets_server::Offsets;
@@ -16,7 +17,7 @@ use trilog_wire::v1::{
 };
 
 use super::meter::{ApiMeter, TopicMeter};
-use super::{Api, errors};
+use super::{Api, errors, plain};
 use crate::partition::{Fetched, Partition, ReadError, Start};
 
 /// Responses read ahead of a caller, beyond its flow-control window.
@@ -36,7 +37,10 @@ impl Fetch for Api {
         request: Request<FetchRequest>,
     ) -> Result<Response<Self::FetchStream>, Status> {
         let request = request.into_inner();
-        let partition = self.led_partition(&request.topic, request.partition)?;
+        let meant = errors::topic_id(request.topic_id.as_deref())?;
+        let topic = self.cluster.topic_meant(&request.topic, meant).await;
+        let topic = topic.map_err(|error| errors::lookup(&self.cluster, &error))?;
+        let partition = self.led_partition(&topic, request.partition)?;
         let start = start_of(request.start.as_ref().and_then(|start| start.at.as_ref()))?;
         let next = partition.locate(start).await;
         let next = next.map_err(|error| errors::read(&self.cluster, &error))?;
@@ -45,6 +49,7 @@ impl Fetch for Api {
             end: (!request.follow).then(|| partition.watch().borrow().offset),
             max_bytes: bounded_bytes(request.max_bytes),
             max_wait: bounded_wait(request.max_wait_ms),
+            plain: request.plain_records,
             topic: self.meters.topic(&request.topic),
             meter: ApiMeter::new("fetch"),
             api: self.clone(),
@@ -64,7 +69,9 @@ impl Offsets for Api {
         request: Request<ResolveRequest>,
     ) -> Result<Response<ResolveResponse>, Status> {
         let request = request.into_inner();
-        let partition = self.led_partition(&request.topic, request.partition)?;
+        let topic = self.cluster.topic(&request.topic);
+        let topic = topic.map_err(|error| errors::lookup(&self.cluster, &error))?;
+        let partition = self.led_partition(&topic, request.partition)?;
         let start = match request.start.as_ref().and_then(|start| start.at.as_ref()) {
             None => Start::Earliest,
             at => start_of(at)?,
@@ -83,9 +90,9 @@ impl Offsets for Api {
 
 impl Api {
     /// The partition, if this node leads it: others may lag behind what was acknowledged.
-    fn led_partition(&self, topic: &str, index: u32) -> Result<Partition, Error> {
+    fn led_partition(&self, topic: &Topic, index: u32) -> Result<Partition, Error> {
         let cluster = &self.cluster;
-        let found = cluster.partition(topic, index);
+        let found = cluster.partition_of(topic, index);
         let partition = found.map_err(|error| errors::lookup(cluster, &error))?;
         match partition.leader() {
             (_, true) => Ok(partition),
@@ -139,6 +146,8 @@ struct Reader {
     end: Option<Offset>,
     max_bytes: usize,
     max_wait: Duration,
+    /// The caller wants records, not batches.
+    plain: bool,
     responses: mpsc::Sender<Result<FetchResponse, Status>>,
 }
 
@@ -150,10 +159,11 @@ impl Reader {
                 return;
             };
             let since = Instant::now();
-            match self.read().await {
-                Ok(fetched) => {
+            let read = self.read().await;
+            match read.and_then(|fetched| self.response(fetched)) {
+                Ok(response) => {
                     self.meter.answered(since);
-                    slot.send(Ok(self.response(fetched)))
+                    slot.send(Ok(response))
                 }
                 Err(error) => {
                     self.meter.refused(&error);
@@ -196,8 +206,15 @@ impl Reader {
         }
     }
 
-    fn response(&mut self, fetched: Fetched) -> FetchResponse {
+    fn response(&mut self, fetched: Fetched) -> Result<FetchResponse, Error> {
         let from_offset = self.next.get();
+        let mut records = Vec::new();
+        let mut batches = Vec::new();
+        if self.plain {
+            for frame in &fetched.frames {
+                records.extend(plain::records(frame, self.next)?);
+            }
+        }
         if let Some(last) = fetched.frames.last() {
             self.next = last.header.next_offset();
             let headers = fetched.frames.iter().map(|frame| &frame.header);
@@ -208,14 +225,18 @@ impl Reader {
             let bytes = headers.map(|header| u64::from(header.records_len)).sum();
             self.topic.left(records, bytes);
         }
-        FetchResponse {
-            batches: fetched.frames.into_iter().map(batch).collect(),
+        if !self.plain {
+            batches.extend(fetched.frames.into_iter().map(batch));
+        }
+        Ok(FetchResponse {
+            batches,
             high_watermark: fetched.high_watermark.get(),
             log_start: fetched.log_start.get(),
             from_offset,
             next_offset: self.next.get(),
             error: None,
-        }
+            records,
+        })
     }
 }
 

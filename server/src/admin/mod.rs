@@ -6,15 +6,18 @@ mod errors;
 mod fetch;
 mod incoming;
 mod meter;
+mod plain;
 mod producer;
 mod topics;
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tonic::transport::Server;
 use trilog_storage::env::{Clock, Entropy};
+use trilog_wire::DESCRIPTORS;
 use trilog_wire::v1::cluster_server::ClusterServer;
 use trilog_wire::v1::fetch_server::FetchServer;
 use trilog_wire::v1::offsets_server::OffsetsServer;
@@ -31,6 +34,13 @@ const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 /// Calls one connection may have open at once.
 const MAX_STREAMS: u32 = 1024;
+
+/// Bytes of the headers of one call.
+const MAX_HEADERS: u32 = 16 << 10;
+/// Calls that were given up before they were looked at.
+const MAX_RESETS: usize = 64;
+/// How often a silent client is asked whether it is still there.
+const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// Bounds of the API.
 #[derive(Clone, Copy, Debug)]
@@ -70,19 +80,40 @@ impl Api {
         self,
         listener: TcpListener,
         stop: impl Future<Output = ()>,
-    ) -> Result<(), tonic::transport::Error> {
+    ) -> Result<(), ServeError> {
         let message = self.limits.batch_bytes + MESSAGE_OVERHEAD;
         let incoming = incoming::accept(listener, self.limits.connections);
+        let describe = tonic_reflection::server::Builder::configure;
+        let described = || describe().register_encoded_file_descriptor_set(DESCRIPTORS);
+        // Both are in use: older tools ask for the first version only.
+        let (reflection, older) = (described().build_v1(), described().build_v1alpha());
+        let reflection = reflection.map_err(|error| ServeError::Descriptors(error.to_string()))?;
+        let older = older.map_err(|error| ServeError::Descriptors(error.to_string()))?;
         Server::builder()
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_concurrent_streams(MAX_STREAMS)
+            .http2_max_header_list_size(MAX_HEADERS)
+            .http2_max_pending_accept_reset_streams(Some(MAX_RESETS))
+            .http2_keepalive_interval(Some(KEEPALIVE))
             .add_service(TopicsServer::new(self.clone()).max_decoding_message_size(message))
             .add_service(ProducerServer::new(self.clone()).max_decoding_message_size(message))
             .add_service(FetchServer::new(self.clone()).max_decoding_message_size(message))
             .add_service(OffsetsServer::new(self.clone()).max_decoding_message_size(message))
             .add_service(ClusterServer::new(self).max_decoding_message_size(message))
+            .add_service(reflection)
+            .add_service(older)
             .serve_with_incoming_shutdown(incoming, stop)
-            .await
+            .await?;
+        Ok(())
     }
+}
+
+/// Why the API is not served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("the definitions of the API are unreadable: {0}")]
+    Descriptors(String),
+    #[error(transparent)]
+    Transport(#[from] tonic::transport::Error),
 }

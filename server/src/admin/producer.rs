@@ -13,6 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use trilog_model::batch::{BatchBuilder, BatchHeader, Compression, Header as RecordHeader};
 use trilog_model::partitioner::partition_of_key;
+use trilog_raft::controller::TopicId;
 use trilog_wire::v1::producer_server::Producer;
 use trilog_wire::v1::{
     Error, ErrorCode, InitProducerRequest, InitProducerResponse, ProduceRequest, ProduceResponse,
@@ -21,6 +22,7 @@ use trilog_wire::v1::{
 
 use super::meter::{ApiMeter, TopicMeter};
 use super::{Api, errors};
+use crate::cluster::LookupError;
 use crate::partition::{AppendError, Appended, Partition, Ticket};
 
 /// Answers a produce stream may have waiting for its reader.
@@ -69,7 +71,7 @@ impl Producer for Api {
 
 impl Api {
     async fn publish_one(&self, request: PublishRequest) -> Result<PublishResponse, Error> {
-        let index = self.choose_partition(&request)?;
+        let index = self.choose_partition(&request).await?;
         let batch = self.single_record(&request)?;
         let bytes = batch.len() as u64;
         let append = self.cluster.append(&request.topic, index, batch);
@@ -85,11 +87,11 @@ impl Api {
     }
 
     /// The partition asked for, or the one Kafka's clients would choose for the key.
-    fn choose_partition(&self, request: &PublishRequest) -> Result<u32, Error> {
+    async fn choose_partition(&self, request: &PublishRequest) -> Result<u32, Error> {
         if let Some(partition) = request.partition {
             return Ok(partition);
         }
-        let topic = self.cluster.topic(&request.topic);
+        let topic = self.cluster.current_topic(&request.topic).await;
         let topic = topic.map_err(|error| errors::lookup(&self.cluster, &error))?;
         let partitions = u32::try_from(topic.partitions.len()).unwrap_or(u32::MAX);
         Ok(request
@@ -139,9 +141,17 @@ struct ProduceStream {
     answers: mpsc::Sender<Result<ProduceResponse, Status>>,
     /// Partitions met so far, so that a batch costs no look-up by name. A topic that was deleted
     /// and created anew has other groups: its closed partition is looked up again.
-    partitions: BTreeMap<(String, u32), (Partition, TopicMeter)>,
+    partitions: BTreeMap<(String, u32), Known>,
     meter: ApiMeter,
     inflight_bytes: usize,
+}
+
+/// A partition that was looked up, as one of which topic.
+#[derive(Clone)]
+struct Known {
+    partition: Partition,
+    topic: TopicId,
+    meter: TopicMeter,
 }
 
 /// An append that was queued, and what to answer it as.
@@ -219,10 +229,11 @@ impl ProduceStream {
             error: Some(error),
             ..ProduceResponse::default()
         };
-        let (partition, topic) = self
-            .partition(request.topic, request.partition)
-            .map_err(&refused)?;
-        let ticket = partition
+        let meant = errors::topic_id(request.topic_id.as_deref()).map_err(&refused)?;
+        let place = (request.topic, request.partition);
+        let known = self.partition(place, meant).await.map_err(&refused)?;
+        let ticket = known
+            .partition
             .enqueue(request.batch, None)
             .await
             .map_err(|error| refused(errors::append(&self.api.cluster, &error)))?;
@@ -232,22 +243,31 @@ impl ProduceStream {
             bytes,
             records: u64::try_from(records).unwrap_or(0),
             since,
-            topic,
+            topic: known.meter,
         };
         Ok(Pending { receipt, ticket })
     }
 
-    fn partition(&mut self, topic: String, index: u32) -> Result<(Partition, TopicMeter), Error> {
-        let place = (topic, index);
+    /// The partition, of the topic that is meant if one is.
+    async fn partition(
+        &mut self,
+        place: (String, u32),
+        meant: Option<TopicId>,
+    ) -> Result<Known, Error> {
         if let Some(known) = self.partitions.get(&place)
-            && !known.0.is_closed()
+            && !known.partition.is_closed()
+            && meant.is_none_or(|meant| meant == known.topic)
         {
             return Ok(known.clone());
         }
         let cluster = &self.api.cluster;
-        let found = cluster.partition(&place.0, index);
-        let partition = found.map_err(|error| errors::lookup(cluster, &error))?;
-        let known = (partition, self.api.meters.topic(&place.0));
+        let wrong = |error: LookupError| errors::lookup(cluster, &error);
+        let topic = cluster.topic_meant(&place.0, meant).await.map_err(wrong)?;
+        let known = Known {
+            partition: cluster.partition_of(&topic, place.1).map_err(wrong)?,
+            topic: topic.id,
+            meter: self.api.meters.topic(&place.0),
+        };
         self.partitions.insert(place, known.clone());
         Ok(known)
     }

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use trilog_model::NodeId;
 
 use trilog_raft::controller::reconcile::Myself;
-use trilog_raft::controller::{ClusterId, NodeIdentity};
+use trilog_raft::controller::{BUILD_LEVEL, ClusterId, NodeIdentity};
 use trilog_raft::transport::Transport;
 use trilog_raft::{Node, RaftConfig};
 use trilog_storage::env::{Clock, Entropy};
@@ -229,6 +229,21 @@ impl Server {
     /// Fires once storage can no longer be trusted.
     pub fn fatal(&self) -> watch::Receiver<Option<trilog_storage::fatal::Fatal>> {
         self.store.fatal()
+    }
+
+    /// Waits until the cluster has a feature level that this build cannot follow, for instance
+    /// because it is older than the one that ran here before; answers that level.
+    pub async fn outgrown(&self) -> u32 {
+        let mut changes = self.cluster.changes();
+        loop {
+            let level = self.cluster.map().level();
+            if level > BUILD_LEVEL {
+                return level;
+            }
+            if changes.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
     }
 
     #[must_use]

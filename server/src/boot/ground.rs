@@ -16,7 +16,7 @@ use trilog_storage::kv::{Kv, KvConfig};
 use trilog_storage::log::StoreConfig;
 use trilog_storage::store::{OpenReport, Store};
 
-use crate::cluster::{Identity, PeerFile};
+use crate::cluster::{Identity, PeerFile, check_recovered};
 use crate::config::{Config, IoChoice};
 
 /// What a node takes from the machine it runs on.
@@ -71,6 +71,7 @@ impl Footing {
             identity.save(dir)?;
             identity
         };
+        check_recovered(dir, &identity)?;
         let allowed = config.raft.clock_skew_max.get();
         let steady = Arc::new(SteadyClock::new(Arc::clone(&clock), allowed));
         let store_config = StoreConfig {
@@ -215,7 +216,7 @@ fn draw_uuid(entropy: &Entropy) -> uuid::Uuid {
     uuid::Builder::from_random_bytes(bytes).into_uuid()
 }
 
-fn choice(io: IoChoice) -> Choice {
+pub(super) fn choice(io: IoChoice) -> Choice {
     match io {
         IoChoice::Auto => Choice::Auto,
         IoChoice::Uring => Choice::Uring,
@@ -223,7 +224,7 @@ fn choice(io: IoChoice) -> Choice {
     }
 }
 
-fn store_config(config: &Config) -> StoreConfig {
+pub(super) fn store_config(config: &Config) -> StoreConfig {
     let storage = &config.storage;
     let defaults = StoreConfig::new(config.node.data_dir.clone());
     StoreConfig {

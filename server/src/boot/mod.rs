@@ -3,10 +3,12 @@
 mod assemble;
 mod ground;
 mod joining;
+pub mod recover;
 mod sources;
 
 use anyhow::{Context, bail};
 use tokio_util::sync::CancellationToken;
+use trilog_raft::controller::BUILD_LEVEL;
 
 pub use assemble::{Listeners, Server};
 pub use ground::{Footing, Ground, Surroundings};
@@ -38,6 +40,10 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let failure = tokio::select! {
         biased;
         () = stop.cancelled() => None,
+        level = server.outgrown() => bail!(
+            "the cluster's feature level is {level}, and this build follows up to {BUILD_LEVEL}: \
+             install the newer one again"
+        ),
         failed = fatal.wait_for(Option::is_some) => failed.ok().and_then(|failed| failed.clone()),
     };
     if let Some(failure) = failure {

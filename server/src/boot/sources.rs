@@ -23,6 +23,8 @@ impl Server {
         metrics.register(move || publish_store(&store.stats()));
         let cluster = self.cluster.clone();
         metrics.register(move || publish_partitions(&cluster));
+        let cluster = self.cluster.clone();
+        metrics.register(move || publish_cluster(&cluster));
         let transport = self.transport.clone();
         metrics.register(move || publish_transport(&transport.stats()));
         let node = self.node.clone();
@@ -69,7 +71,28 @@ impl Server {
         });
         let cluster = self.cluster.clone();
         health.must_be_ready("partitions", move || leaders_known(&cluster));
+        let cluster = self.cluster.clone();
+        health.note("recovery", move || losses_accepted(&cluster));
     }
+}
+
+/// What was given up stays told, for whoever looks into it later.
+fn losses_accepted(cluster: &Cluster) -> Result<(), String> {
+    let map = cluster.map();
+    let Some(last) = map.losses().last() else {
+        return Ok(());
+    };
+    let nodes: Vec<String> = last.nodes.iter().map(ToString::to_string).collect();
+    Err(format!(
+        "what only node {} had was given up for lost by `trilog recover`",
+        nodes.join(", ")
+    ))
+}
+
+fn publish_cluster(cluster: &Cluster) {
+    let map = cluster.map();
+    gauge!("trilog_losses_accepted").set(as_f64(map.losses().len() as u64));
+    gauge!("trilog_feature_level").set(f64::from(map.level()));
 }
 
 fn leaders_known(cluster: &Cluster) -> Result<(), String> {

@@ -1,15 +1,23 @@
 //! `trilog cluster`: the nodes, and what lies where.
 
+use std::time::Duration;
+
+use anyhow::Context;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use trilog_client::Admin;
 use trilog_client::proto::{
-    BalanceRequest, MoveRequest, NodeState, NodeStatus, PlannedMove, StatusResponse,
+    BalanceRequest, ConfigureRequest, MoveRequest, NodeState, NodeStatus, PlannedMove, Setting,
+    StatusResponse,
 };
 
 use super::connect::ConnectArgs;
 use super::output::{self, OutputArgs};
+use super::progress::Progress;
 use super::topic::plural;
+
+/// Between two looks at moves that are under way.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Args)]
 pub(super) struct ClusterArgs {
@@ -35,6 +43,9 @@ enum ClusterCommand {
     /// Move everything off a node; it stays a member
     Drain {
         node: u32,
+        /// Come back when nothing is left on it
+        #[arg(long)]
+        wait: bool,
         #[command(flatten)]
         connect: ConnectArgs,
     },
@@ -47,12 +58,12 @@ enum ClusterCommand {
         #[command(flatten)]
         connect: ConnectArgs,
     },
-    /// Give all replicas of a lost node to another
+    /// Give all replicas of a lost node to another, or say how it comes back with an empty disk
     Replace {
         node: u32,
         /// The node that takes its place
         #[arg(long = "with", value_name = "NODE")]
-        replacement: u32,
+        replacement: Option<u32>,
         #[command(flatten)]
         connect: ConnectArgs,
     },
@@ -84,9 +95,33 @@ enum ClusterCommand {
         #[command(flatten)]
         connect: ConnectArgs,
     },
+    /// Show the settings of the whole cluster, or change some
+    Config {
+        /// New values
+        #[arg(value_name = "KEY=VALUE")]
+        set: Vec<String>,
+        /// Back to its default
+        #[arg(long, value_name = "KEY")]
+        unset: Vec<String>,
+        /// Show those at their defaults, too
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        connect: ConnectArgs,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Raise the feature level, once every node runs the newer build; there is no way back
+    Upgrade {
+        /// Only say what would be done
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        connect: ConnectArgs,
+    },
     /// Even out leaders over the nodes
     Balance {
-        /// Replicas, too
+        /// Replicas, too, over racks and nodes: a few at a time, until all are even
         #[arg(long)]
         replicas: bool,
         /// Only say what would be done
@@ -116,9 +151,11 @@ pub(super) async fn run(args: ClusterArgs) -> anyhow::Result<()> {
             show(&status, output)
         }
         ClusterCommand::Add { node, connect } => add(&connect.client().await?.admin(), node).await,
-        ClusterCommand::Drain { node, connect } => {
-            drain(&connect.client().await?.admin(), node).await
-        }
+        ClusterCommand::Drain {
+            node,
+            wait,
+            connect,
+        } => drain(&connect.client().await?.admin(), node, wait).await,
         ClusterCommand::Remove {
             node,
             force,
@@ -132,11 +169,7 @@ pub(super) async fn run(args: ClusterArgs) -> anyhow::Result<()> {
             node,
             replacement,
             connect,
-        } => {
-            let admin = connect.client().await?.admin();
-            let answer = admin.replace_node(node, replacement).await?;
-            removed(node, answer.replicas_replaced)
-        }
+        } => replace(&connect.client().await?.admin(), node, replacement).await,
         ClusterCommand::Transfer {
             partition,
             to,
@@ -154,26 +187,176 @@ pub(super) async fn run(args: ClusterArgs) -> anyhow::Result<()> {
             connect,
             output,
         } => {
+            let admin = connect.client().await?.admin();
             let request = BalanceRequest { replicas, dry_run };
-            let moves = connect
-                .client()
-                .await?
-                .admin()
-                .balance(request)
-                .await?
-                .moves;
+            let moves = balance(&admin, request).await?;
             balanced(&moves, dry_run, output)
+        }
+        ClusterCommand::Config {
+            set,
+            unset,
+            all,
+            connect,
+            output,
+        } => {
+            let request = ConfigureRequest {
+                set: set
+                    .iter()
+                    .map(|text| setting(text))
+                    .collect::<Result<_, _>>()?,
+                reset: unset,
+            };
+            let settings = connect.client().await?.admin().configure(request).await?;
+            configured(&settings, all, output)
+        }
+        ClusterCommand::Upgrade { dry_run, connect } => {
+            upgrade(&connect.client().await?.admin(), dry_run).await
         }
     }
 }
 
-async fn drain(admin: &Admin, node: u32) -> anyhow::Result<()> {
-    let left = admin.drain(node, false).await?.replicas_left;
+/// Begins moves until there are none left to begin; replicas take a while to arrive.
+async fn balance(admin: &Admin, request: BalanceRequest) -> anyhow::Result<Vec<PlannedMove>> {
+    let mut moves = Vec::new();
+    let mut progress = None;
+    loop {
+        let answer = admin.balance(request).await?;
+        let begun = answer
+            .moves
+            .iter()
+            .filter(|planned| !planned.leadership)
+            .count();
+        moves.extend(answer.moves);
+        let moving =
+            request.replicas && !request.dry_run && (begun > 0 || answer.moving_replicas > 0);
+        if !moving {
+            return Ok(moves);
+        }
+        let bar = progress.get_or_insert_with(|| Progress::steps("moves of replicas begun"));
+        bar.add(u64::try_from(begun).unwrap_or(0));
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+fn setting(text: &str) -> anyhow::Result<(String, String)> {
+    let (key, value) = text
+        .split_once('=')
+        .with_context(|| format!("{text:?} is not of the form KEY=VALUE"))?;
+    Ok((key.trim().to_owned(), value.to_owned()))
+}
+
+fn configured(settings: &[Setting], all: bool, output: OutputArgs) -> anyhow::Result<()> {
+    if output.is_json() {
+        let settings: serde_json::Map<String, Value> = settings
+            .iter()
+            .map(|entry| {
+                let value = json!({ "value": entry.value, "is_default": entry.is_default });
+                (entry.name.clone(), value)
+            })
+            .collect();
+        return Ok(output::json(&json!({ "settings": settings }))?);
+    }
+    let shown = settings.iter().filter(|entry| all || !entry.is_default);
+    let rows: Vec<Vec<String>> = shown
+        .map(|entry| {
+            vec![
+                entry.name.clone(),
+                entry.value.clone(),
+                entry.documentation.clone(),
+            ]
+        })
+        .collect();
+    let hidden = settings.len() - rows.len();
+    if !rows.is_empty() {
+        output::table(&["setting", "value", "what it does"], rows)?;
+    }
+    if hidden > 0 {
+        output::line(format_args!(
+            "{hidden} settings are at their defaults; --all shows them"
+        ))?;
+    }
+    Ok(())
+}
+
+async fn upgrade(admin: &Admin, dry_run: bool) -> anyhow::Result<()> {
+    let answer = admin.upgrade(dry_run).await?;
+    let (before, level) = (answer.level_before, answer.level);
+    let would = if dry_run { "would be" } else { "is" };
+    if level > before {
+        output::line(format_args!(
+            "the feature level {would} raised from {before} to {level}"
+        ))?;
+    } else {
+        output::line(format_args!(
+            "the feature level is {level}, the highest that every node can follow"
+        ))?;
+    }
+    if !answer.held_back_by.is_empty() {
+        let nodes: Vec<String> = answer.held_back_by.iter().map(u32::to_string).collect();
+        output::line(format_args!(
+            "others could follow a higher one; still on an older build: node {}",
+            nodes.join(", ")
+        ))?;
+    }
+    Ok(())
+}
+
+async fn drain(admin: &Admin, node: u32, wait: bool) -> anyhow::Result<()> {
+    let mut left = admin.drain(node, false).await?.replicas_left;
+    if wait || left == 0 {
+        let progress = Progress::steps("replicas moved off");
+        while left > 0 {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            let now = admin.drain(node, false).await?.replicas_left;
+            progress.add(left.saturating_sub(now).into());
+            left = now;
+        }
+        progress.finish();
+        output::line(format_args!(
+            "node {node} is drained; `trilog cluster remove {node}` takes it out"
+        ))?;
+        return Ok(());
+    }
     output::line(format_args!(
         "node {node} is draining, {left} replicas are still there; \
          `trilog cluster status` follows it"
     ))?;
     Ok(())
+}
+
+/// A node with an empty disk comes back under its number by being started; another one takes over
+/// by being named.
+async fn replace(admin: &Admin, node: u32, replacement: Option<u32>) -> anyhow::Result<()> {
+    let Some(replacement) = replacement else {
+        output::line(format_args!(
+            "Start it on its machine, with an empty directory and its old number:\n\n  \
+             trilog server --replace --node-id {node} --data-dir DIR --seeds {}\n\n\
+             or name another node that takes its replicas: \
+             trilog cluster replace {node} --with NODE",
+            seeds(&admin.status().await?)
+        ))?;
+        return Ok(());
+    };
+    let moving = admin
+        .replace_node(node, replacement)
+        .await?
+        .replicas_replaced;
+    output::line(format_args!(
+        "node {node} gives up {moving} replica{} to node {replacement}; once `trilog cluster \
+         status` shows none moving, `trilog cluster remove {node}` takes it out",
+        if moving == 1 { "" } else { "s" }
+    ))?;
+    Ok(())
+}
+
+/// By which a node that starts finds the cluster.
+fn seeds(status: &StatusResponse) -> String {
+    let addresses = status
+        .nodes
+        .iter()
+        .filter_map(|node| node.addresses.as_ref());
+    let peers: Vec<&str> = addresses.map(|addresses| addresses.peer.as_str()).collect();
+    peers.join(",")
 }
 
 async fn transfer(admin: &Admin, (topic, partition): (String, u32), to: u32) -> anyhow::Result<()> {
@@ -209,16 +392,10 @@ async fn add(admin: &Admin, node: u32) -> anyhow::Result<()> {
         output::line(format_args!("node {node} is a full member"))?;
         return Ok(());
     }
-    let seeds: Vec<&str> = status
-        .nodes
-        .iter()
-        .filter_map(|node| node.addresses.as_ref())
-        .map(|addresses| addresses.peer.as_str())
-        .collect();
     output::line(format_args!(
         "Start it on its machine, with an empty directory; it joins by itself:\n\n  \
          trilog server --node-id {node} --data-dir DIR --seeds {}",
-        seeds.join(",")
+        seeds(&status)
     ))?;
     Ok(())
 }
@@ -300,10 +477,35 @@ fn complaints(status: &StatusResponse) -> Vec<String> {
         "without a leader: they refuse writes",
     );
     count(status.under_replicated_partitions, "with a replica missing");
-    if status.moving_replicas > 0 {
-        found.push(format!("{} replicas are moving", status.moving_replicas));
+    match status.moving_replicas {
+        0 => {}
+        1 => found.push("1 replica is moving".to_owned()),
+        several => found.push(format!("{several} replicas are moving")),
     }
+    if status.feature_level_possible > status.feature_level {
+        found.push(format!(
+            "every node can follow feature level {}: `trilog cluster upgrade` raises it",
+            status.feature_level_possible
+        ));
+    }
+    found.extend(status.losses.iter().map(|loss| {
+        let nodes: Vec<String> = loss.nodes.iter().map(u32::to_string).collect();
+        format!(
+            "on {} what only node {} had was given up for lost",
+            time(loss.at_ns),
+            nodes.join(", ")
+        )
+    }));
     found
+}
+
+fn time(nanos: u64) -> String {
+    let time = jiff::Timestamp::from_nanosecond(i128::from(nanos));
+    let local = time.map(|time| time.to_zoned(jiff::tz::TimeZone::system()));
+    local.map_or_else(
+        |_| nanos.to_string(),
+        |time| time.strftime("%Y-%m-%d %H:%M %Z").to_string(),
+    )
 }
 
 fn show(status: &StatusResponse, output: OutputArgs) -> anyhow::Result<()> {
@@ -312,12 +514,13 @@ fn show(status: &StatusResponse, output: OutputArgs) -> anyhow::Result<()> {
         return Ok(output::json(&status_json(status, &complaints))?);
     }
     output::line(format_args!(
-        "cluster {}: {} topic{}, {} partition{}",
+        "cluster {}: {} topic{}, {} partition{}, feature level {}",
         status.cluster_id,
         status.topics,
         plural(usize::try_from(status.topics).unwrap_or(usize::MAX)),
         status.partitions,
         plural(usize::try_from(status.partitions).unwrap_or(usize::MAX)),
+        status.feature_level,
     ))?;
     for complaint in &complaints {
         output::line(format_args!("  ! {complaint}"))?;
@@ -364,6 +567,19 @@ fn status_json(status: &StatusResponse, complaints: &[String]) -> Value {
                 "grpc": addresses.grpc,
                 "peer": addresses.peer,
                 "http": addresses.http,
+                "feature_level_min": node.feature_level_min,
+                "feature_level_max": node.feature_level_max,
+            })
+        })
+        .collect();
+    let losses: Vec<Value> = status
+        .losses
+        .iter()
+        .map(|loss| {
+            json!({
+                "at_ns": loss.at_ns,
+                "nodes": loss.nodes,
+                "cluster_id": loss.cluster_id,
             })
         })
         .collect();
@@ -376,6 +592,9 @@ fn status_json(status: &StatusResponse, complaints: &[String]) -> Value {
         "leaderless_partitions": status.leaderless_partitions,
         "under_replicated_partitions": status.under_replicated_partitions,
         "moving_replicas": status.moving_replicas,
+        "feature_level": status.feature_level,
+        "feature_level_possible": status.feature_level_possible,
+        "losses": losses,
         "complaints": complaints,
         "nodes": nodes,
     })

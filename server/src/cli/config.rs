@@ -77,6 +77,9 @@ pub(super) struct SettingArgs {
     /// Peer addresses to find the cluster by, separated by commas [cluster.seeds]
     #[arg(long, value_name = "HOST:PORT,..")]
     seeds: Option<String>,
+    /// Take the place of the node of this number whose disk is lost [cluster.replace]
+    #[arg(long)]
+    replace: bool,
     /// Any other key
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     set: Vec<String>,
@@ -101,6 +104,10 @@ impl SettingArgs {
                 flags.push((flag.to_owned(), key.to_owned(), value.clone()));
             }
         }
+        if self.replace {
+            let (flag, key) = ("--replace".to_owned(), "cluster.replace".to_owned());
+            flags.push((flag, key, true.to_string()));
+        }
         Ok(flags)
     }
 }
@@ -112,7 +119,7 @@ pub(super) fn load(file: Option<PathBuf>, settings: &SettingArgs) -> anyhow::Res
         flags: settings.flags()?,
         ..Sources::from_process()
     };
-    config::load(&sources).context("the configuration cannot be used\n")
+    config::load(&sources).context("the configuration cannot be used")
 }
 
 impl SourceArgs {

@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::time::Duration;
 
+use anyhow::bail;
 use clap::Args;
-use trilog_client::{Client, ClientConfig};
+use trilog_client::{Client, ClientConfig, Error};
 
 use super::dev::DATA;
 use crate::dev::Layout;
@@ -33,7 +34,12 @@ impl ConnectArgs {
             call_timeout: PATIENCE,
             ..ClientConfig::default()
         };
-        Client::connect_with(first).await?;
+        match Client::connect_with(first).await {
+            Err(error @ Error::Unreachable(_)) if self.server.is_none() => bail!(
+                "{error}\n  start one here with `trilog dev`, or name a node of yours with --server"
+            ),
+            connected => drop(connected?),
+        }
         Ok(Client::connect(seeds).await?)
     }
 

@@ -18,6 +18,7 @@ use super::reader::{self, Ranges};
 
 #[derive(Debug, Args)]
 pub(super) struct ConsumeArgs {
+    /// The topic's name
     topic: String,
     /// Where to start: start, end, an offset, the last so many of each partition (-10), or a time
     /// (@2026-11-20T10:00 local, @10:00, @-5m, @yesterday, @tuesday)
@@ -102,7 +103,7 @@ fn announce(args: &ConsumeArgs, ranges: &Ranges, moment: Option<&Zoned>) {
             .iter()
             .map(|(partition, range)| format!("{partition}@{}", range.start))
             .collect();
-        let shown = moment.strftime("%Y-%m-%dT%H:%M:%S%.f%:z");
+        let shown = moment.strftime("%Y-%m-%dT%H:%M:%S%:z");
         eprintln!("from {shown}: {}", places.join(" "));
     }
     if args.offset == Position::End && std::io::stderr().is_terminal() {

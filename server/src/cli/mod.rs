@@ -18,6 +18,7 @@ mod position;
 mod produce;
 mod progress;
 mod reader;
+mod recover;
 mod replay;
 mod scrape;
 mod server;
@@ -61,6 +62,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Measure it, beside what the same machine does without it
     Bench(bench::BenchArgs),
+    /// Go on with what is left when a majority of nodes is lost for ever
+    Recover(recover::RecoverArgs),
     /// Look into the log of a stopped node
     Log(log::LogArgs),
     /// Write, check and show the configuration of a node
@@ -104,6 +107,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Replay(args) => runtime()?.block_on(replay::run(args)),
         Command::Cluster(args) => runtime()?.block_on(cluster::run(args)),
         Command::Bench(args) => runtime()?.block_on(bench::run(args)),
+        Command::Recover(args) => runtime()?.block_on(recover::run(args)),
         Command::Log(args) => runtime()?.block_on(log::run(args)),
         Command::Demo(args) => runtime()?.block_on(demo::run(args)),
     }

@@ -19,6 +19,7 @@ use crate::config::{ByteSize, Duration};
 
 #[derive(Debug, Args)]
 pub(super) struct ProduceArgs {
+    /// The topic's name
     topic: String,
     /// The records' values; without any, each line of standard input is one
     values: Vec<String>,

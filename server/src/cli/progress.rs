@@ -27,6 +27,15 @@ impl Progress {
         Self::new(bar, what, template)
     }
 
+    /// Of an unknown number of steps.
+    pub(super) fn steps(what: &'static str) -> Self {
+        Self::new(
+            ProgressBar::no_length(),
+            what,
+            "{msg} {spinner} {human_pos}",
+        )
+    }
+
     fn new(bar: ProgressBar, what: &'static str, template: &str) -> Self {
         // On standard error, and only if that is a terminal.
         bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(REDRAW));

@@ -87,6 +87,16 @@ pub(super) async fn locate(
         };
         ranges.insert(partition, Range { start, end });
     }
+    if let Position::Offset(offset) = position {
+        let ends: Vec<String> = ranges
+            .iter()
+            .map(|(partition, range)| format!("{topic}/{partition} ends at {}", range.end))
+            .collect();
+        ranges.retain(|_, range| range.start <= range.end);
+        if ranges.is_empty() {
+            bail!("offset {offset} lies beyond the end: {}", ends.join(", "));
+        }
+    }
     Ok((ranges, moment))
 }
 

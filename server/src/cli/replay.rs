@@ -51,7 +51,7 @@ pub(super) async fn run(args: ReplayArgs) -> anyhow::Result<()> {
     let (ranges, moment) =
         reader::locate(&client, &args.topic, &partitions, &args.from, &now).await?;
     if let Some(moment) = moment {
-        eprintln!("from {}", moment.strftime("%Y-%m-%dT%H:%M:%S%.f%:z"));
+        eprintln!("from {}", moment.strftime("%Y-%m-%dT%H:%M:%S%:z"));
     }
     let total = args.count.unwrap_or(u64::MAX).min(reader::total(&ranges));
     let progress = Progress::records("replaying", Some(total));

@@ -244,7 +244,13 @@ async fn alter(args: AlterArgs) -> anyhow::Result<()> {
     } else {
         "altered"
     };
-    output::line(format_args!("{what} {}", args.name))?;
+    let moving = args.replication.is_some() && !args.dry_run;
+    let hint = if moving {
+        "; replicas come and go meanwhile: `trilog cluster status`"
+    } else {
+        ""
+    };
+    output::line(format_args!("{what} {}{hint}", args.name))?;
     Ok(())
 }
 

@@ -112,6 +112,11 @@ impl Agent {
                 _ => book.remove(node.id),
             }
         }
+        // Nobody calls on a node that has left. One that this map does not know yet stays.
+        let left = |node: &NodeId| map.node(*node).is_some_and(|node| !node.is_member());
+        for node in book.nodes().into_iter().filter(left) {
+            book.remove(node);
+        }
         self.peers.lock().update(book);
         for topic in map.topics() {
             let limits = self.limits(&map.topic_config(topic));

@@ -75,6 +75,12 @@ impl ControllerView {
 
 impl View for ControllerView {
     fn apply(&mut self, entry: &Committed<'_>, _: &mut WriteBatch) -> Bytes {
+        // What comes after it would be read differently than by the others. The node is ending
+        // already: whoever runs it looks at the level of every map.
+        assert!(
+            self.state.unsupported_level().is_none(),
+            "the cluster's feature level is beyond this build"
+        );
         let outcome = self.state.apply(entry.command, entry.header.append_time);
         self.publish();
         let mut reply = BytesMut::with_capacity(8 + outcome.len());

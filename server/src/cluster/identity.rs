@@ -51,6 +51,10 @@ pub enum IdentityError {
     )]
     Unreadable { path: PathBuf, reason: String },
     #[error(
+        "{path}: a recovery of this node was begun and not finished: run `trilog recover` again"
+    )]
+    HalfRecovered { path: PathBuf },
+    #[error(
         "{path} belongs to node {found}, but this is node {node}: point data_dir elsewhere \
              or set node.id = {found}"
     )]
@@ -112,6 +116,16 @@ impl Identity {
             controller_replica: None,
             founder: false,
             replaces: Some(self.uuid),
+            ..self
+        }
+    }
+
+    /// The identity of a survivor that goes on under another cluster id.
+    #[must_use]
+    pub fn recovered(self, cluster: Uuid) -> Self {
+        Self {
+            cluster: Some(cluster),
+            founder: false,
             ..self
         }
     }

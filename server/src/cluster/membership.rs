@@ -389,3 +389,27 @@ impl PeerHandler for Receptionist {
         stream.refuse(&Refusal::Unserved);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_says_so_before_it_takes_part() {
+        let identity = NodeIdentity::from_bytes([1; 16]).unwrap();
+        let cluster = ClusterId::from_bytes([2; 16]).unwrap();
+        let answers = |receptionist: &Receptionist| {
+            let said = receptionist.introduction().encode_to_vec().into();
+            read_introduction(NodeId(3), &said)
+        };
+        let empty = Receptionist::new(NodeId(3), identity, None);
+        assert!(matches!(answers(&empty), Answer::Empty { .. }));
+        let starting = Receptionist::new(NodeId(3), identity, Some(cluster));
+        let expected = Answer::Clustered {
+            node: NodeId(3),
+            identity,
+            cluster,
+        };
+        assert_eq!(answers(&starting), expected);
+    }
+}

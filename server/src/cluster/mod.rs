@@ -14,6 +14,7 @@ mod membership;
 mod peers;
 mod producer_ids;
 mod proxy;
+mod recovery;
 mod timekeeper;
 
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use trilog_model::{GroupId, NodeId, Term};
 use trilog_raft::controller::commands::{Command, Purpose};
-use trilog_raft::controller::{ClusterMap, Partition as Place, Reply, Topic};
+use trilog_raft::controller::{ClusterMap, Partition as Place, Reply, Topic, TopicId};
 
 pub use agent::Agent;
 pub use controller::{ControllerHandle, ControllerView, ProposeError};
@@ -31,6 +32,7 @@ pub use liveness::Liveness;
 pub use membership::{Applicant, Membership, MembershipError, Receptionist, find_peers};
 pub use peers::PeerFile;
 pub use proxy::ProxyError;
+pub use recovery::{RecoveryFile, check_recovered, date_of, dated_cluster_id};
 pub use timekeeper::{ClockState, Timekeeper};
 
 use crate::partition::{Partition, Partitions};
@@ -73,6 +75,13 @@ pub enum LookupError {
     /// This node holds no replica of it.
     #[error("the partition is on other nodes")]
     Elsewhere { leader: Option<NodeId> },
+    /// The topic of this name is another one than was meant.
+    #[error("topic '{0}' was deleted and created anew")]
+    Replaced(String),
+    /// This node knows a topic of this name, another than was meant, and not whether it is the
+    /// older or the newer one.
+    #[error("topic '{0}' was deleted and created anew, or is about to be known here")]
+    Doubtful(String),
 }
 
 impl Cluster {
@@ -144,22 +153,43 @@ impl Cluster {
         self.topic(name)
     }
 
+    /// The topic of this name, and if one is meant, no other. A node that knows another one brings
+    /// its map up to date before it says so: the one meant may be the newer.
+    pub async fn topic_meant(
+        &self,
+        name: &str,
+        meant: Option<TopicId>,
+    ) -> Result<Arc<Topic>, LookupError> {
+        let topic = self.topic(name)?;
+        let Some(meant) = meant.filter(|meant| *meant != topic.id) else {
+            return Ok(topic);
+        };
+        let controller = self.controller();
+        let current = match controller.current_version().await {
+            Some(version) => controller.await_version(version).await,
+            None => false,
+        };
+        let topic = self.topic(name)?;
+        match topic.id == meant {
+            true => Ok(topic),
+            false if current => Err(LookupError::Replaced(name.to_owned())),
+            false => Err(LookupError::Doubtful(name.to_owned())),
+        }
+    }
+
     /// Where a partition is placed.
     pub fn place(&self, topic: &str, index: u32) -> Result<Arc<Place>, LookupError> {
-        let topic = self.topic(topic)?;
-        let place = usize::try_from(index)
-            .ok()
-            .and_then(|index| topic.partitions.get(index));
-        place.cloned().ok_or_else(|| LookupError::UnknownPartition {
-            topic: topic.name.to_string(),
-            asked: index,
-            partitions: topic.partitions.len(),
-        })
+        place_in(&*self.topic(topic)?, index)
     }
 
     /// The replica of a partition on this node.
     pub fn partition(&self, topic: &str, index: u32) -> Result<Partition, LookupError> {
-        let group = self.place(topic, index)?.group;
+        self.partition_of(&*self.topic(topic)?, index)
+    }
+
+    /// As [`Cluster::partition`], of a topic that was looked up already.
+    pub fn partition_of(&self, topic: &Topic, index: u32) -> Result<Partition, LookupError> {
+        let group = place_in(topic, index)?.group;
         let held = self.inner.parts.partitions.get(group);
         held.ok_or_else(|| LookupError::Elsewhere {
             leader: self.leader(group),
@@ -228,4 +258,15 @@ impl Cluster {
             }
         }
     }
+}
+
+fn place_in(topic: &Topic, index: u32) -> Result<Arc<Place>, LookupError> {
+    let place = usize::try_from(index)
+        .ok()
+        .and_then(|index| topic.partitions.get(index));
+    place.cloned().ok_or_else(|| LookupError::UnknownPartition {
+        topic: topic.name.to_string(),
+        asked: index,
+        partitions: topic.partitions.len(),
+    })
 }

@@ -145,7 +145,7 @@ pub async fn call(data: &Path, request: &Request) -> Result<Vec<NodeStatus>, Dev
         .map_err(DevError::Control)?;
     match answer {
         Answer::Done { nodes } => Ok(nodes),
-        Answer::Failed { message } => Err(DevError::Control(io::Error::other(message))),
+        Answer::Failed { message } => Err(DevError::Refused(message)),
     }
 }
 

@@ -71,4 +71,7 @@ pub enum DevError {
     Stopping,
     #[error("the supervisor did not answer")]
     Control(#[source] io::Error),
+    /// What the supervisor said.
+    #[error("{0}")]
+    Refused(String),
 }

@@ -20,6 +20,9 @@ pub struct Reason {
 pub struct Report {
     pub ok: bool,
     pub reasons: Vec<Reason>,
+    /// What is worth knowing and keeps nobody from serving.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<Reason>,
 }
 
 /// The checks of this node. With none registered it lives, but is not ready: a node that is still
@@ -28,6 +31,7 @@ pub struct Report {
 pub struct Health {
     live: Arc<Mutex<Vec<(&'static str, Check)>>>,
     ready: Arc<Mutex<Vec<(&'static str, Check)>>>,
+    notes: Arc<Mutex<Vec<(&'static str, Check)>>>,
 }
 
 impl fmt::Debug for Health {
@@ -55,6 +59,15 @@ impl Health {
         self.ready.lock().push((name, Arc::new(check)));
     }
 
+    /// Adds something that is told beside readiness, as the error of `check`, and changes nothing
+    /// about it. Must be quick.
+    pub fn note<F>(&self, name: &'static str, check: F)
+    where
+        F: Fn() -> Result<(), String> + Send + Sync + 'static,
+    {
+        self.notes.lock().push((name, Arc::new(check)));
+    }
+
     pub fn live(&self) -> Report {
         report(&self.live)
     }
@@ -67,9 +80,13 @@ impl Health {
                     check: "start",
                     reason: "the node is starting".to_owned(),
                 }],
+                notes: Vec::new(),
             };
         }
-        report(&self.ready)
+        Report {
+            notes: report(&self.notes).reasons,
+            ..report(&self.ready)
+        }
     }
 }
 
@@ -85,5 +102,6 @@ fn report(checks: &Mutex<Vec<(&'static str, Check)>>) -> Report {
     Report {
         ok: reasons.is_empty(),
         reasons,
+        notes: Vec::new(),
     }
 }

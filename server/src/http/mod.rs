@@ -1,8 +1,8 @@
 //! The HTTP port: metrics for Prometheus, health for whoever restarts nodes.
 //!
-//! Owns the listener, the metric registry and the routes. Must not know raft, storage or any
-//! dialect: the parts of a node register metric sources and health checks here. A client gets one
-//! of a fixed number of connections, for a fixed time, whatever it does with it.
+//! Owns the metric registry and the routes. Must not know raft, storage or any dialect: the parts
+//! of a node register metric sources and health checks here. A client gets one of a fixed number
+//! of connections, for a fixed time, whatever it does with it.
 
 mod bounded;
 mod catalogue;
@@ -22,7 +22,7 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use bounded::Bounded;
+use bounded::bounded;
 pub use catalogue::{CATALOGUE, Kind, Metric};
 pub use health::{Health, Reason, Report};
 pub use process::ProcessSource;
@@ -70,7 +70,7 @@ impl Http {
             metrics: metrics.clone(),
             health,
         });
-        let serving = axum::serve(Bounded::new(self.listener), routes)
+        let serving = axum::serve(bounded(self.listener), routes)
             .with_graceful_shutdown(stop.clone().cancelled_owned());
         let late = async {
             stop.cancelled().await;

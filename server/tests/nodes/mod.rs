@@ -1,23 +1,31 @@
 //! A cluster of real node processes on free loopback ports, for tests to kill and restart.
 
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
 use std::fmt::Write as _;
 use std::fs::File;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use trilog_client::Client;
+use trilog_client::proto::StatusResponse;
+use trilog_client::{Admin, Client};
+
+#[path = "../ports/mod.rs"]
+mod ports;
+use ports::Ports;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_trilog");
 const PATIENCE: Duration = Duration::from_mins(1);
 const POLL: Duration = Duration::from_millis(50);
 
-/// The nodes; dropping them ends them.
+/// The nodes; dropping them ends them. They are numbered from zero here, and from one in the
+/// cluster.
 pub(crate) struct Nodes {
     dir: tempfile::TempDir,
-    nodes: Vec<Node>,
+    members: Vec<Node>,
+    _ports: Ports,
 }
 
 struct Node {
@@ -25,57 +33,226 @@ struct Node {
     data: PathBuf,
     log: PathBuf,
     grpc: u16,
+    http: u16,
     process: Option<Child>,
 }
 
 impl Nodes {
     /// Starts a cluster and waits until every node of it serves.
     pub(crate) async fn start(count: usize) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let ports = free_ports(count * 3);
-        let peers: Vec<String> = (0..count)
-            .map(|node| format!("\"127.0.0.1:{}\"", ports[node * 3 + 1]))
-            .collect();
-        let nodes = (0..count)
-            .map(|node| Node::write(dir.path(), node, &ports[node * 3..], &peers.join(", ")))
-            .collect();
-        let mut all = Self { dir, nodes };
+        let mut all = Self::prepare(count, count);
         all.restart_all();
         all.await_ready().await;
         all
     }
 
+    /// Starts the first of `most` nodes, a cluster of one that the others can join.
+    pub(crate) async fn start_first_of(most: usize) -> Self {
+        let mut all = Self::prepare(most, 1);
+        all.restart(0);
+        all.await_ready().await;
+        all
+    }
+
+    /// Nodes that are yet to be started. The first `seeds` of them found the cluster, and know
+    /// only each other; the others are told of all.
+    fn prepare(count: usize, seeds: usize) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let ports = Ports::claim();
+        let first = |node: usize| ports.first() + 3 * u16::try_from(node).unwrap();
+        let peers: Vec<String> = (0..count)
+            .map(|node| format!("\"127.0.0.1:{}\"", first(node) + 1))
+            .collect();
+        let write = |node: usize| {
+            let known = if node < seeds { seeds } else { count };
+            Node::write(dir.path(), node, first(node), &peers[..known].join(", "))
+        };
+        let nodes = (0..count).map(write).collect();
+        Self {
+            dir,
+            members: nodes,
+            _ports: ports,
+        }
+    }
+
     pub(crate) fn addresses(&self) -> Vec<String> {
-        self.nodes
+        self.members
             .iter()
             .map(|node| format!("127.0.0.1:{}", node.grpc))
             .collect()
     }
 
+    pub(crate) fn address(&self, node: usize) -> String {
+        format!("127.0.0.1:{}", self.members[node].grpc)
+    }
+
+    /// Where a node listens: gRPC, peers, HTTP.
+    pub(crate) fn ports(&self, node: usize) -> [u16; 3] {
+        let grpc = self.members[node].grpc;
+        [grpc, grpc + 1, grpc + 2]
+    }
+
+    pub(crate) fn config(&self, node: usize) -> &Path {
+        &self.members[node].config
+    }
+
+    /// Waits until one node serves, and leads everything, whatever the others do.
+    pub(crate) async fn await_alone(&self, node: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let status = self.status_of(node).await;
+            if status
+                .as_ref()
+                .is_ok_and(|status| status.leaderless_partitions == 0)
+            {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{status:?}{}", self.logs());
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
     /// As `kill -9` does.
     pub(crate) fn kill(&mut self, node: usize) {
-        let mut process = self.nodes[node].process.take().unwrap();
+        let mut process = self.members[node].process.take().unwrap();
         process.kill().unwrap();
         process.wait().unwrap();
     }
 
     pub(crate) fn kill_all(&mut self) {
-        for node in &mut self.nodes {
+        for node in &mut self.members {
             node.process.as_mut().unwrap().kill().unwrap();
         }
-        for node in &mut self.nodes {
+        for node in &mut self.members {
             node.process.take().unwrap().wait().unwrap();
         }
     }
 
     pub(crate) fn restart(&mut self, node: usize) {
-        self.nodes[node].spawn();
+        self.members[node].spawn();
     }
 
     pub(crate) fn restart_all(&mut self) {
-        for node in &mut self.nodes {
+        for node in &mut self.members {
             node.spawn();
         }
+    }
+
+    /// Starts a node as the one that takes the place of its lost self.
+    pub(crate) fn restart_as_replacement(&mut self, node: usize) {
+        self.members[node].spawn_with(&["--replace"]);
+    }
+
+    /// Ends one node in order.
+    pub(crate) fn stop_one(&mut self, node: usize) {
+        self.members[node].close();
+        self.members[node].reap();
+    }
+
+    pub(crate) fn data(&self, node: usize) -> &Path {
+        &self.members[node].data
+    }
+
+    /// Loses a stopped node's disk.
+    pub(crate) fn wipe(&self, node: usize) {
+        std::fs::remove_dir_all(&self.members[node].data).unwrap();
+    }
+
+    /// Waits until a node that may not serve has ended by itself, as a failure.
+    pub(crate) async fn await_end(&mut self, node: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        let process = self.members[node].process.as_mut().unwrap();
+        let status = loop {
+            if let Some(status) = process.try_wait().unwrap() {
+                break status;
+            }
+            assert!(Instant::now() < deadline, "node {node} goes on");
+            tokio::time::sleep(POLL).await;
+        };
+        self.members[node].process = None;
+        assert!(!status.success());
+    }
+
+    /// What a node has said so far.
+    pub(crate) fn log(&self, node: usize) -> String {
+        std::fs::read_to_string(&self.members[node].log).unwrap_or_default()
+    }
+
+    /// Runs a command of the binary to its end.
+    pub(crate) fn trilog(&self, arguments: &[&str]) -> Output {
+        Command::new(BINARY)
+            .args(arguments)
+            .env_remove("TRILOG_CONFIG")
+            .env("TRILOG_SERVER", self.addresses().join(","))
+            .output()
+            .unwrap()
+    }
+
+    /// Runs a command that must succeed; what it printed.
+    pub(crate) fn run(&self, arguments: &[&str]) -> String {
+        let output = self.trilog(arguments);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {errors}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs a command until it succeeds: for what is refused while the cluster is on its way.
+    pub(crate) async fn run_until_done(&self, arguments: &[&str]) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let output = self.trilog(arguments);
+            if output.status.success() {
+                return String::from_utf8(output.stdout).unwrap();
+            }
+            let errors = String::from_utf8_lossy(&output.stderr);
+            assert!(
+                Instant::now() < deadline,
+                "{arguments:?}: {errors}{}",
+                self.logs()
+            );
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// What one node says of the cluster, if it answers.
+    pub(crate) async fn status_of(&self, node: usize) -> Result<StatusResponse, String> {
+        let address = [format!("127.0.0.1:{}", self.members[node].grpc)];
+        let asked = async { Client::connect(address).await?.admin().status().await };
+        let answered = tokio::time::timeout(Duration::from_secs(2), asked).await;
+        answered
+            .map_err(|_| "no answer".to_owned())?
+            .map_err(|error| error.to_string())
+    }
+
+    /// A page of a node's HTTP port, whatever its status.
+    pub(crate) fn page(&self, node: usize, path: &str) -> String {
+        use std::io::{Read, Write};
+        let mut stream =
+            std::net::TcpStream::connect(("127.0.0.1", self.members[node].http)).unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    /// Waits until every partition of a topic has `replicas` replicas, all of them alive, and
+    /// none of them on the way, and the cluster has as many members as nodes are running.
+    pub(crate) async fn await_placed(&mut self, admin: &Admin, topic: &str, replicas: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let running = self.members.iter().filter(|node| node.process.is_some());
+            let running = running.count();
+            let state = placed(admin, topic, replicas, running).await;
+            let Err(state) = state else { break };
+            assert!(
+                Instant::now() < deadline,
+                "not placed as it should be: {state}{}",
+                self.logs()
+            );
+            tokio::time::sleep(POLL).await;
+        }
+        self.await_ready().await;
     }
 
     /// Waits until every running node is heard by the others, and every partition has a leader.
@@ -95,7 +272,7 @@ impl Nodes {
     }
 
     async fn check_ready(&mut self) -> Result<(), String> {
-        for node in &mut self.nodes {
+        for node in &mut self.members {
             let Some(process) = &mut node.process else {
                 continue;
             };
@@ -104,11 +281,11 @@ impl Nodes {
             }
         }
         let running = self
-            .nodes
+            .members
             .iter()
             .filter(|node| node.process.is_some())
             .count();
-        for node in self.nodes.iter().filter(|node| node.process.is_some()) {
+        for node in self.members.iter().filter(|node| node.process.is_some()) {
             let address = [format!("127.0.0.1:{}", node.grpc)];
             let client = Client::connect(address)
                 .await
@@ -129,21 +306,19 @@ impl Nodes {
         Ok(())
     }
 
-    /// Ends every node in order.
+    /// Ends every running node in order.
     pub(crate) fn stop(&mut self) {
-        for node in &mut self.nodes {
-            // Closing standard input is the order to stop.
-            drop(node.process.as_mut().unwrap().stdin.take());
+        for node in &mut self.members {
+            node.close();
         }
-        for node in &mut self.nodes {
-            let status = node.process.take().unwrap().wait().unwrap();
-            assert!(status.success(), "a node did not stop in order: {status}");
+        for node in &mut self.members {
+            node.reap();
         }
     }
 
     /// `trilog log verify` finds nothing wrong in the stopped nodes' directories.
     pub(crate) fn verify_logs(&self) {
-        for node in &self.nodes {
+        for node in self.members.iter().filter(|node| node.data.exists()) {
             let verified = Command::new(BINARY)
                 .args(["log", "verify"])
                 .arg(&node.data)
@@ -157,7 +332,7 @@ impl Nodes {
 
     fn logs(&self) -> String {
         let mut all = format!("\n(logs under {})", self.dir.path().display());
-        for node in &self.nodes {
+        for node in &self.members {
             let text = std::fs::read_to_string(&node.log).unwrap_or_default();
             let lines: Vec<&str> = text.lines().collect();
             let tail = lines[lines.len().saturating_sub(15)..].join("\n");
@@ -169,7 +344,7 @@ impl Nodes {
 
 impl Drop for Nodes {
     fn drop(&mut self) {
-        for node in &mut self.nodes {
+        for node in &mut self.members {
             if let Some(mut process) = node.process.take() {
                 let _gone = process.kill();
                 let _reaped = process.wait();
@@ -179,7 +354,7 @@ impl Drop for Nodes {
 }
 
 impl Node {
-    fn write(dir: &Path, node: usize, ports: &[u16], seeds: &str) -> Self {
+    fn write(dir: &Path, node: usize, port: u16, seeds: &str) -> Self {
         let home = dir.join(format!("node-{}", node + 1));
         std::fs::create_dir_all(&home).unwrap();
         let data = home.join("data");
@@ -189,9 +364,9 @@ impl Node {
              [storage]\nwal_file_size = \"16MiB\"\nwal_files = 8\n",
             node + 1,
             data.display(),
-            ports[0],
-            ports[1],
-            ports[2],
+            port,
+            port + 1,
+            port + 2,
         );
         let config = home.join("trilog.toml");
         std::fs::write(&config, text).unwrap();
@@ -199,12 +374,17 @@ impl Node {
             config,
             data,
             log: home.join("log"),
-            grpc: ports[0],
+            grpc: port,
+            http: port + 2,
             process: None,
         }
     }
 
     fn spawn(&mut self) {
+        self.spawn_with(&[]);
+    }
+
+    fn spawn_with(&mut self, arguments: &[&str]) {
         let log = File::options()
             .create(true)
             .append(true)
@@ -213,6 +393,7 @@ impl Node {
         let process = Command::new(BINARY)
             .args(["server", "--stop-with-stdin", "-c"])
             .arg(&self.config)
+            .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(log)
@@ -220,14 +401,35 @@ impl Node {
             .unwrap();
         self.process = Some(process);
     }
+
+    /// Tells a running process to stop, which closing its standard input does.
+    fn close(&mut self) {
+        if let Some(process) = &mut self.process {
+            drop(process.stdin.take());
+        }
+    }
+
+    fn reap(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let status = process.wait().unwrap();
+            assert!(status.success(), "a node did not stop in order: {status}");
+        }
+    }
 }
 
-/// Ports nobody has now. All are held until all are found, so that none comes twice.
-fn free_ports(count: usize) -> Vec<u16> {
-    let held: Vec<TcpListener> = (0..count)
-        .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-        .collect();
-    held.iter()
-        .map(|listener| listener.local_addr().unwrap().port())
-        .collect()
+/// Whether a topic is spread as it should be over the nodes that run, and nothing moves.
+async fn placed(admin: &Admin, topic: &str, replicas: usize, running: usize) -> Result<(), String> {
+    let status = admin.status().await.map_err(|error| error.to_string())?;
+    let alive = status.nodes.iter().filter(|node| node.alive).count();
+    if alive != running || status.moving_replicas > 0 {
+        let moving = status.moving_replicas;
+        return Err(format!("{alive} of {running} alive, {moving} moving"));
+    }
+    let topic = admin.describe_topic(topic).await;
+    for place in topic.map_err(|error| error.to_string())?.partitions {
+        if place.leader == 0 || place.live.len() != replicas || place.replicas.len() != replicas {
+            return Err(format!("{place:?}"));
+        }
+    }
+    Ok(())
 }

@@ -3,10 +3,12 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
+
+#[path = "../ports/mod.rs"]
+mod ports;
+use ports::Ports;
 
 /// Runs the binary to its end.
 pub(crate) fn trilog(arguments: &[&str]) -> Output {
@@ -31,7 +33,7 @@ pub(crate) struct Cluster {
     child: Child,
     data: PathBuf,
     server: String,
-    base_port: u16,
+    ports: Option<Ports>,
 }
 
 impl Drop for Cluster {
@@ -44,10 +46,11 @@ impl Drop for Cluster {
 impl Cluster {
     /// Starts three nodes and waits until they serve.
     pub(crate) fn start(data: &Path) -> Self {
-        Self::start_at(data, free_block())
+        Self::start_at(data, Ports::claim())
     }
 
-    fn start_at(data: &Path, base: u16) -> Self {
+    fn start_at(data: &Path, ports: Ports) -> Self {
+        let base = ports.first();
         let mut child = Command::new(env!("CARGO_BIN_EXE_trilog"))
             .args(["dev", "--base-port", &base.to_string(), "--data"])
             .arg(data)
@@ -71,8 +74,13 @@ impl Cluster {
                 .map(|nth| format!("127.0.0.1:{}", base + 10 * nth))
                 .collect::<Vec<_>>()
                 .join(","),
-            base_port: base,
+            ports: Some(ports),
         }
+    }
+
+    /// Where one node, numbered from one, is reached.
+    pub(crate) fn address(&self, node: usize) -> &str {
+        self.server.split(',').nth(node - 1).unwrap()
     }
 
     /// Runs a command against the cluster.
@@ -122,7 +130,7 @@ impl Cluster {
 
     /// Where the nodes serve HTTP.
     pub(crate) fn http_ports(&self) -> impl Iterator<Item = u16> {
-        let base = self.base_port;
+        let base = self.ports.as_ref().map_or(0, Ports::first);
         (0..3).map(move |nth| base + 10 * nth + 2)
     }
 
@@ -138,26 +146,13 @@ impl Cluster {
     /// Stops it and starts it again where it was.
     pub(crate) fn start_again(mut self) -> Self {
         self.end();
-        Self::start_at(&self.data, self.base_port)
+        let ports = self.ports.take();
+        Self::start_at(&self.data, ports.unwrap())
     }
 
     fn end(&mut self) {
         self.dev(&["stop"]);
         let status = self.child.wait().unwrap();
         assert!(status.success(), "{status}");
-    }
-}
-
-/// The first of thirty ports that nobody has, nor another test of this process looks at.
-fn free_block() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
-    let own = u16::try_from(std::process::id() % 500).unwrap();
-    loop {
-        let nth = (own + NEXT.fetch_add(1, Ordering::Relaxed)) % 500;
-        let base = 12_000 + nth * 30;
-        if (0..30).all(|port| free(base + port)) {
-            return base;
-        }
     }
 }

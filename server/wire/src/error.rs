@@ -134,6 +134,7 @@ fn status_code(code: ErrorCode) -> Code {
         | ErrorCode::ProducerFenced
         | ErrorCode::NotEnoughNodes
         | ErrorCode::PolicyViolation
+        | ErrorCode::TopicReplaced
         | ErrorCode::ClusterMismatch => Code::FailedPrecondition,
         ErrorCode::Unauthenticated => Code::Unauthenticated,
         ErrorCode::PermissionDenied => Code::PermissionDenied,

@@ -5,6 +5,10 @@
 
 pub mod error;
 
+/// The definitions of everything here, as tools that ask a node for them expect it: an encoded
+/// `google.protobuf.FileDescriptorSet`.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
 /// The generated messages, clients and servers of package `trilog.v1`.
 #[allow(
     missing_debug_implementations,

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
-use tokio::time::Instant;
 use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
 use trilog_model::{EntryId, GroupId, LogIndex, ReplicaId, Term};
 
 use super::budget::{Claim, Pressure, Share};

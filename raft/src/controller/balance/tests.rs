@@ -250,6 +250,72 @@ fn a_leader_chosen_by_an_operator_leads_until_balancing_is_asked_for() {
 }
 
 #[test]
+fn an_operator_who_asks_gets_an_even_spread_over_racks_and_nodes() {
+    let mut state = cluster(3);
+    let off = SetClusterConfig {
+        configs: vec![
+            ConfigChange::set("trilog.balance.replicas", "false"),
+            ConfigChange::set("trilog.moves.max", "2"),
+        ],
+    };
+    done(&mut state, &Command::SetClusterConfig(off));
+    done(&mut state, &create(1, "a", 12, 2));
+    // All in one rack until now; then two more racks come, of which nobody knows anything.
+    for node in 1..=3 {
+        done(
+            &mut state,
+            &Command::RegisterNode(registration(node, u8::try_from(node).unwrap(), "x")),
+        );
+    }
+    for (node, rack) in [(4, "y"), (5, "z")] {
+        done(
+            &mut state,
+            &Command::RegisterNode(registration(node, u8::try_from(node).unwrap(), rack)),
+        );
+    }
+    let mut rounds = 0;
+    loop {
+        let moves = plan_moves(&state.map(), &everyone(&state));
+        assert!(moves.len() <= 2, "no more at once than may be: {moves:?}");
+        let groups: BTreeSet<GroupId> = moves.iter().map(|planned| planned.group).collect();
+        assert_eq!(
+            groups.len(),
+            moves.len(),
+            "one move per partition at a time"
+        );
+        if moves.is_empty() {
+            break;
+        }
+        for planned in moves {
+            done(&mut state, &planned.command);
+        }
+        assert!(
+            plan_moves(&state.map(), &everyone(&state)).is_empty(),
+            "those are under way"
+        );
+        settle_all(&mut state);
+        rounds += 1;
+        assert!(rounds < 100, "it does not come to rest");
+    }
+    let map = state.map();
+    for partition in map.topics().flat_map(|topic| &topic.partitions) {
+        let racks = partition
+            .voter_nodes()
+            .map(|node| map.node(node).unwrap().rack.clone());
+        let racks: BTreeSet<_> = racks.collect();
+        assert_eq!(racks.len(), 2, "{partition:?}");
+    }
+    // Twelve replicas outside rack x, twelve in it: no more can be had without losing a rack.
+    let counts = counts(&state);
+    assert!(
+        counts
+            .values()
+            .all(|(replicas, _)| (4..=6).contains(replicas)),
+        "{counts:?}"
+    );
+}
+
+#[test]
 fn balancing_can_be_switched_off() {
     let mut state = cluster(2);
     done(&mut state, &create(1, "a", 8, 1));

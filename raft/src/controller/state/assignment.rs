@@ -11,7 +11,7 @@ use super::topics::invalid_assignment;
 use super::{ControllerState, sorted};
 
 /// Voters the controller group has at most.
-const MAX_CONTROLLER_VOTERS: usize = 5;
+pub(super) const MAX_CONTROLLER_VOTERS: usize = 5;
 
 /// Who decided where a group is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -165,7 +165,7 @@ impl ControllerState {
         if self.node(id)?.state != NodeState::Draining {
             return Err(ControllerError::InvalidNode {
                 node: id,
-                reason: "it is in use; drain it first".to_owned(),
+                reason: format!("it is in use; drain it first: trilog cluster drain {id}"),
             });
         }
         let holds = |partition: &Partition| {

@@ -10,7 +10,8 @@ use prost::Message;
 use trilog_model::{GroupId, NodeId, ReplicaId, Term, Timestamp};
 
 use super::super::cluster_map::{
-    GroupPlace, Node, NodeState, Partition, Replica, Replication, Standing, Tables, Topic,
+    AcceptedLoss, GroupPlace, Node, NodeState, Partition, Replica, Replication, Standing, Tables,
+    Topic,
 };
 use super::super::command::{ConfigEntry, Endpoint, ReplicaRef, TopicKind};
 use super::super::ids::{ClusterId, InvalidIdentity, NodeIdentity, TopicId};
@@ -66,6 +67,18 @@ struct SnapshotMessage {
     configs: Vec<ConfigEntry>,
     #[prost(uint32, repeated, tag = "13")]
     silent: Vec<u32>,
+    #[prost(message, repeated, tag = "14")]
+    losses: Vec<LossMessage>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct LossMessage {
+    #[prost(uint64, tag = "1")]
+    at: u64,
+    #[prost(uint32, repeated, tag = "2")]
+    nodes: Vec<u32>,
+    #[prost(bytes = "bytes", tag = "3")]
+    cluster: Bytes,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -166,6 +179,7 @@ impl ControllerState {
                 .collect(),
             configs: write_configs(&tables.configs),
             silent: tables.silent.iter().map(|node| node.get()).collect(),
+            losses: tables.losses.iter().map(write_loss).collect(),
         }
         .encode_to_vec()
         .into()
@@ -225,6 +239,22 @@ impl ControllerState {
         let partitions = self.tables.topics.values().flat_map(|t| &t.partitions);
         self.loads = loads_of(partitions.map(Arc::as_ref));
     }
+}
+
+fn write_loss(loss: &AcceptedLoss) -> LossMessage {
+    LossMessage {
+        at: loss.at.nanos(),
+        nodes: loss.nodes.iter().map(|node| node.get()).collect(),
+        cluster: loss.cluster.to_wire(),
+    }
+}
+
+fn read_loss(message: &LossMessage) -> Result<AcceptedLoss, RestoreError> {
+    Ok(AcceptedLoss {
+        at: Timestamp(message.at),
+        nodes: message.nodes.iter().copied().map(NodeId).collect(),
+        cluster: ClusterId::from_wire(&message.cluster)?,
+    })
 }
 
 fn write_configs(configs: &BTreeMap<String, String>) -> Vec<ConfigEntry> {
@@ -329,7 +359,13 @@ fn read_tables(message: &SnapshotMessage) -> Result<Tables, RestoreError> {
     {
         return Err(RestoreError::Damaged("something is in it twice"));
     }
+    let losses: Vec<AcceptedLoss> = message
+        .losses
+        .iter()
+        .map(read_loss)
+        .collect::<Result<_, _>>()?;
     Ok(Tables {
+        losses: Arc::new(losses),
         version: message.version,
         cluster,
         level: message.level,

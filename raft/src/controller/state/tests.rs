@@ -654,4 +654,6 @@ fn damaged_snapshots_are_refused_and_change_nothing() {
     assert_eq!(state.hash(), hash);
 }
 
+mod levels;
+mod loss;
 mod random;

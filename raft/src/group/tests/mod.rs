@@ -2,6 +2,7 @@
 
 mod cluster;
 mod identity;
+mod recover;
 mod restart;
 mod starvation;
 mod stopping;
