@@ -75,10 +75,12 @@ impl Cluster {
             let dir = tempfile::tempdir().unwrap();
             let backend = Backend::probe(Choice::Auto, dir.path()).unwrap().backend;
             let store = StoreConfig::dev(dir.path().join("data"));
-            let store = Store::open(store, backend, Arc::new(SystemClock), entropy).await;
+            let clock = Arc::new(SystemClock);
+            let store = Store::open(store, backend, clock.clone(), entropy.clone()).await;
             let (store, _) = store.unwrap();
             let kv = Kv::memory(&[KV_FAMILY]);
-            nodes.push(Node::start(config, store, kv, transport.clone()).unwrap());
+            let node = Node::start(config, store, kv, transport.clone(), clock, &entropy);
+            nodes.push(node.unwrap());
             dirs.push(dir);
             transports.push(transport);
         }

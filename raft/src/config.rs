@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use openraft::{Config, SnapshotPolicy};
 
+use crate::group::Patience;
+
 /// Raft's timings, the same for every group of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RaftConfig {
@@ -68,6 +70,14 @@ impl RaftConfig {
         }
         .validate()
         .map_err(|error| RaftConfigError(error.to_string()))
+    }
+
+    /// How long replicas of a group that is woken wait for one another.
+    pub(crate) fn patience(&self) -> Patience {
+        Patience {
+            leader: self.election_max,
+            stagger: self.election_min / 2,
+        }
     }
 
     /// The longest a follower may go without hearing of its leader before it stands itself.

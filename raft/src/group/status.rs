@@ -62,6 +62,10 @@ impl Status {
         self.high_watermark.subscribe()
     }
 
+    pub(crate) fn applied_now(&self) -> Option<LogIndex> {
+        self.high_watermark.borrow().applied
+    }
+
     /// A vote is about to be stored: from here on this replica leads no older term.
     pub(crate) fn voting(&self, vote: &Vote) {
         self.leadership.send_if_modified(|now| {

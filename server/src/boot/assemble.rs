@@ -125,7 +125,9 @@ impl Server {
         } = ground;
         let peers = PeerFile::load(&config.node.data_dir, transport.book());
         let raft = raft_config(config);
-        let node = Node::start(&raft, store.clone(), kv.clone(), transport.clone())?;
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let (log, views, links) = (store.clone(), kv.clone(), transport.clone());
+        let node = Node::start(&raft, log, views, links, clock, &entropy)?;
         let (view, map, changes) = ControllerView::new();
         let group = joining::open_controller(&node, identity, view).await?;
         let controller = ControllerHandle::new(group, transport.clone(), map, changes);
@@ -136,7 +138,7 @@ impl Server {
             partitions,
             controller,
             leaders: Leaders::default(),
-            liveness: Liveness::start(&transport, Arc::new(SystemClock), &entropy),
+            liveness: Liveness::new(node.heartbeats().clone()),
         });
         Ok(Self {
             store,
