@@ -1,7 +1,7 @@
 //! Three nodes of one process over real TCP and real disks: proposals per second of one group,
-//! and what a thousand idle groups cost.
+//! what waking a group adds to a proposal, and what a thousand idle groups cost.
 //!
-//! `cargo bench -p trilog-raft --bench group [-- propose|idle]`, on a machine that does nothing
+//! `cargo bench -p trilog-raft --bench group [-- propose|wake|idle]`, on a machine that does nothing
 //! else; the client tasks share the cores with all three nodes.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark that fails, fails loudly")]
@@ -29,6 +29,7 @@ use trilog_storage::store::Store;
 const GROUP: GroupId = GroupId(1_000_000);
 const RUN: Duration = Duration::from_secs(5);
 const IDLE_GROUPS: u64 = 1_000;
+const WAKES: usize = 40;
 /// Proposals of one drain at most.
 const DRAIN: usize = 256;
 
@@ -75,10 +76,12 @@ impl Cluster {
             let dir = tempfile::tempdir().unwrap();
             let backend = Backend::probe(Choice::Auto, dir.path()).unwrap().backend;
             let store = StoreConfig::dev(dir.path().join("data"));
-            let store = Store::open(store, backend, Arc::new(SystemClock), entropy).await;
+            let clock = Arc::new(SystemClock);
+            let store = Store::open(store, backend, clock.clone(), entropy.clone()).await;
             let (store, _) = store.unwrap();
             let kv = Kv::memory(&[KV_FAMILY]);
-            nodes.push(Node::start(config, store, kv, transport.clone()).unwrap());
+            let node = Node::start(config, store, kv, transport.clone(), clock, &entropy);
+            nodes.push(node.unwrap());
             dirs.push(dir);
             transports.push(transport);
         }
@@ -219,6 +222,36 @@ async fn closed_loop(leader: &Group<Count>, tasks: usize, len: usize, drained: b
     )
 }
 
+/// What it costs a lone proposal that its group rests.
+async fn wake(out: &mut impl Write) {
+    let config = RaftConfig {
+        quiesce_after: Some(Duration::from_millis(200)),
+        ..RaftConfig::default()
+    };
+    let cluster = Cluster::start(&config).await;
+    let replicas = cluster.open(GROUP).await;
+    let leader = leader(&replicas).await;
+    let term = leader.leadership().borrow().term;
+    let (mut awake, mut waking) = (Vec::new(), Vec::new());
+    for _ in 0..WAKES {
+        while !replicas.iter().all(Group::rests) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        for latencies in [&mut waking, &mut awake] {
+            let asked = Instant::now();
+            leader.propose(vec![proposal(100)], term).await.unwrap();
+            latencies.push(asked.elapsed());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+    for (what, mut latencies) in [("awake", awake), ("resting", waking)] {
+        latencies.sort_unstable();
+        let at = |share: usize| latencies[(latencies.len() - 1) * share / 100];
+        let (median, most) = (at(50), at(90));
+        writeln!(out, "lone 100 B, {what:<7}: p50 {median:?}  p90 {most:?}").unwrap();
+    }
+}
+
 async fn idle(out: &mut impl Write) {
     let config = RaftConfig::default();
     let cluster = Cluster::start(&config).await;
@@ -274,10 +307,14 @@ fn main() {
     let mut out = std::io::stdout();
     let which = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
     runtime.block_on(async {
-        if which.as_deref() != Some("idle") {
+        let wanted = |part: &str| which.as_deref().is_none_or(|which| which == part);
+        if wanted("propose") {
             propose(&mut out).await;
         }
-        if which.as_deref() != Some("propose") {
+        if wanted("wake") {
+            wake(&mut out).await;
+        }
+        if wanted("idle") {
             idle(&mut out).await;
         }
     });

@@ -7,6 +7,7 @@ pub mod transport;
 mod codec;
 mod config;
 mod group;
+mod idle;
 mod node;
 mod runtime;
 #[cfg(any(test, feature = "sim"))]

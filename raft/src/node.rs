@@ -2,21 +2,28 @@
 
 use std::any::Any;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
+use openraft::rt::AsyncRuntime;
 use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use trilog_model::{GroupId, NodeId, ReplicaId};
+use trilog_storage::env::{Clock, Entropy};
 use trilog_storage::kv::{Kv, KvError};
 use trilog_storage::log::StoreError;
 use trilog_storage::store::Store;
 
 use crate::config::{RaftConfig, RaftConfigError};
-use crate::group::{Group, OpenError, Parts, Replica, Throttle};
+use crate::group::{Alarm, Group, OpenError, Parts, Replica, Throttle};
+use crate::idle::{self, Groups, Sleepers};
+use crate::runtime::Runtime;
+use crate::transport::heartbeat::{HeartbeatConfig, HeartbeatHub, Vouch};
 use crate::transport::{Kind, PeerCall, PeerHandler, PeerStream, Refusal, Route, Transport};
 use crate::view::View;
 
@@ -37,6 +44,7 @@ struct Inner {
     stopping: AtomicBool,
     /// No replica here stands for election.
     abstaining: AtomicBool,
+    stop: CancellationToken,
     tasks: TaskTracker,
     misdirected: AtomicU64,
 }
@@ -50,6 +58,8 @@ pub struct Node(Arc<Inner>);
 pub struct NodeStats {
     pub groups: usize,
     pub leading: usize,
+    /// Groups whose timers are off, because nothing happens in them.
+    pub resting: usize,
     /// Messages dropped because they named a replica that is not the one held here.
     pub misdirected: u64,
     /// Elections that replicas of this node stood in.
@@ -59,40 +69,71 @@ pub struct NodeStats {
 }
 
 impl Node {
-    /// Starts with no group open and serves Raft's kinds on the transport from now on.
+    /// Starts with no group open, and serves Raft's kinds and the heartbeats of nodes on the
+    /// transport from now on.
     pub fn start(
         config: &RaftConfig,
         store: Store,
         kv: Kv,
         transport: Transport,
+        clock: Arc<dyn Clock>,
+        entropy: &Entropy,
     ) -> Result<Self, RaftConfigError> {
-        let parts = Parts {
-            config: Arc::new(config.to_openraft()?),
-            append_bytes: config.append_bytes,
-            failover: config.failover(),
-            kv,
-            transport,
-            elections: Arc::default(),
-            throttle: Arc::new(Throttle::new(config.catch_up_bytes_per_second)),
-        };
-        let node = Self(Arc::new(Inner {
-            parts,
-            store,
-            groups: Mutex::default(),
-            opening: Mutex::default(),
-            stopping: AtomicBool::new(false),
-            abstaining: AtomicBool::new(false),
-            tasks: TaskTracker::new(),
-            misdirected: AtomicU64::new(0),
-        }));
+        let openraft = Arc::new(config.to_openraft()?);
+        let alarm: Arc<Alarm> = Arc::default();
+        let inner = Arc::new_cyclic(|groups| {
+            let pulses = HeartbeatConfig::default();
+            let sleepers = Arc::new(Sleepers(Weak::clone(groups)));
+            let hub = HeartbeatHub::start(transport.clone(), pulses, clock, entropy, sleepers);
+            Inner {
+                parts: Parts {
+                    config: openraft,
+                    append_bytes: config.append_bytes,
+                    failover: config.failover(),
+                    patience: config.patience(),
+                    kv,
+                    transport,
+                    hub,
+                    alarm: Arc::clone(&alarm),
+                    elections: Arc::default(),
+                    throttle: Arc::new(Throttle::new(config.catch_up_bytes_per_second)),
+                },
+                store,
+                groups: Mutex::default(),
+                opening: Mutex::default(),
+                stopping: AtomicBool::new(false),
+                abstaining: AtomicBool::new(false),
+                stop: CancellationToken::new(),
+                tasks: TaskTracker::new(),
+                misdirected: AtomicU64::new(0),
+            }
+        });
+        let node = Self(inner);
+        node.watch_idle(alarm, config.quiesce_after);
         let kinds = Kind::FIRST_RAFT..Kind::FIRST_SERVER;
         let handler = Arc::new(Handler(Arc::downgrade(&node.0)));
         node.0.parts.transport.register(kinds, handler);
         Ok(node)
     }
 
+    /// Starts the watch over idle groups; it ends with the node.
+    fn watch_idle(&self, alarm: Arc<Alarm>, quiesce_after: Option<Duration>) {
+        let watch = idle::watch(Arc::downgrade(&self.0), alarm, quiesce_after);
+        let stopped = self.0.stop.clone();
+        let watch = async move {
+            // It ends early only with the node.
+            let _ = stopped.run_until_cancelled(watch).await;
+        };
+        drop(Runtime::spawn(self.0.tasks.track_future(watch)));
+    }
+
     pub fn id(&self) -> NodeId {
         self.0.parts.transport.node()
+    }
+
+    /// The pulses between this node and the others.
+    pub fn heartbeats(&self) -> &HeartbeatHub {
+        &self.0.parts.hub
     }
 
     pub fn store(&self) -> &Store {
@@ -170,6 +211,7 @@ impl Node {
         NodeStats {
             groups: groups.len(),
             leading: groups.values().filter(leads).count(),
+            resting: groups.values().filter(|open| open.replica.rests()).count(),
             misdirected: self.0.misdirected.load(Ordering::Relaxed),
             elections: self.0.parts.elections.load(Ordering::Relaxed),
             follower_lag_max: groups
@@ -222,7 +264,7 @@ impl Node {
     }
 
     /// Hands leadership of every group to another replica where one is caught up, then stops all
-    /// groups. The store stays open.
+    /// groups. The store stays open, and the node is heard until its heartbeats are stopped.
     pub async fn shutdown(&self) {
         self.0.stopping.store(true, Ordering::Release);
         self.resign().await;
@@ -233,6 +275,7 @@ impl Node {
             }
         });
         join_all(closing).await;
+        self.0.stop.cancel();
         self.0.tasks.close();
         self.0.tasks.wait().await;
     }
@@ -277,9 +320,32 @@ impl Inner {
     }
 }
 
+impl Drop for Inner {
+    /// A node that is gone is not heard any more.
+    fn drop(&mut self) {
+        self.parts.hub.abort();
+    }
+}
+
+impl Groups for Inner {
+    fn replica(&self, group: GroupId) -> Option<Replica> {
+        let groups = self.groups.lock();
+        Some(groups.get(&group)?.replica.clone())
+    }
+
+    fn replicas(&self) -> Vec<Replica> {
+        let groups = self.groups.lock();
+        groups.values().map(|open| open.replica.clone()).collect()
+    }
+
+    fn vouched(&self, vouch: &Vouch) -> Option<Replica> {
+        self.addressed(&vouch.route).ok()
+    }
+}
+
 /// What the transport holds of a node: it must not keep it alive.
 #[derive(Debug)]
-struct Handler(std::sync::Weak<Inner>);
+struct Handler(Weak<Inner>);
 
 impl PeerHandler for Handler {
     fn on_call(&self, call: PeerCall) -> BoxFuture<'static, Result<Vec<Bytes>, Refusal>> {
@@ -292,7 +358,7 @@ impl PeerHandler for Handler {
             }
             let replica = inner.addressed(&call.route)?;
             drop(inner);
-            replica.on_call(call.kind, call.payload).await
+            replica.on_call(call).await
         }
         .boxed()
     }

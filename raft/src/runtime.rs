@@ -76,14 +76,10 @@ impl AsyncRuntime for Runtime {
         }
     }
 
+    /// Never ends early: a loop that waits for points in time would find itself at the same one
+    /// again and again.
     fn sleep_until(deadline: Self::Instant) -> Self::Sleep {
-        let now = <TokioInstant as openraft::Instant>::now();
-        let left = if deadline > now {
-            deadline - now
-        } else {
-            Duration::ZERO
-        };
-        Self::sleep(left)
+        Sleep::Timer(Box::pin(TokioRuntime::sleep_until(deadline)))
     }
 
     fn timeout<R, F: Future<Output = R> + OptionalSend>(
@@ -157,7 +153,14 @@ mod tests {
         let before = TokioInstant::now();
         Runtime::sleep(Duration::from_micros(1)).await;
         assert_eq!(TokioInstant::now(), before);
-        Runtime::sleep_until(before + Duration::from_millis(20)).await;
-        assert!(TokioInstant::now() >= before + Duration::from_millis(20));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sleep_until_a_point_in_time_does_not_end_before_it() {
+        for micros in [0, 1, 100, 499, 20_000] {
+            let deadline = TokioInstant::now() + Duration::from_micros(micros);
+            Runtime::sleep_until(deadline).await;
+            assert!(TokioInstant::now() >= deadline, "{micros} us");
+        }
     }
 }

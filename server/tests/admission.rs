@@ -90,7 +90,7 @@ async fn node(number: NodeId, net: &SimNet, entropy: &Entropy) -> Partition {
     let clock = Arc::<SimClock>::default();
     let config = small_store(PathBuf::from("/data"));
     let fork = Entropy::from_seed(entropy.next_u64());
-    let (store, _) = Store::open(config, disk.backend(), clock, fork)
+    let (store, _) = Store::open(config, disk.backend(), clock.clone(), fork)
         .await
         .unwrap();
     let transport = net.transport(TransportConfig::new(number, Some(ClusterId([7; 16]))));
@@ -98,14 +98,15 @@ async fn node(number: NodeId, net: &SimNet, entropy: &Entropy) -> Partition {
         transport.book().set(peer, SimNet::address(peer));
     }
     let raft = RaftConfig {
-        quiesce_after: None,
+        quiesce_after: Some(Duration::from_millis(400)),
         ..RaftConfig::default()
     };
     let intake = Intake {
         in_flight: Arc::new(Semaphore::new(1 << 20)),
         pressure: store.pressure(),
     };
-    let node = Node::start(&raft, store, Kv::memory(&[KV_FAMILY]), transport).unwrap();
+    let kv = Kv::memory(&[KV_FAMILY]);
+    let node = Node::start(&raft, store, kv, transport, clock, entropy).unwrap();
     let (view, state) = PartitionView::new();
     let group = node
         .open_group(GROUP, ReplicaId::new(number, 1), view)

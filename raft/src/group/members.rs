@@ -38,6 +38,7 @@ impl<V: View> Group<V> {
 
     /// Adds a replica that only follows, and returns once that is committed.
     pub async fn add_learner(&self, learner: ReplicaId) -> Result<(), MembershipError> {
+        let _busy = self.replica.rouse().await;
         let added = self.replica.raft.add_learner(learner.0, (), false).await;
         added.map(drop).map_err(MembershipError::from_change)
     }
@@ -49,6 +50,7 @@ impl<V: View> Group<V> {
         to: &BTreeSet<ReplicaId>,
         demoted: &BTreeSet<ReplicaId>,
     ) -> Result<(), MembershipError> {
+        let _busy = self.replica.rouse().await;
         let removed: BTreeSet<ReplicaId> = self
             .voters()
             .difference(to)
@@ -70,6 +72,7 @@ impl<V: View> Group<V> {
         &self,
         learners: &BTreeSet<ReplicaId>,
     ) -> Result<(), MembershipError> {
+        let _busy = self.replica.rouse().await;
         let ids = learners.iter().map(|learner| learner.0).collect();
         let change = ChangeMembers::RemoveNodes(ids);
         let changed = self.replica.raft.change_membership(change, false).await;

@@ -17,7 +17,9 @@ mod memberships;
 mod network;
 mod open;
 mod propose;
+mod quiesce;
 pub mod recover;
+mod rest;
 mod serve;
 mod state_machine;
 mod status;
@@ -48,14 +50,17 @@ pub use status::{HighWatermark, Leadership};
 
 pub(crate) use catch_up::Throttle;
 pub(crate) use network::{APPEND, Network, SNAPSHOT, TRANSFER};
+pub(crate) use quiesce::{Alarm, Patience};
 pub(crate) use serve::GroupRaft;
 pub(crate) use status::Status;
 
 use log_store::LogStore;
 use propose::InFlight;
+use quiesce::Resting;
 use state_machine::{Starts, TrimTarget};
 
-use crate::transport::{Kind, PeerStream, Refusal, Transport};
+use crate::transport::heartbeat::HeartbeatHub;
+use crate::transport::{PeerCall, PeerStream, Refusal, Transport};
 use crate::types::LogId;
 use crate::view::View;
 
@@ -65,11 +70,14 @@ pub(crate) struct Parts {
     pub(crate) config: Arc<Config>,
     pub(crate) append_bytes: usize,
     pub(crate) failover: Duration,
+    pub(crate) patience: Patience,
     pub(crate) kv: Kv,
     pub(crate) transport: Transport,
     /// Counts the elections that replicas of the node stand in.
     pub(crate) elections: Arc<AtomicU64>,
     pub(crate) throttle: Arc<Throttle>,
+    pub(crate) hub: HeartbeatHub,
+    pub(crate) alarm: Arc<Alarm>,
 }
 
 /// A replica of a group, whatever its view. Clones share it.
@@ -80,6 +88,7 @@ pub(crate) struct Replica {
     pub(crate) status: Arc<Status>,
     starts: Starts,
     in_flight: Arc<InFlight>,
+    resting: Arc<Resting>,
     failover: Duration,
     /// Ends the streams of peers when the replica closes.
     stop: CancellationToken,
@@ -129,12 +138,19 @@ impl Replica {
             group,
             reason: error.to_string(),
         })?;
+        let resting = Resting::new(
+            log.replica(),
+            parts.hub.clone(),
+            Arc::clone(&parts.alarm),
+            parts.patience,
+        );
         Ok(Self {
             raft,
             log,
             status,
             starts,
             in_flight: Arc::default(),
+            resting: Arc::new(resting),
             failover: parts.failover,
             stop: CancellationToken::new(),
             abstains: Arc::default(),
@@ -142,25 +158,19 @@ impl Replica {
     }
 
     /// Answers a call of a peer replica.
-    pub(crate) async fn on_call(
-        &self,
-        kind: Kind,
-        payload: bytes::Bytes,
-    ) -> Result<Vec<bytes::Bytes>, Refusal> {
-        if kind == TRANSFER && self.abstains.load(Ordering::Acquire) {
+    pub(crate) async fn on_call(&self, call: PeerCall) -> Result<Vec<bytes::Bytes>, Refusal> {
+        if call.kind == TRANSFER && self.abstains.load(Ordering::Acquire) {
             return Err(Refusal::Busy);
         }
-        serve::call(&self.raft, kind, payload).await
+        serve::call(self, call).await
     }
 
     /// Serves a stream of a peer replica to its end.
     pub(crate) async fn on_stream(&self, stream: PeerStream) {
         match stream.kind {
-            APPEND => {
-                serve::appends(&self.raft, &self.log, stream, self.stop.child_token()).await;
-            }
+            APPEND => serve::appends(self, stream, self.stop.child_token()).await,
             SNAPSHOT => {
-                let served = serve::snapshot(&self.raft, stream);
+                let served = serve::snapshot(self, stream);
                 self.stop.run_until_cancelled(served).await;
             }
             _ => stream.refuse(&Refusal::Unserved),
@@ -234,6 +244,7 @@ impl Replica {
 
     /// Stops the tasks. What was proposed and is not answered has an unknown outcome.
     pub(crate) async fn close(&self) -> Result<(), StopError> {
+        self.close_rest();
         let checkpoint = self
             .raft
             .with_state_machine(|machine| Box::pin(async move { machine.checkpoint() }));
@@ -247,6 +258,7 @@ impl Replica {
 
     /// Hands leadership to `to` and waits until it leads, or somebody else does.
     pub(crate) async fn transfer_leader(&self, to: ReplicaId) -> Result<(), MembershipError> {
+        let _busy = self.rouse().await;
         let mut leadership = self.status.leadership();
         let term = leadership.borrow_and_update().term;
         if leadership.borrow().leader != Some(self.status.replica) {
@@ -348,6 +360,12 @@ impl<V: View> Group<V> {
         self.replica.status.high_watermark()
     }
 
+    /// Whether this replica rests: its timers are off, because nothing happens in the group and
+    /// the leader's node vouches for it.
+    pub fn rests(&self) -> bool {
+        self.replica.rests()
+    }
+
     /// Looks at the view. The group applies nothing meanwhile, so `f` has to be short.
     pub fn with_view<R>(&self, f: impl FnOnce(&V) -> R) -> R {
         f(&self.view.lock())
@@ -356,6 +374,7 @@ impl<V: View> Group<V> {
     /// Waits until this replica has applied everything that was acknowledged anywhere before the
     /// call; then what it has applied may be read as current. Only the leader can tell.
     pub async fn read_index(&self) -> Result<LogIndex, ReadError> {
+        let _busy = self.replica.rouse().await;
         let read = self.replica.raft.ensure_linearizable(ReadPolicy::ReadIndex);
         let read = read.await.map_err(ReadError::from_raft)?;
         Ok(LogIndex(read.index()))
@@ -364,6 +383,7 @@ impl<V: View> Group<V> {
     /// As [`Group::read_index`], but trusts the leader's lease, and so the clocks' pace, for
     /// sparing the round to the followers.
     pub async fn lease_read(&self) -> Result<LogIndex, ReadError> {
+        let _busy = self.replica.rouse().await;
         let read = self.replica.raft.ensure_linearizable(ReadPolicy::LeaseRead);
         let read = read.await.map_err(ReadError::from_raft)?;
         Ok(LogIndex(read.index()))
@@ -418,6 +438,7 @@ impl<V: View> Group<V> {
         }
         let applied = replica.status.high_watermark().borrow().applied;
         let purged = purged.min(applied.ok_or(TrimError::NothingApplied)?);
+        let _busy = replica.rouse().await;
         *replica.starts.wanted.lock() = Some(TrimTarget { purged, data_start });
         let asked = replica.raft.trigger().snapshot().await;
         asked.map_err(|_| TrimError::Stopped)

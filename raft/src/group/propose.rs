@@ -105,13 +105,16 @@ impl Replica {
             })
             .collect();
         let deadline = Instant::now() + self.failover;
+        let _busy = self.rouse().await;
         loop {
             self.check_leads(expected_term)?;
             match self.write(drafts.clone()).await {
-                // A leader that was just elected, or whose followers were quiet, gets its lease
-                // with their next answer.
+                // A leader that was just elected, or is just being woken, gets its lease with its
+                // followers' next answer.
                 Err(ProposeError::NoQuorum) if Instant::now() < deadline => {
-                    tokio::time::sleep(LEASE_PAUSE).await;
+                    if !self.renew_lease().await {
+                        tokio::time::sleep(LEASE_PAUSE).await;
+                    }
                 }
                 outcome => return outcome,
             }

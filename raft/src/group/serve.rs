@@ -7,40 +7,45 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt;
 use openraft::Raft;
-use openraft::raft::AppendEntriesRequest;
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, StreamAppendError, VoteRequest, VoteResponse,
+};
 use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
+use trilog_model::ReplicaId;
 use trilog_storage::log::{Claim, GroupLog, Share};
 
+use super::Replica;
 use super::descriptor::Descriptor;
 use super::network::{BEAT, PRE_VOTE, TRANSFER, VOTE, receive_snapshot};
 use super::state_machine::StateMachine;
 use crate::codec;
-use crate::transport::{Kind, Lease, PeerStream, Refusal, StreamReceiver};
-use crate::types::{Entry, TypeConfig};
+use crate::transport::{Lease, PeerCall, PeerStream, Refusal, StreamReceiver};
+use crate::types::{Entry, TypeConfig, log_id, raft_vote};
 
 pub(crate) type GroupRaft = Raft<TypeConfig, StateMachine>;
 
 /// Answers one call.
-pub(crate) async fn call(
-    raft: &GroupRaft,
-    kind: Kind,
-    payload: Bytes,
-) -> Result<Vec<Bytes>, Refusal> {
+pub(crate) async fn call(replica: &Replica, call: PeerCall) -> Result<Vec<Bytes>, Refusal> {
+    let raft = &replica.raft;
+    let PeerCall {
+        kind,
+        route,
+        payload,
+        ..
+    } = call;
     let reply = match kind {
-        VOTE => {
+        VOTE | PRE_VOTE => {
             let request = codec::decode_vote(payload).map_err(failed)?;
-            codec::encode_vote_reply(&raft.vote(request).await.map_err(failed)?)
-        }
-        PRE_VOTE => {
-            let request = codec::decode_vote(payload).map_err(failed)?;
-            codec::encode_vote_reply(&raft.pre_vote(request).await.map_err(failed)?)
+            let reply = vote(replica, kind == PRE_VOTE, route.from, request).await?;
+            codec::encode_vote_reply(&reply)
         }
         BEAT => {
             let request = codec::decode_append(payload).map_err(failed)?;
             let previous = request.prev_log_id;
             let reply = raft.append_entries(request).await.map_err(failed)?;
+            replica.take_note(!matches!(reply, AppendEntriesResponse::HigherVote(_)));
             codec::encode_append_reply(&reply.into_stream_result(previous, previous))
         }
         TRANSFER => {
@@ -51,6 +56,29 @@ pub(crate) async fn call(
         _ => return Err(Refusal::Unserved),
     };
     Ok(vec![reply])
+}
+
+/// Judges a candidate. While this replica rests, it refuses it as it would under the lease of the
+/// leader that is vouched for.
+async fn vote(
+    replica: &Replica,
+    pre: bool,
+    candidate: ReplicaId,
+    request: VoteRequest<TypeConfig>,
+) -> Result<VoteResponse<TypeConfig>, Refusal> {
+    if !request.leadership_transfer && replica.shields_leader(candidate) {
+        let state = replica.log.state();
+        if let Some(vote) = state.vote.as_ref().map(raft_vote) {
+            return Ok(VoteResponse::new(vote, state.last.map(log_id), false));
+        }
+    }
+    let reply = if pre {
+        replica.raft.pre_vote(request).await
+    } else {
+        replica.raft.vote(request).await
+    };
+    replica.take_note(false);
+    reply.map_err(failed)
 }
 
 fn failed(error: impl std::fmt::Display) -> Refusal {
@@ -73,12 +101,7 @@ type Leases = Arc<Mutex<VecDeque<(Lease, Option<Claim>)>>>;
 ///
 /// `stop` ends the requests too: openraft reads them in a task of its own, which would otherwise
 /// wait for the leader.
-pub(crate) async fn appends(
-    raft: &GroupRaft,
-    log: &GroupLog,
-    stream: PeerStream,
-    stop: CancellationToken,
-) {
+pub(crate) async fn appends(replica: &Replica, stream: PeerStream, stop: CancellationToken) {
     let PeerStream {
         mut sender,
         receiver,
@@ -87,17 +110,18 @@ pub(crate) async fn appends(
     let leases = Leases::default();
     let requests = Requests {
         receiver,
-        log: log.clone(),
+        log: replica.log.clone(),
         leases: Arc::clone(&leases),
         stop: stop.clone(),
     };
     let requests = requests.into_stream();
     let _stop_at_return = stop.drop_guard();
-    let mut replies = std::pin::pin!(raft.stream_append(requests));
+    let mut replies = std::pin::pin!(replica.raft.stream_append(requests));
     while let Some(reply) = replies.next().await {
         drop(leases.lock().pop_front());
         // A replica that stopped has nothing to say: the stream just ends.
         let Ok(reply) = reply else { return };
+        replica.take_note(!matches!(reply, Err(StreamAppendError::HigherVote(_))));
         let bytes = codec::encode_append_reply(&reply);
         if sender.send(vec![bytes]).await.is_err() {
             return;
@@ -168,7 +192,7 @@ impl Requests {
 }
 
 /// Takes a log-start descriptor.
-pub(crate) async fn snapshot(raft: &GroupRaft, stream: PeerStream) {
+pub(crate) async fn snapshot(replica: &Replica, stream: PeerStream) {
     let PeerStream {
         mut sender,
         mut receiver,
@@ -188,8 +212,10 @@ pub(crate) async fn snapshot(raft: &GroupRaft, stream: PeerStream) {
         },
         Err(error) => return receiver.refuse(&failed(error)),
     };
-    match raft.install_full_snapshot(message.vote, snapshot).await {
+    let installed = replica.raft.install_full_snapshot(message.vote, snapshot);
+    match installed.await {
         Ok(reply) => {
+            replica.take_note(reply.vote == message.vote);
             let bytes = codec::encode_snapshot_reply(&reply.vote);
             // The leader asks again if this answer is lost.
             let _ = sender.send(vec![bytes]).await;

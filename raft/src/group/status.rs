@@ -71,6 +71,10 @@ impl Status {
         self.high_watermark.subscribe()
     }
 
+    pub(crate) fn applied_now(&self) -> Option<LogIndex> {
+        self.high_watermark.borrow().applied
+    }
+
     /// A vote is about to be stored: from here on this replica leads no older term.
     pub(crate) fn voting(&self, vote: &Vote) {
         // A vote for itself that no quorum has granted yet.

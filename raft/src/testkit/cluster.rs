@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use trilog_model::{GroupId, NodeId, ReplicaId};
-use trilog_storage::env::Entropy;
+use trilog_storage::env::{Clock, Entropy};
 use trilog_storage::io::sim::{PowerLoss, SimConfig, SimDisk};
 use trilog_storage::kv::{Kv, MemoryKv};
 use trilog_storage::log::StoreConfig;
@@ -40,14 +40,20 @@ pub struct ClusterConfig {
 }
 
 impl ClusterConfig {
-    /// Three nodes with small stores, so that files fill and roll while a test runs.
+    /// Three nodes with small stores, so that files fill and roll while a test runs. Whether idle
+    /// groups rest, and how soon, depends on the seed.
     #[must_use]
     pub fn three(seed: u64) -> Self {
+        let quiesce_after = match seed % 3 {
+            0 => None,
+            1 => Some(Duration::from_millis(150)),
+            _ => Some(Duration::from_millis(600)),
+        };
         Self {
             seed,
             nodes: 3,
             raft: RaftConfig {
-                quiesce_after: None,
+                quiesce_after,
                 ..RaftConfig::default()
             },
             disk: SimConfig::default(),
@@ -315,7 +321,12 @@ impl Cluster {
         for peer in peers.filter(|peer| *peer != node) {
             transport.book().set(peer, SimNet::address(peer));
         }
-        let started = Node::start(&self.config.raft, store, host.kv.kv(), transport.clone());
+        let kv = host.kv.kv();
+        let entropy = Entropy::from_seed(self.entropy.next_u64());
+        let clock: Arc<dyn Clock> = Arc::<SimClock>::clone(&host.clock);
+        let (raft, links) = (&self.config.raft, transport.clone());
+        let starting = async { Node::start(raft, store, kv, links, clock, &entropy) };
+        let started = owner.scope(starting).await;
         let process = Process {
             node: started.unwrap_or_else(|error| panic!("{error}")),
             transport,
@@ -347,6 +358,7 @@ impl Cluster {
             return;
         };
         process.owner.abort_all();
+        process.node.heartbeats().abort();
         self.net.crash(node, how);
         disk(&host.disk);
         // The engine's memory goes with the process; a flush it began on its own may have ended.
@@ -367,6 +379,7 @@ impl Cluster {
             return;
         };
         process.node.shutdown().await;
+        process.node.heartbeats().stop().await;
         process.transport.close().await;
         let store = process.node.store().clone();
         drop(process);
@@ -464,6 +477,25 @@ impl Cluster {
         self.until("an election", |cluster| cluster.leader(group).is_some())
             .await;
         self.leader(group).map_or(NodeId(0), |(node, _)| node)
+    }
+
+    /// Whether every running replica of a group rests.
+    #[must_use]
+    pub fn rests(&self, group: GroupId) -> bool {
+        let replicas = self.replicas(group);
+        !replicas.is_empty() && replicas.iter().all(Group::rests)
+    }
+
+    /// Waits until every running replica of a group rests.
+    pub async fn await_rest(&self, group: GroupId) {
+        self.until("rest", |cluster| cluster.rests(group)).await;
+    }
+
+    /// Frames that the running nodes have sent each other so far.
+    #[must_use]
+    pub fn frames(&self) -> u64 {
+        let up = self.hosts.values().filter_map(|host| host.up.as_ref());
+        up.map(|process| process.transport.stats().frames_out).sum()
     }
 
     /// Removes every fault and starts every node.

@@ -126,7 +126,8 @@ impl Server {
             ..
         } = ground;
         let raft = raft_config(config);
-        let node = Node::start(&raft, store.clone(), kv.clone(), transport.clone())?;
+        let (log, views, links) = (store.clone(), kv.clone(), transport.clone());
+        let node = Node::start(&raft, log, views, links, Arc::clone(&clock), &entropy)?;
         let (view, map, changes) = ControllerView::new();
         let group = joining::open_controller(&node, identity, view).await?;
         let controller = ControllerHandle::new(group, transport.clone(), map, changes);
@@ -137,7 +138,7 @@ impl Server {
             partitions,
             controller,
             leaders: Leaders::default(),
-            liveness: Liveness::start(&transport, Arc::clone(&clock), &entropy),
+            liveness: Liveness::new(node.heartbeats().clone()),
         });
         Ok(Self {
             store,

@@ -113,6 +113,7 @@ fn leaders_known(cluster: &Cluster) -> Result<(), String> {
 fn publish_partitions(cluster: &Cluster) {
     let map = cluster.map();
     let (mut held, mut led, mut leaderless, mut under_replicated) = (0_u32, 0_u32, 0_u32, 0_u32);
+    let mut resting = 0_u32;
     let mut sizes: BTreeMap<&str, (u64, usize)> = BTreeMap::new();
     let places = map.topics_by_name().enumerate().flat_map(|(nth, topic)| {
         let label = if nth < MAX_TOPICS {
@@ -133,11 +134,13 @@ fn publish_partitions(cluster: &Cluster) {
         let (leader, leads) = partition.leader();
         leaderless += u32::from(leader.is_none());
         led += u32::from(leads);
+        resting += u32::from(partition.group().rests());
         let lagging = leads && place.voter_nodes().any(|node| !cluster.is_alive(node));
         under_replicated += u32::from(lagging);
     }
     gauge!("trilog_partitions").set(f64::from(held));
     gauge!("trilog_partitions_led").set(f64::from(led));
+    gauge!("trilog_partitions_resting").set(f64::from(resting));
     gauge!("trilog_partitions_leaderless").set(f64::from(leaderless));
     gauge!("trilog_partitions_under_replicated").set(f64::from(under_replicated));
     publish_sizes(sizes);

@@ -1,33 +1,17 @@
 //! Which nodes are heard from. Groups that rest are the Raft layer's; here only nodes count.
 
-use std::sync::Arc;
-
-use bytes::Bytes;
-use futures::FutureExt;
-use futures::future::BoxFuture;
-use trilog_model::{GroupId, NodeId};
-use trilog_raft::transport::Transport;
-use trilog_raft::transport::heartbeat::{
-    Beat, BeatHandler, ClockOffset, HeartbeatConfig, HeartbeatHub, NodeLife, Vouch, WakeReason,
-};
-use trilog_storage::env::{Clock, Entropy};
+use trilog_model::NodeId;
+use trilog_raft::transport::heartbeat::{ClockOffset, HeartbeatHub, NodeLife};
 
 /// The pulses of this node; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Liveness(HeartbeatHub);
 
 impl Liveness {
-    /// Starts pulses to every node of the transport's address book.
+    /// As the pulses of this node's groups tell.
     #[must_use]
-    pub fn start(transport: &Transport, clock: Arc<dyn Clock>, entropy: &Entropy) -> Self {
-        let config = HeartbeatConfig::default();
-        Self(HeartbeatHub::start(
-            transport.clone(),
-            config,
-            clock,
-            entropy,
-            Arc::new(NodesOnly),
-        ))
+    pub fn new(pulses: HeartbeatHub) -> Self {
+        Self(pulses)
     }
 
     #[must_use]
@@ -44,20 +28,4 @@ impl Liveness {
     pub async fn stop(&self) {
         self.0.stop().await;
     }
-}
-
-/// No group's heartbeats travel with these pulses.
-#[derive(Debug)]
-struct NodesOnly;
-
-impl BeatHandler for NodesOnly {
-    fn on_beat(&self, _: Beat) -> BoxFuture<'static, Option<Bytes>> {
-        async { None }.boxed()
-    }
-
-    fn on_vouch(&self, _: &Vouch) -> bool {
-        false
-    }
-
-    fn on_wake(&self, _: GroupId, _: WakeReason) {}
 }

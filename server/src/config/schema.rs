@@ -99,7 +99,8 @@ section! {
         election_timeout_min: Duration = Duration::from_millis(300),
         /// Longest such silence.
         election_timeout_max: Duration = Duration::from_millis(400),
-        /// A partition that saw no write for so long stops its own heartbeats. No effect yet.
+        /// A partition that saw no write for so long rests: its timers stop, and its nodes' own
+        /// heartbeats stand in for it. The next write wakes it.
         quiesce_after: Duration = Duration::from_secs(10),
         /// Bytes a second this node sends to replicas that are far behind, all together, so that
         /// those which keep up are not held back. 0 sets no limit.

@@ -58,6 +58,7 @@ pub const CATALOGUE: &[Metric] = &[
     metric("trilog_uring_fallback", Gauge, &[], "1 where io_uring was wanted and threads do its work."),
     metric("trilog_partitions", Gauge, &[], "Partition replicas on this node."),
     metric("trilog_partitions_led", Gauge, &[], "Partitions this node leads."),
+    metric("trilog_partitions_resting", Gauge, &[], "Partition replicas here whose timers are off, since nothing is written."),
     metric("trilog_partitions_under_replicated", Gauge, &[], "Partitions led here of which a replica lags."),
     metric("trilog_partitions_leaderless", Gauge, &[], "Partitions held here that know no leader."),
     metric("trilog_raft_follower_lag_entries_max", Gauge, &[], "Entries the furthest follower is behind."),

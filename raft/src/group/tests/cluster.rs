@@ -47,6 +47,11 @@ impl Load {
         self.directory.set(cluster.replicas(self.group));
     }
 
+    /// The clients know of no replica until the next refresh.
+    fn pause(&self) {
+        self.directory.set([]);
+    }
+
     pub(super) fn stop(self) {
         for client in self.clients {
             client.abort();
@@ -65,7 +70,9 @@ async fn founded(config: ClusterConfig) -> Cluster {
 /// trace.
 fn simulate(seed: u64, steps: usize, faults: &[Fault]) -> u64 {
     block_on(async {
-        let mut cluster = founded(ClusterConfig::three(seed)).await;
+        let config = ClusterConfig::three(seed);
+        let may_rest = config.raft.quiesce_after.is_some();
+        let mut cluster = founded(config).await;
         let load = Load::start(&cluster, GROUP, 3);
         let mut rng = cluster.entropy.fork();
         for _ in 0..steps {
@@ -74,10 +81,15 @@ fn simulate(seed: u64, steps: usize, faults: &[Fault]) -> u64 {
             if std::env::var_os("TRILOG_TRACE").is_some() {
                 eprintln!("seed {seed}: {done}");
             }
-            load.refresh(&cluster);
-            cluster
-                .run(Duration::from_millis(rng.random_range(20..500)))
-                .await;
+            let idle = may_rest && rng.random_bool(0.5);
+            let millis = if idle {
+                load.pause();
+                rng.random_range(200..2_000)
+            } else {
+                load.refresh(&cluster);
+                rng.random_range(20..500)
+            };
+            cluster.run(Duration::from_millis(millis)).await;
         }
         cluster.heal().await;
         load.refresh(&cluster);
@@ -90,6 +102,11 @@ fn simulate(seed: u64, steps: usize, faults: &[Fault]) -> u64 {
             .await;
         load.stop();
         cluster.converge(GROUP).await;
+        if may_rest {
+            cluster.await_rest(GROUP).await;
+            cluster.run(Duration::from_secs(2)).await;
+            assert!(cluster.rests(GROUP), "seed {seed}: woken for nothing");
+        }
         cluster.trace()
     })
 }

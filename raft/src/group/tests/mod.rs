@@ -3,6 +3,7 @@
 mod cluster;
 mod identity;
 mod recover;
+mod rest;
 mod restart;
 mod starvation;
 mod stopping;

@@ -44,6 +44,15 @@ impl Lives {
         self.0.lock().entry(node).or_default().shown.subscribe()
     }
 
+    /// Whether half of a node's time-out is left.
+    pub(super) fn hears(&self, node: NodeId) -> bool {
+        let lives = self.0.lock();
+        lives.get(&node).is_some_and(|life| {
+            let alive = matches!(*life.shown.borrow(), NodeLife::Alive { .. });
+            alive && life.silent_ticks <= PATIENCE / 2
+        })
+    }
+
     /// A pulse of a node arrived. True if an earlier process of that node was known.
     pub(super) fn heard(&self, node: NodeId, boot: u64) -> bool {
         let mut lives = self.0.lock();

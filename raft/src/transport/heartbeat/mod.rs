@@ -226,15 +226,25 @@ impl HeartbeatHub {
         self.hub.lives.watch(node)
     }
 
+    /// Whether a node was heard lately: well within the time after which it counts as dead.
+    pub fn hears(&self, node: NodeId) -> bool {
+        self.hub.lives.hears(node)
+    }
+
     /// How a node's wall clock differs from ours, as of its last answer; `None` while it is not
     /// heard.
     pub fn clock_offset(&self, node: NodeId) -> Option<ClockOffset> {
         self.hub.outbound(node).ok()?.clock_offset()
     }
 
+    /// Ends all pulses where they stand, and waits for nothing.
+    pub(crate) fn abort(&self) {
+        self.hub.stop.cancel();
+    }
+
     /// Ends all pulses. Peers will find this node dead.
     pub async fn stop(&self) {
-        self.hub.stop.cancel();
+        self.abort();
         self.hub.tasks.close();
         self.hub.tasks.wait().await;
     }
