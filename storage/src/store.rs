@@ -5,12 +5,15 @@
 //! wal/NN.wal        the write-ahead log, all groups together
 //! p/<group>@<replica>/<base index>.seg, .idx
 //!                   committed entries of one group
+//! p/<group>@<replica>/<base index>.damaged-N, .copy
+//!                   a damaged segment set aside, one on its way from another replica
 //! *.damaged-N       what was set aside when the directory turned out to be damaged
 //! ```
 
 mod open;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -33,6 +36,8 @@ pub struct Store(Arc<Inner>);
 struct Inner {
     shared: Arc<Shared>,
     keeper: mpsc::UnboundedSender<KeeperTask>,
+    /// Dropping it ends the scrub.
+    scrub: Mutex<Option<oneshot::Sender<()>>>,
     jobs: Mutex<Vec<JobHandle>>,
 }
 
@@ -44,6 +49,12 @@ pub struct StoreStats {
     pub pinned_bytes: u64,
     /// Bytes of entries kept in memory for readers.
     pub cached_bytes: u64,
+    /// Segments found damaged and not replaced yet.
+    pub quarantined: usize,
+    /// Groups of which something between the data start and the end is missing.
+    pub short_groups: usize,
+    /// Bytes the background scrub has read since the start.
+    pub scrubbed_bytes: u64,
     /// The write-ahead log's own counters; none once it is closed.
     pub wal: Option<WalStatus>,
 }
@@ -111,10 +122,32 @@ impl Store {
         self.0.shared.budget.watch()
     }
 
+    /// Changes when some log lacks what another replica may hold: see [`GroupLog::gaps`].
+    pub fn wants(&self) -> watch::Receiver<u64> {
+        self.0.shared.watch_wants()
+    }
+
     pub fn stats(&self) -> StoreStats {
         let shared = &self.0.shared;
+        let groups: Vec<_> = shared
+            .groups
+            .lock()
+            .values()
+            .cloned()
+            .map(GroupLog)
+            .collect();
+        let gaps = groups.iter().map(GroupLog::gaps);
+        let (mut quarantined, mut short_groups) = (0, 0);
+        for gaps in gaps {
+            let damaged = gaps.iter().filter(|gap| gap.first.is_some()).count();
+            quarantined += damaged;
+            short_groups += usize::from(damaged < gaps.len());
+        }
         StoreStats {
-            groups: shared.groups.lock().len(),
+            groups: groups.len(),
+            quarantined,
+            short_groups,
+            scrubbed_bytes: shared.scrubbed.load(Ordering::Relaxed),
             pinned_bytes: shared.budget.pinned(),
             cached_bytes: shared.budget.cached(),
             wal: shared.wal().ok().map(|wal| wal.wal().status()),
@@ -142,6 +175,7 @@ impl Store {
         };
         self.0.stop();
         shared.reads.stop().await;
+        shared.stage.stop().await;
         let jobs = std::mem::take(&mut *self.0.jobs.lock());
         for job in jobs {
             job.join().await;
@@ -155,6 +189,7 @@ impl Inner {
     fn stop(&self) {
         // Whoever is gone already needs no telling.
         let _ = self.keeper.send(KeeperTask::Stop);
+        drop(self.scrub.lock().take());
         for worker in self.shared.fill_workers() {
             let _ = worker.send(FillTask::Stop);
         }
@@ -167,6 +202,7 @@ impl Drop for Inner {
     fn drop(&mut self) {
         self.stop();
         self.shared.reads.stop_unattended();
+        self.shared.stage.stop_unattended();
         self.shared.take_wal();
         self.shared.groups.lock().clear();
     }

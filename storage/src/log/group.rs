@@ -67,6 +67,8 @@ pub(crate) struct GroupState {
     pub(crate) emptied_files: Vec<PathBuf>,
     /// The filled end as the last tick saw it: what it still sees is old.
     pub(crate) seen_filled: LogIndex,
+    /// A copy from another replica is on its way.
+    pub(crate) receiving: bool,
 }
 
 /// The notes of a group that are durable.
@@ -142,6 +144,7 @@ impl GroupState {
             fill_forced: false,
             emptied_files: Vec::new(),
             seen_filled: tip.next_index,
+            receiving: false,
         }
     }
 
@@ -341,6 +344,9 @@ impl GroupLog {
                 state.durable = state.durable.max(floor);
                 state.settled.log_start = Some(start);
                 group.purge(state);
+                if state.is_short() {
+                    group.shared.want();
+                }
             })
         };
         written(durable).await

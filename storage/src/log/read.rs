@@ -26,7 +26,7 @@ const CHUNK_MAX: usize = 1 << 20;
 const SLACK: usize = 32 * 1024;
 
 impl GroupState {
-    fn below_start(&self) -> ReadError {
+    pub(super) fn below_start(&self) -> ReadError {
         ReadError::BelowStart {
             index: self.segments.first_index(),
             offset: self.segments.data_start(self.log_start.as_ref()),

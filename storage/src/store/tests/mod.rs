@@ -1,7 +1,9 @@
 //! A store on a simulated disk, from outside.
 
 mod basics;
+mod copies;
 mod crashes;
+mod damage;
 mod driver;
 mod model;
 
@@ -43,6 +45,7 @@ pub(super) fn small() -> StoreConfig {
         wal_file_bytes: 64 * 1024,
         wal_files: 6,
         wal_round_bytes: 16 * 1024,
+        scrub_bytes_per_second: 0,
         pinned_bytes: 1 << 20,
         cache_bytes: 8 * 1024,
         segment_bytes: 16 * 1024,
