@@ -224,8 +224,10 @@ impl Group {
     /// Whether a file in the group's folder is a segment set aside from a range that the log does
     /// not hold any more.
     pub(crate) fn is_past(&self, path: &Path) -> bool {
-        let first = self.state.lock().segments.first_index();
-        segment::parse_aside_name(path).is_some_and(|base| base < first)
+        let state = self.state.lock();
+        let first = state.segments.first_index();
+        let past = segment::parse_aside_name(path).is_some_and(|base| base < first);
+        past && !state.is_short()
     }
 
     /// Whether a file in the group's folder is a segment or index that is not part of the log.

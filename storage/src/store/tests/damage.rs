@@ -128,6 +128,35 @@ fn a_reader_finds_damage_too_and_others_go_on() {
 }
 
 #[test]
+fn frames_of_a_newer_version_are_refused_and_not_set_aside() {
+    block_on(async {
+        let disk = disk(7);
+        let (store, log) = filled(&disk, scrubbed()).await;
+        let path = segment_files(&disk).remove(1);
+        let mut bytes = disk.read(&path).unwrap();
+        let header = &mut bytes[64..144];
+        header[4] = crate::frame::VERSION + 1;
+        let crc = crc32c::crc32c(&header[..76]);
+        header[76..].copy_from_slice(&crc.to_le_bytes());
+        disk.write(&path, &bytes);
+        let scrubbed = store.stats().scrubbed_bytes;
+        let whole: u64 = disk.files().iter().map(|(_, len)| *len).sum();
+        eventually("the scrub goes over all of it", || {
+            store.stats().scrubbed_bytes > scrubbed + 2 * whole
+        })
+        .await;
+        let mut refused = 0;
+        for index in 0..ENTRIES {
+            let read = log.read(LogIndex(index), LogIndex(index + 1), 1).await;
+            refused += u32::from(matches!(read, Err(ReadError::Io { .. })));
+        }
+        assert!(refused > 0);
+        assert_eq!(store.stats().quarantined, 0);
+        assert_eq!(asides(&disk), 0);
+    });
+}
+
+#[test]
 fn damage_in_the_growing_segment_ends_it_and_holds_nothing_up() {
     block_on(async {
         let disk = disk(2);
