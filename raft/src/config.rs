@@ -16,6 +16,9 @@ pub struct RaftConfig {
     pub append_bytes: usize,
     /// The most entries in one message.
     pub append_entries: u64,
+    /// The most bytes a second that a node sends to followers which lack more than it has in
+    /// memory, all groups together; zero sets no limit.
+    pub catch_up_bytes_per_second: u64,
     /// How long a group must be idle before its timers stop.
     pub quiesce_after: Option<Duration>,
 }
@@ -28,6 +31,7 @@ impl Default for RaftConfig {
             election_max: Duration::from_millis(400),
             append_bytes: 1 << 20,
             append_entries: 1_024,
+            catch_up_bytes_per_second: 100 << 20,
             quiesce_after: Some(Duration::from_secs(10)),
         }
     }

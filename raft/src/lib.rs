@@ -8,6 +8,7 @@ mod codec;
 mod config;
 mod group;
 mod node;
+mod restore;
 mod runtime;
 #[cfg(any(test, feature = "sim"))]
 pub mod testkit;

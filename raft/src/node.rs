@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
 use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use trilog_model::{GroupId, NodeId, ReplicaId};
 use trilog_storage::kv::{Kv, KvError};
@@ -16,27 +17,36 @@ use trilog_storage::log::StoreError;
 use trilog_storage::store::Store;
 
 use crate::config::{RaftConfig, RaftConfigError};
-use crate::group::{Group, OpenError, Parts, Replica};
+use crate::group::{Copies, Group, OpenError, Parts, Replica, Throttle};
+use crate::restore;
 use crate::transport::{Kind, PeerCall, PeerHandler, PeerStream, Refusal, Route, Transport};
 use crate::view::View;
 
 /// One open group, with its handle in the type its owner opened it as.
 #[derive(Debug)]
-struct Open {
-    replica: Replica,
+pub(crate) struct Open {
+    pub(crate) replica: Replica,
     handle: Box<dyn Any + Send + Sync>,
 }
 
 #[derive(Debug)]
-struct Inner {
-    parts: Parts,
-    store: Store,
-    groups: Mutex<BTreeMap<GroupId, Open>>,
+pub(crate) struct Inner {
+    pub(crate) parts: Parts,
+    pub(crate) store: Store,
+    pub(crate) groups: Mutex<BTreeMap<GroupId, Open>>,
     /// Groups being opened, so that none is opened twice.
     opening: Mutex<std::collections::BTreeSet<GroupId>>,
     stopping: AtomicBool,
+    /// Ends what the node does of its own accord, with the node at the latest.
+    restoring: CancellationToken,
     tasks: TaskTracker,
     misdirected: AtomicU64,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.restoring.cancel();
+    }
 }
 
 /// The groups of a node; clones share them.
@@ -60,25 +70,31 @@ impl Node {
         kv: Kv,
         transport: Transport,
     ) -> Result<Self, RaftConfigError> {
+        let throttle = Arc::new(Throttle::new(config.catch_up_bytes_per_second));
         let parts = Parts {
             config: Arc::new(config.to_openraft()?),
             append_bytes: config.append_bytes,
             failover: config.failover(),
             kv,
+            copies: Copies::new(transport.clone(), throttle),
             transport,
         };
+        let restoring = CancellationToken::new();
         let node = Self(Arc::new(Inner {
             parts,
             store,
             groups: Mutex::default(),
             opening: Mutex::default(),
             stopping: AtomicBool::new(false),
+            restoring: restoring.clone(),
             tasks: TaskTracker::new(),
             misdirected: AtomicU64::new(0),
         }));
         let kinds = Kind::FIRST_RAFT..Kind::FIRST_SERVER;
         let handler = Arc::new(Handler(Arc::downgrade(&node.0)));
         node.0.parts.transport.register(kinds, handler);
+        let restorer = restore::run(Arc::downgrade(&node.0), restoring);
+        node.0.tasks.spawn(restorer);
         Ok(node)
     }
 
@@ -185,6 +201,7 @@ impl Node {
     /// groups. The store stays open.
     pub async fn shutdown(&self) {
         self.0.stopping.store(true, Ordering::Release);
+        self.0.restoring.cancel();
         let replicas: Vec<Replica> = {
             let groups = self.0.groups.lock();
             groups.values().map(|open| open.replica.clone()).collect()

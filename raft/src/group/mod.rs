@@ -6,7 +6,9 @@
 //!                 └─ committed => StateMachine: View, kv batch, high watermark, answer
 //! ```
 
+mod catch_up;
 mod checkpoint;
+mod copy;
 mod descriptor;
 mod error;
 mod install;
@@ -42,11 +44,15 @@ pub use members::Members;
 pub use open::OpenError;
 pub use status::{HighWatermark, Leadership};
 
+pub(crate) use catch_up::Throttle;
+pub(crate) use checkpoint::remembered_members;
+pub(crate) use copy::{Copies, FetchError};
 pub(crate) use network::{APPEND, Network, SNAPSHOT};
 pub(crate) use serve::GroupRaft;
 pub(crate) use status::Status;
 
-use log_store::LogStore;
+use log_store::{LogStore, Patience};
+use network::{COPY, WHOLE};
 use propose::InFlight;
 use state_machine::{Starts, TrimTarget};
 
@@ -62,6 +68,7 @@ pub(crate) struct Parts {
     pub(crate) failover: Duration,
     pub(crate) kv: Kv,
     pub(crate) transport: Transport,
+    pub(crate) copies: Copies,
 }
 
 /// A replica of a group, whatever its view. Clones share it.
@@ -73,6 +80,7 @@ pub(crate) struct Replica {
     starts: Starts,
     in_flight: Arc<InFlight>,
     failover: Duration,
+    copies: Copies,
     /// Ends the streams of peers when the replica closes.
     stop: CancellationToken,
 }
@@ -104,11 +112,14 @@ impl Replica {
             starts.clone(),
         )
         .await?;
+        let stop = CancellationToken::new();
+        let patience = Patience::new(stop.clone());
         let store = LogStore::new(
             log.clone(),
             Arc::clone(&status),
             Arc::clone(&starts.planned),
             parts.append_bytes,
+            patience.clone(),
         );
         let network = Network::new(parts.transport.clone(), group, log.replica());
         let config = Arc::clone(&parts.config);
@@ -117,6 +128,7 @@ impl Replica {
             group,
             reason: error.to_string(),
         })?;
+        patience.begin();
         Ok(Self {
             raft,
             log,
@@ -124,7 +136,8 @@ impl Replica {
             starts,
             in_flight: Arc::default(),
             failover: parts.failover,
-            stop: CancellationToken::new(),
+            copies: parts.copies.clone(),
+            stop,
         })
     }
 
@@ -134,7 +147,10 @@ impl Replica {
         kind: Kind,
         payload: bytes::Bytes,
     ) -> Result<Vec<bytes::Bytes>, Refusal> {
-        serve::call(&self.raft, kind, payload).await
+        match kind {
+            WHOLE => Ok(vec![copy::whole(&self.log)]),
+            kind => serve::call(&self.raft, kind, payload).await,
+        }
     }
 
     /// Serves a stream of a peer replica to its end.
@@ -145,8 +161,19 @@ impl Replica {
                 let served = serve::snapshot(&self.raft, stream);
                 self.stop.run_until_cancelled(served).await;
             }
+            COPY => {
+                let served = self.copies.serve(&self.log, stream);
+                self.stop.run_until_cancelled(served).await;
+            }
             _ => stream.refuse(&Refusal::Unserved),
         }
+    }
+
+    /// The replicas of the group, as this one knows them, and who leads it.
+    pub(crate) fn members_and_leader(&self) -> (BTreeSet<ReplicaId>, Option<ReplicaId>) {
+        let voters = self.raft.voter_ids();
+        let all = voters.chain(self.raft.learner_ids()).map(ReplicaId);
+        (all.collect(), self.status.leadership_now().leader)
     }
 
     /// Hands leadership, if this replica has it, to the voter that holds most of its log.

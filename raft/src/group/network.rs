@@ -4,6 +4,7 @@
 //! votes, transfers, heartbeats   calls on the control lane
 //! entries                        one stream per follower and session on the append lane
 //! log-start descriptors          one stream per transfer on the bulk lane
+//! log data that a replica lacks  one stream per stretch on the bulk lane, see `copy`
 //! ```
 //!
 //! Requests of a stream are pipelined up to the follower's byte credit; answers come in order.
@@ -45,6 +46,8 @@ pub(crate) const APPEND: Kind = Kind(Kind::FIRST_RAFT + 2);
 pub(crate) const BEAT: Kind = Kind(Kind::FIRST_RAFT + 3);
 pub(crate) const SNAPSHOT: Kind = Kind(Kind::FIRST_RAFT + 4);
 pub(crate) const TRANSFER: Kind = Kind(Kind::FIRST_RAFT + 5);
+pub(crate) const COPY: Kind = Kind(Kind::FIRST_RAFT + 10);
+pub(crate) const WHOLE: Kind = Kind(Kind::FIRST_RAFT + 11);
 
 /// Bytes of a descriptor in one message.
 const CHUNK: usize = 1 << 20;

@@ -1,6 +1,8 @@
 //! Nodes with simulated disks, clocks and links, each a process that can be killed, lose its
 //! power and be started again.
 
+mod replace;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,7 +18,7 @@ use trilog_storage::store::Store;
 
 use super::{Checks, Owner, SimClock, Witness};
 use crate::config::RaftConfig;
-use crate::group::{Group, Leadership};
+use crate::group::{Group, Leadership, OpenError};
 use crate::node::Node;
 use crate::transport::sim::{Crash, Path, SimNet};
 use crate::transport::{ClusterId, Transport, TransportConfig};
@@ -212,9 +214,15 @@ impl Cluster {
             return;
         };
         let replica = self.groups[&group][&node];
-        let view = Witness::new(node, self.checks.clone());
-        let opening = process.node.open_group(group, replica, view);
-        let opened = process.owner.scope(opening).await;
+        let opened = loop {
+            let view = Witness::new(node, self.checks.clone());
+            let opening = process.node.open_group(group, replica, view);
+            match process.owner.scope(opening).await {
+                // It opens when another replica's copy has taken the place of what is damaged.
+                Err(OpenError::Read(_)) => tokio::time::sleep(STEP).await,
+                opened => break opened,
+            }
+        };
         let opened = opened.unwrap_or_else(|error| panic!("node {node} cannot open: {error}"));
         let host = self.hosts.get_mut(&node);
         if let Some(process) = host.and_then(|host| host.up.as_mut()) {
