@@ -43,6 +43,13 @@ impl Server {
             }
             Ok(())
         });
+        let store = self.store.clone();
+        health.should_hold("segments", move || match store.stats().quarantined {
+            0 => Ok(()),
+            count => Err(format!(
+                "{count} segments are damaged and wait for another replica's copy"
+            )),
+        });
         let cluster = self.cluster.clone();
         health.must_be_ready("partitions", move || leaders_known(&cluster));
     }
@@ -107,6 +114,9 @@ fn publish_sizes(sizes: BTreeMap<&str, (u64, usize)>) {
 fn publish_store(stats: &trilog_storage::store::StoreStats) {
     gauge!("trilog_storage_pinned_bytes").set(as_f64(stats.pinned_bytes));
     gauge!("trilog_storage_cache_bytes").set(as_f64(stats.cached_bytes));
+    gauge!("trilog_segments_quarantined").set(as_f64(stats.quarantined as u64));
+    gauge!("trilog_partitions_incomplete").set(as_f64(stats.short_groups as u64));
+    counter!("trilog_scrub_bytes_total").absolute(stats.scrubbed_bytes);
     let Some(wal) = &stats.wal else { return };
     counter!("trilog_wal_bytes_total").absolute(wal.writing.bytes);
     counter!("trilog_wal_rounds_total").absolute(wal.writing.rounds);

@@ -20,6 +20,9 @@ pub struct Reason {
 pub struct Report {
     pub ok: bool,
     pub reasons: Vec<Reason>,
+    /// What a human should know of, though the node serves.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<Reason>,
 }
 
 /// The checks of this node. With none registered it lives, but is not ready: a node that is still
@@ -28,6 +31,7 @@ pub struct Report {
 pub struct Health {
     live: Arc<Mutex<Vec<(&'static str, Check)>>>,
     ready: Arc<Mutex<Vec<(&'static str, Check)>>>,
+    sound: Arc<Mutex<Vec<(&'static str, Check)>>>,
 }
 
 impl fmt::Debug for Health {
@@ -55,6 +59,15 @@ impl Health {
         self.ready.lock().push((name, Arc::new(check)));
     }
 
+    /// Adds something that is wrong with this node, and yet no reason to send nobody here. Must be
+    /// quick.
+    pub fn should_hold<F>(&self, name: &'static str, check: F)
+    where
+        F: Fn() -> Result<(), String> + Send + Sync + 'static,
+    {
+        self.sound.lock().push((name, Arc::new(check)));
+    }
+
     pub fn live(&self) -> Report {
         report(&self.live)
     }
@@ -67,9 +80,13 @@ impl Health {
                     check: "start",
                     reason: "the node is starting".to_owned(),
                 }],
+                warnings: Vec::new(),
             };
         }
-        report(&self.ready)
+        Report {
+            warnings: report(&self.sound).reasons,
+            ..report(&self.ready)
+        }
     }
 }
 
@@ -85,5 +102,6 @@ fn report(checks: &Mutex<Vec<(&'static str, Check)>>) -> Report {
     Report {
         ok: reasons.is_empty(),
         reasons,
+        warnings: Vec::new(),
     }
 }
