@@ -17,7 +17,7 @@ use trilog_storage::log::StoreError;
 use trilog_storage::store::Store;
 
 use crate::config::{RaftConfig, RaftConfigError};
-use crate::group::{Copies, Group, OpenError, Parts, Replica, Throttle};
+use crate::group::{COPY, Copies, Group, OpenError, Parts, Replica, Throttle};
 use crate::restore;
 use crate::transport::{Kind, PeerCall, PeerHandler, PeerStream, Refusal, Route, Transport};
 use crate::view::View;
@@ -37,7 +37,7 @@ pub(crate) struct Inner {
     /// Groups being opened, so that none is opened twice.
     opening: Mutex<std::collections::BTreeSet<GroupId>>,
     stopping: AtomicBool,
-    /// Ends what the node does of its own accord, with the node at the latest.
+    /// Ends copies from and to this node, with the node at the latest.
     restoring: CancellationToken,
     tasks: TaskTracker,
     misdirected: AtomicU64,
@@ -243,6 +243,19 @@ impl Drop for Claim {
 }
 
 impl Inner {
+    /// Serves a copy of a log, of one whose group is not open too: that may be for damage of its
+    /// own, and what it holds be all that another lacks.
+    fn on_copy(&self, stream: PeerStream) {
+        let log = self.store.group(stream.route.group);
+        let Some(log) = log.filter(|log| log.replica() == stream.route.to) else {
+            return stream.refuse(&Refusal::UnknownGroup);
+        };
+        let (copies, stop) = (self.parts.copies.clone(), self.restoring.clone());
+        self.tasks.spawn(async move {
+            stop.run_until_cancelled(copies.serve(&log, stream)).await;
+        });
+    }
+
     /// The replica a message is for, if it is the one held here.
     fn addressed(&self, route: &Route) -> Result<Replica, Refusal> {
         if self.stopping.load(Ordering::Acquire) {
@@ -282,6 +295,9 @@ impl PeerHandler for Handler {
         let Some(inner) = self.0.upgrade() else {
             return stream.refuse(&Refusal::Stopping);
         };
+        if stream.kind == COPY {
+            return inner.on_copy(stream);
+        }
         match inner.addressed(&stream.route) {
             Ok(replica) => {
                 inner

@@ -47,12 +47,12 @@ pub use status::{HighWatermark, Leadership};
 pub(crate) use catch_up::Throttle;
 pub(crate) use checkpoint::remembered_members;
 pub(crate) use copy::{Copies, FetchError};
-pub(crate) use network::{APPEND, Network, SNAPSHOT};
+pub(crate) use network::{APPEND, COPY, Network, SNAPSHOT};
 pub(crate) use serve::GroupRaft;
 pub(crate) use status::Status;
 
 use log_store::{LogStore, Patience};
-use network::{COPY, WHOLE};
+use network::WHOLE;
 use propose::InFlight;
 use state_machine::{Starts, TrimTarget};
 
@@ -159,10 +159,6 @@ impl Replica {
             APPEND => serve::appends(&self.raft, stream, self.stop.child_token()).await,
             SNAPSHOT => {
                 let served = serve::snapshot(&self.raft, stream);
-                self.stop.run_until_cancelled(served).await;
-            }
-            COPY => {
-                let served = self.copies.serve(&self.log, stream);
                 self.stop.run_until_cancelled(served).await;
             }
             _ => stream.refuse(&Refusal::Unserved),

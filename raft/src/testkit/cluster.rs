@@ -18,7 +18,7 @@ use trilog_storage::store::Store;
 
 use super::{Checks, Owner, SimClock, Witness};
 use crate::config::RaftConfig;
-use crate::group::{Group, Leadership, OpenError};
+use crate::group::{Group, Leadership};
 use crate::node::Node;
 use crate::transport::sim::{Crash, Path, SimNet};
 use crate::transport::{ClusterId, Transport, TransportConfig};
@@ -214,15 +214,15 @@ impl Cluster {
             return;
         };
         let replica = self.groups[&group][&node];
-        let opened = loop {
-            let view = Witness::new(node, self.checks.clone());
-            let opening = process.node.open_group(group, replica, view);
-            match process.owner.scope(opening).await {
-                // It opens when another replica's copy has taken the place of what is damaged.
-                Err(OpenError::Read(_)) => tokio::time::sleep(STEP).await,
-                opened => break opened,
-            }
-        };
+        let view = Witness::new(node, self.checks.clone());
+        let opening = process.node.open_group(group, replica, view);
+        let opened = process.owner.scope(opening).await;
+        let log = process.node.store().group(group);
+        let damaged = log.is_some_and(|log| !log.gaps().is_empty());
+        if opened.is_err() && damaged {
+            // It opens when another replica's copy has taken the place of what is damaged.
+            return;
+        }
         let opened = opened.unwrap_or_else(|error| panic!("node {node} cannot open: {error}"));
         let host = self.hosts.get_mut(&node);
         if let Some(process) = host.and_then(|host| host.up.as_mut()) {
@@ -379,6 +379,20 @@ impl Cluster {
         self.leader(group).map_or(NodeId(0), |(node, _)| node)
     }
 
+    /// Opens what did not open for damage, if it can be by now. Whether everything is open.
+    pub async fn open_all(&mut self) -> bool {
+        let mut all = true;
+        for node in self.up() {
+            for group in self.groups.keys().copied().collect::<Vec<_>>() {
+                if self.group(node, group).is_none() {
+                    self.open(node, group).await;
+                    all &= self.group(node, group).is_some();
+                }
+            }
+        }
+        all
+    }
+
     /// Removes every fault and starts every node.
     pub async fn heal(&mut self) {
         self.net.heal_all();
@@ -388,6 +402,12 @@ impl Cluster {
             if self.hosts[&node].up.is_none() {
                 self.boot(node).await;
             }
+        }
+        let end = Instant::now() + PATIENCE;
+        while !self.open_all().await {
+            let seed = self.config.seed;
+            assert!(Instant::now() < end, "seed {seed}: not every replica opens");
+            self.run(STEP * 10).await;
         }
     }
 

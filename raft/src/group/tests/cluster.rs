@@ -57,8 +57,14 @@ async fn founded(config: ClusterConfig) -> Cluster {
 /// Runs `steps` faults drawn from `faults` under load, heals, and checks everything. Returns the
 /// trace.
 fn simulate(seed: u64, steps: usize, faults: &[Fault]) -> u64 {
+    simulate_on(ClusterConfig::three(seed), steps, faults)
+}
+
+/// As [`simulate`], on a cluster of a certain make.
+pub(super) fn simulate_on(config: ClusterConfig, steps: usize, faults: &[Fault]) -> u64 {
+    let seed = config.seed;
     block_on(async {
-        let mut cluster = founded(ClusterConfig::three(seed)).await;
+        let mut cluster = founded(config).await;
         let load = Load::start(&cluster, 3);
         let mut rng = cluster.entropy.fork();
         for _ in 0..steps {

@@ -10,7 +10,9 @@ use trilog_model::{GroupId, LogIndex, NodeId, Offset, ReplicaId};
 use trilog_storage::io::sim::SimDisk;
 use trilog_storage::log::{ReadError, StoreConfig};
 
+use super::cluster::simulate_on;
 use crate::testkit::client::batch;
+use crate::testkit::nemesis::Fault;
 use crate::testkit::{
     Cluster, ClusterConfig, Witness, block_on, checks, compare, seeds, small_store,
 };
@@ -220,6 +222,8 @@ fn a_replica_that_cannot_open_for_damage_is_repaired_before_it_opens() {
         let whole = disk.read(&path).unwrap();
         disk.flip_bit(&path, whole.len() as u64 - 700, 2);
         cluster.boot(victim).await;
+        assert!(cluster.group(victim, GROUP).is_none());
+        cluster.heal().await;
         assert_eq!(asides(cluster.disk(victim)), 1);
         assert_eq!(cluster.disk(victim).read(&path), Some(whole));
         propose(&cluster, 60, 70).await;
@@ -389,6 +393,15 @@ fn a_learner_is_not_made_a_voter_before_it_holds_the_data() {
         assert_eq!(group.log().state().data_start, Offset(0));
         cluster.converge(GROUP).await;
     });
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_with_damage_among_the_faults() {
+    let mut faults = Fault::ALL.to_vec();
+    faults.extend([Fault::FlipBit; 8]);
+    for seed in seeds(5) {
+        simulate_on(config(seed, scrubbed_store), 15, &faults);
+    }
 }
 
 /// A scenario of rounds: a follower falls behind, the others write and cut their logs with their
