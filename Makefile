@@ -37,8 +37,10 @@ fuzz: setup ## Everything that reads foreign bytes, SECONDS=60 on each
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz
 	@cp Cargo.lock tests/fuzz/Cargo.lock
 	@for target in $$($(CARGO) fuzz list --fuzz-dir tests/fuzz); do \
-		$(CARGO) fuzz run --fuzz-dir tests/fuzz --sanitizer none $$target -- \
-			-max_total_time=$(SECONDS) -timeout=20 -rss_limit_mb=2048 -print_final_stats=1 || exit 1; \
+		found=tests/fuzz/target/found/$$target; mkdir -p $$found; \
+		$(CARGO) fuzz run --fuzz-dir tests/fuzz --sanitizer none $$target \
+			$$found tests/fuzz/corpus/$$target -- -max_total_time=$(SECONDS) -timeout=20 \
+			-rss_limit_mb=2048 -print_final_stats=1 || exit 1; \
 	done
 
 bench: rocksdb ## Every figure, with the baseline it is a ratio of
