@@ -408,6 +408,9 @@ impl Cluster {
             host.is_none_or(|host| host.up.is_none()),
             "node {node} runs"
         );
+        for placed in self.groups.values_mut() {
+            placed.remove(&node);
+        }
     }
 
     /// Opens the files of a node that is down, for whoever repairs them, and closes them in order.
