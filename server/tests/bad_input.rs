@@ -4,16 +4,17 @@
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod nodes;
+mod raw;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use bytes::{Buf, BufMut, Bytes};
+use bytes::Bytes;
 use nodes::Nodes;
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use raw::Raw;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 use trilog_client::proto::{CreateTopicRequest, DeleteTopicRequest, PublishRequest};
@@ -87,44 +88,6 @@ fn shout_at(ports: &[u16], rng: &mut SmallRng) {
         for word in &words {
             say(*port, word);
         }
-    }
-}
-
-/// Bytes as they are, in the place of a message.
-#[derive(Clone, Copy, Debug, Default)]
-struct Raw;
-
-impl Codec for Raw {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, item: Bytes, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        out.put(item);
-        Ok(())
-    }
-}
-
-impl Decoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(from.copy_to_bytes(from.remaining())))
     }
 }
 

@@ -3,12 +3,19 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
+mod nodes;
+mod raw;
 mod support;
 
 use std::path::Path;
 use std::process::{Command, Output};
 
+use bytes::Bytes;
+use nodes::Nodes;
+use raw::Raw;
 use support::{Cluster, stderr, stdout};
+use tonic::Request;
+use tonic::transport::Channel;
 
 /// A Python with gRPC and its code generator; the environment may name one.
 fn python(arguments: &[&str]) -> Command {
@@ -32,6 +39,29 @@ fn succeed(output: &Output) -> String {
     let errors = stderr(output);
     assert!(output.status.success(), "{}\n{errors}", stdout(output));
     stdout(output)
+}
+
+/// What a node says it serves, as gRPC's own reflection service tells it.
+async fn services(address: &str) -> String {
+    let address = format!("http://{address}");
+    let endpoint = Channel::from_shared(address).unwrap();
+    let mut grpc = tonic::client::Grpc::new(endpoint.connect().await.unwrap());
+    grpc.ready().await.unwrap();
+    // Field 7, empty: list the services.
+    let request = Request::new(futures::stream::iter([Bytes::from_static(&[0x3a, 0])]));
+    let path = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+    let answers = grpc.streaming(request, path.parse().unwrap(), Raw).await;
+    let answer = answers.unwrap().into_inner().message().await.unwrap();
+    String::from_utf8_lossy(&answer.unwrap()).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_tells_tools_what_it_serves() {
+    let nodes = Nodes::start(1).await;
+    let said = services(&nodes.address(0)).await;
+    for service in ["Topics", "Producer", "Fetch", "Offsets", "Cluster"] {
+        assert!(said.contains(&format!("trilog.v1.{service}")), "{said:?}");
+    }
 }
 
 #[test]

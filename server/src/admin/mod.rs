@@ -37,6 +37,8 @@ const MAX_STREAMS: u32 = 1024;
 
 /// Bytes of the headers of one call.
 const MAX_HEADERS: u32 = 16 << 10;
+/// Bytes of a request that holds no records.
+const MAX_REQUEST: usize = 256 << 10;
 /// Calls that were given up before they were looked at.
 const MAX_RESETS: usize = 64;
 /// How often a silent client is asked whether it is still there.
@@ -96,11 +98,11 @@ impl Api {
             .http2_max_header_list_size(MAX_HEADERS)
             .http2_max_pending_accept_reset_streams(Some(MAX_RESETS))
             .http2_keepalive_interval(Some(KEEPALIVE))
-            .add_service(TopicsServer::new(self.clone()).max_decoding_message_size(message))
+            .add_service(TopicsServer::new(self.clone()).max_decoding_message_size(MAX_REQUEST))
             .add_service(ProducerServer::new(self.clone()).max_decoding_message_size(message))
-            .add_service(FetchServer::new(self.clone()).max_decoding_message_size(message))
-            .add_service(OffsetsServer::new(self.clone()).max_decoding_message_size(message))
-            .add_service(ClusterServer::new(self).max_decoding_message_size(message))
+            .add_service(FetchServer::new(self.clone()).max_decoding_message_size(MAX_REQUEST))
+            .add_service(OffsetsServer::new(self.clone()).max_decoding_message_size(MAX_REQUEST))
+            .add_service(ClusterServer::new(self).max_decoding_message_size(MAX_REQUEST))
             .add_service(reflection)
             .add_service(older)
             .serve_with_incoming_shutdown(incoming, stop)
