@@ -54,6 +54,8 @@ async fn nodes_come_and_go_under_load_and_nothing_is_lost() {
     nodes.await_end(2).await;
     assert!(nodes.log(2).contains("--replace"), "{}", nodes.log(2));
     nodes.restart_as_replacement(2);
+    // Until it serves, the map and the other nodes may still speak of its former self.
+    nodes.await_ready().await;
     nodes.await_placed(&admin, "orders", 3).await;
 
     // A node is lost for ever, and another takes its replicas.
