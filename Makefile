@@ -3,12 +3,14 @@
 CARGO ?= cargo
 SEEDS ?= 200
 RECORDS ?= 600000
+# How long `make fuzz` stays with each target.
+SECONDS ?= 60
 # Where rustup puts cargo, should setup have to install it.
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 TRILOG = $(CARGO) run --quiet --release --locked -p trilog-server --bin trilog --
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev test sim bench fmt lint verify setup rocksdb
+.PHONY: help run dev test sim fuzz bench fmt lint verify setup rocksdb
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*## ' Makefile | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -27,8 +29,19 @@ test: rocksdb ## Every test that needs no root and no network
 # Debug assertions stay on: what a simulation is for is to trip over them.
 sim: rocksdb ## Disks, links and whole clusters under SEEDS=200 different fates
 	TRILOG_SEEDS=$(SEEDS) $(CARGO) test --locked -p trilog-storage -p trilog-raft --lib -- \
-		nothing_acknowledged promises_hold nobody_rests double_crash seed
+		nothing_acknowledged any_crash promises_hold nobody_rests double_crash seed
 	TRILOG_SEEDS=$(SEEDS) $(CARGO) test --locked -p trilog-server --test admission
+
+# On the pinned compiler, hence without a sanitizer: what is fuzzed has no `unsafe` code.
+fuzz: setup ## Everything that reads foreign bytes, SECONDS=60 on each
+	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz
+	@cp Cargo.lock tests/fuzz/Cargo.lock
+	@for target in $$($(CARGO) fuzz list --fuzz-dir tests/fuzz); do \
+		found=tests/fuzz/target/found/$$target; mkdir -p $$found; \
+		$(CARGO) fuzz run --fuzz-dir tests/fuzz --sanitizer none $$target \
+			$$found tests/fuzz/corpus/$$target -- -max_total_time=$(SECONDS) -timeout=20 \
+			-rss_limit_mb=2048 -print_final_stats=1 || exit 1; \
+	done
 
 bench: rocksdb ## Every figure, with the baseline it is a ratio of
 	$(CARGO) build --release --locked -p trilog-server --bin trilog

@@ -9,6 +9,7 @@ mod config;
 mod group;
 mod idle;
 mod node;
+mod restore;
 mod runtime;
 #[cfg(any(test, feature = "sim"))]
 pub mod testkit;

@@ -20,8 +20,9 @@ use trilog_storage::log::StoreError;
 use trilog_storage::store::Store;
 
 use crate::config::{RaftConfig, RaftConfigError};
-use crate::group::{Alarm, Group, OpenError, Parts, Replica, Throttle};
+use crate::group::{Alarm, COPY, Copies, Group, OpenError, Parts, Replica, Throttle};
 use crate::idle::{self, Groups, Sleepers};
+use crate::restore;
 use crate::runtime::Runtime;
 use crate::transport::heartbeat::{HeartbeatConfig, HeartbeatHub, Vouch};
 use crate::transport::{Kind, PeerCall, PeerHandler, PeerStream, Refusal, Route, Transport};
@@ -29,22 +30,24 @@ use crate::view::View;
 
 /// One open group, with its handle in the type its owner opened it as.
 #[derive(Debug)]
-struct Open {
-    replica: Replica,
+pub(crate) struct Open {
+    pub(crate) replica: Replica,
     handle: Box<dyn Any + Send + Sync>,
 }
 
 #[derive(Debug)]
-struct Inner {
-    parts: Parts,
-    store: Store,
-    groups: Mutex<BTreeMap<GroupId, Open>>,
+pub(crate) struct Inner {
+    pub(crate) parts: Parts,
+    pub(crate) store: Store,
+    pub(crate) groups: Mutex<BTreeMap<GroupId, Open>>,
     /// Groups being opened, so that none is opened twice.
     opening: Mutex<std::collections::BTreeSet<GroupId>>,
     stopping: AtomicBool,
     /// No replica here stands for election.
     abstaining: AtomicBool,
     stop: CancellationToken,
+    /// Ends copies from and to this node, with the node at the latest.
+    restoring: CancellationToken,
     tasks: TaskTracker,
     misdirected: AtomicU64,
 }
@@ -81,6 +84,8 @@ impl Node {
     ) -> Result<Self, RaftConfigError> {
         let openraft = Arc::new(config.to_openraft()?);
         let alarm: Arc<Alarm> = Arc::default();
+        let throttle = Arc::new(Throttle::new(config.catch_up_bytes_per_second));
+        let restoring = CancellationToken::new();
         let inner = Arc::new_cyclic(|groups| {
             let pulses = HeartbeatConfig::default();
             let sleepers = Arc::new(Sleepers(Weak::clone(groups)));
@@ -92,11 +97,12 @@ impl Node {
                     failover: config.failover(),
                     patience: config.patience(),
                     kv,
+                    copies: Copies::new(transport.clone(), Arc::clone(&throttle)),
                     transport,
                     hub,
                     alarm: Arc::clone(&alarm),
                     elections: Arc::default(),
-                    throttle: Arc::new(Throttle::new(config.catch_up_bytes_per_second)),
+                    throttle,
                 },
                 store,
                 groups: Mutex::default(),
@@ -104,6 +110,7 @@ impl Node {
                 stopping: AtomicBool::new(false),
                 abstaining: AtomicBool::new(false),
                 stop: CancellationToken::new(),
+                restoring: restoring.clone(),
                 tasks: TaskTracker::new(),
                 misdirected: AtomicU64::new(0),
             }
@@ -113,6 +120,8 @@ impl Node {
         let kinds = Kind::FIRST_RAFT..Kind::FIRST_SERVER;
         let handler = Arc::new(Handler(Arc::downgrade(&node.0)));
         node.0.parts.transport.register(kinds, handler);
+        let restorer = restore::run(Arc::downgrade(&node.0), restoring);
+        node.0.tasks.spawn(restorer);
         Ok(node)
     }
 
@@ -267,6 +276,7 @@ impl Node {
     /// groups. The store stays open, and the node is heard until its heartbeats are stopped.
     pub async fn shutdown(&self) {
         self.0.stopping.store(true, Ordering::Release);
+        self.0.restoring.cancel();
         self.resign().await;
         let groups = std::mem::take(&mut *self.0.groups.lock());
         let closing = groups.into_iter().map(|(group, open)| async move {
@@ -305,6 +315,19 @@ impl Drop for Claim {
 }
 
 impl Inner {
+    /// Serves a copy of a log, of one whose group is not open too: that may be for damage of its
+    /// own, and what it holds be all that another lacks.
+    fn on_copy(&self, stream: PeerStream) {
+        let log = self.store.group(stream.route.group);
+        let Some(log) = log.filter(|log| log.replica() == stream.route.to) else {
+            return stream.refuse(&Refusal::UnknownGroup);
+        };
+        let (copies, stop) = (self.parts.copies.clone(), self.restoring.clone());
+        self.tasks.spawn(async move {
+            stop.run_until_cancelled(copies.serve(&log, stream)).await;
+        });
+    }
+
     /// The replica a message is for, if it is the one held here.
     fn addressed(&self, route: &Route) -> Result<Replica, Refusal> {
         if self.stopping.load(Ordering::Acquire) {
@@ -323,6 +346,7 @@ impl Inner {
 impl Drop for Inner {
     /// A node that is gone is not heard any more.
     fn drop(&mut self) {
+        self.restoring.cancel();
         self.parts.hub.abort();
     }
 }
@@ -367,6 +391,9 @@ impl PeerHandler for Handler {
         let Some(inner) = self.0.upgrade() else {
             return stream.refuse(&Refusal::Stopping);
         };
+        if stream.kind == COPY {
+            return inner.on_copy(stream);
+        }
         match inner.addressed(&stream.route) {
             Ok(replica) => {
                 inner

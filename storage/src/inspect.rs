@@ -83,6 +83,10 @@ pub struct GroupFound {
 pub struct Inspection {
     pub groups: Vec<GroupFound>,
     pub damage: Vec<Damage>,
+    /// Segments that were found damaged and set aside, replaced since or not.
+    pub set_aside: Vec<PathBuf>,
+    /// Segments that were on their way from another replica; a restart deletes them.
+    pub copies: Vec<PathBuf>,
     /// Frames that were read, with their checksums verified.
     pub frames: u64,
     pub bytes_read: u64,

@@ -5,12 +5,15 @@
 //! wal/NN.wal        the write-ahead log, all groups together
 //! p/<group>@<replica>/<base index>.seg, .idx
 //!                   committed entries of one group
+//! p/<group>@<replica>/<base index>.damaged-N, .copy
+//!                   a damaged segment set aside, one on its way from another replica
 //! *.damaged-N       what was set aside when the directory turned out to be damaged
 //! ```
 
 mod open;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -34,6 +37,8 @@ pub struct Store(Arc<Inner>);
 struct Inner {
     shared: Arc<Shared>,
     keeper: mpsc::UnboundedSender<KeeperTask>,
+    /// Dropping it ends the scrub.
+    scrub: Mutex<Option<oneshot::Sender<()>>>,
     jobs: Mutex<Vec<JobHandle>>,
 }
 
@@ -53,6 +58,12 @@ pub struct StoreStats {
     pub cache_misses: u64,
     /// How long each append took to be durable here.
     pub appends: Durations,
+    /// Segments found damaged and not replaced yet.
+    pub quarantined: usize,
+    /// Groups of which something between the data start and the end is missing.
+    pub short_groups: usize,
+    /// Bytes the background scrub has read since the start.
+    pub scrubbed_bytes: u64,
     /// The write-ahead log's own counters; none once it is closed.
     pub wal: Option<WalStatus>,
 }
@@ -120,10 +131,32 @@ impl Store {
         self.0.shared.budget.watch()
     }
 
+    /// Changes when some log lacks what another replica may hold: see [`GroupLog::gaps`].
+    pub fn wants(&self) -> watch::Receiver<u64> {
+        self.0.shared.watch_wants()
+    }
+
     pub fn stats(&self) -> StoreStats {
         let shared = &self.0.shared;
+        let groups: Vec<_> = shared
+            .groups
+            .lock()
+            .values()
+            .cloned()
+            .map(GroupLog)
+            .collect();
+        let gaps = groups.iter().map(GroupLog::gaps);
+        let (mut quarantined, mut short_groups) = (0, 0);
+        for gaps in gaps {
+            let damaged = gaps.iter().filter(|gap| gap.first.is_some()).count();
+            quarantined += damaged;
+            short_groups += usize::from(damaged < gaps.len());
+        }
         StoreStats {
-            groups: shared.groups.lock().len(),
+            groups: groups.len(),
+            quarantined,
+            short_groups,
+            scrubbed_bytes: shared.scrubbed.load(Ordering::Relaxed),
             pinned_bytes: shared.budget.pinned(),
             pinned_limit: shared.budget.pinned_limit(),
             cached_bytes: shared.budget.cached(),
@@ -155,6 +188,7 @@ impl Store {
         };
         self.0.stop();
         shared.reads.stop().await;
+        shared.stage.stop().await;
         let jobs = std::mem::take(&mut *self.0.jobs.lock());
         for job in jobs {
             job.join().await;
@@ -168,6 +202,7 @@ impl Inner {
     fn stop(&self) {
         // Whoever is gone already needs no telling.
         let _ = self.keeper.send(KeeperTask::Stop);
+        drop(self.scrub.lock().take());
         for worker in self.shared.fill_workers() {
             let _ = worker.send(FillTask::Stop);
         }
@@ -180,6 +215,7 @@ impl Drop for Inner {
     fn drop(&mut self) {
         self.stop();
         self.shared.reads.stop_unattended();
+        self.shared.stage.stop_unattended();
         self.shared.take_wal();
         self.shared.groups.lock().clear();
     }

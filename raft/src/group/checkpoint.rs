@@ -2,8 +2,10 @@
 //! start and, for views that live in memory, their checkpoint. Written only in one batch with the
 //! identity of the entry it stands for.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
-use trilog_model::GroupId;
+use trilog_model::{GroupId, LogIndex, ReplicaId};
 use trilog_storage::kv::{Family, Kv, WriteBatch};
 
 use super::memberships::Memberships;
@@ -71,6 +73,15 @@ impl Checkpoints {
     pub(crate) fn state(&self, kv: &Kv) -> Result<Option<Bytes>, OpenError> {
         Ok(kv.get(self.group, KV_FAMILY, STATE)?)
     }
+}
+
+/// The members of a group as of its last checkpoint, for when it is not open; none if that cannot
+/// be read.
+pub(crate) fn remembered_members(kv: &Kv, group: GroupId) -> BTreeSet<ReplicaId> {
+    let memberships = Checkpoints::new(group).memberships(kv).unwrap_or_default();
+    let newest = memberships.at(Some(LogIndex(u64::MAX)));
+    let members = newest.nodes().map(|(id, ())| ReplicaId(*id));
+    members.collect()
 }
 
 /// Memberships change rarely and are written only then, or with a checkpoint.

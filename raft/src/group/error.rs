@@ -71,6 +71,9 @@ pub enum MembershipError {
     InProgress,
     #[error("replica {0} is no learner of the group yet")]
     NotALearner(ReplicaId),
+    /// It follows, but does not hold all that lies before what it was sent as entries.
+    #[error("replica {0} is still copying the log's data, or cannot be asked")]
+    NotWhole(ReplicaId),
     #[error("the group would have no voters")]
     Empty,
     #[error("the group has been founded")]

@@ -4,16 +4,18 @@
 //! that the view never outruns it unnoticed; then the view's state; then, last, the log start.
 //! A crash before the last step leaves a replica whose view is ahead of its log, which opens like
 //! any other and is sent the descriptor again.
+//!
+//! The data below X follows by itself: a log that begins above its data start says what it lacks
+//! (`GroupLog::gaps`), before and after any restart, and the node fetches it from a peer.
 
 use std::io;
 use std::sync::Arc;
 
 use openraft::type_config::alias::SnapshotMetaOf;
 use trilog_storage::kv::WriteBatch;
-use trilog_storage::log::LogStart;
 
 use super::checkpoint::put_memberships;
-use super::descriptor::{Base, Descriptor, ViewState};
+use super::descriptor::{Descriptor, ViewState};
 use super::state_machine::{StateMachine, Tail, last_of};
 use crate::types::TypeConfig;
 use crate::view::Home;
@@ -40,18 +42,9 @@ pub(super) async fn install(
     }
     machine.kv.flush().await.map_err(io::Error::other)?;
 
-    // This replica has none of the data below X yet, whatever the sender can serve.
-    let own_data = machine.log.state().data_start;
-    let holds_x = machine.log.term_of(base.start.purged.index) == Some(base.start.purged.term);
-    let start = LogStart {
-        data_start: if holds_x {
-            own_data.max(base.start.data_start)
-        } else {
-            base.start.next_offset
-        },
-        ..base.start
-    };
-    let base = Base::new(start.clone(), base.membership);
+    // The data start is the group's, whatever of it this replica holds: what it lacks is copied
+    // from another, beginning as soon as this is durable.
+    let start = base.start.clone();
     machine.applied = Tail::at(&start);
     let applied = (start.purged, start.next_offset);
     machine

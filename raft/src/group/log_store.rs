@@ -8,11 +8,14 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds, RangeInclusive};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use futures::Stream;
 use openraft::OptionalSend;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
 use trilog_model::{EntryId, GroupId, LogIndex};
 use trilog_storage::frame::{Frame, FrameKind};
 use trilog_storage::log::{Appending, GroupLog, LogStart, ReadError};
@@ -25,6 +28,8 @@ use crate::types::{
 
 /// The most bytes one read takes from storage when all of a range is wanted.
 const READ_BYTES: usize = 4 << 20;
+/// How long until damaged entries are looked at again.
+const DAMAGE_PAUSE: Duration = Duration::from_millis(100);
 
 /// The log start that the state machine has prepared and the next purge makes real.
 pub(crate) type PlannedStart = Arc<Mutex<Option<LogStart>>>;
@@ -36,6 +41,39 @@ pub(crate) struct LogStore {
     status: Arc<Status>,
     planned: PlannedStart,
     append_bytes: usize,
+    patience: RepairPatience,
+}
+
+/// What reading damaged entries does. Before the group runs it fails, and the group does not
+/// open; an error later would end the group, so a read waits until another replica's copy has
+/// taken their place, or the group stops.
+#[derive(Clone, Debug)]
+pub(crate) struct RepairPatience {
+    runs: Arc<AtomicBool>,
+    stop: CancellationToken,
+}
+
+impl RepairPatience {
+    pub(crate) fn new(stop: CancellationToken) -> Self {
+        Self {
+            runs: Arc::default(),
+            stop,
+        }
+    }
+
+    /// The group runs.
+    pub(crate) fn begin(&self) {
+        self.runs.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits before another attempt; false if there shall be none.
+    async fn wait(&self) -> bool {
+        if !self.runs.load(Ordering::Relaxed) {
+            return false;
+        }
+        let pause = tokio::time::sleep(DAMAGE_PAUSE);
+        self.stop.run_until_cancelled(pause).await.is_some()
+    }
 }
 
 impl LogStore {
@@ -44,12 +82,14 @@ impl LogStore {
         status: Arc<Status>,
         planned: PlannedStart,
         append_bytes: usize,
+        patience: RepairPatience,
     ) -> Self {
         Self {
             log,
             status,
             planned,
             append_bytes,
+            patience,
         }
     }
 
@@ -74,7 +114,12 @@ impl LogStore {
     }
 
     async fn read(&self, from: LogIndex, to: LogIndex, max: usize) -> io::Result<Vec<Entry>> {
-        let frames = self.log.read(from, to, max).await.map_err(read_error)?;
+        let frames = loop {
+            match self.log.read(from, to, max).await {
+                Err(ReadError::Damaged { .. }) if self.patience.wait().await => {}
+                read => break read.map_err(read_error)?,
+            }
+        };
         let entries = frames.into_iter().map(Entry::stored);
         Ok(entries.collect::<Result<Vec<_>, _>>()?)
     }

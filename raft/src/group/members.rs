@@ -51,8 +51,11 @@ impl<V: View> Group<V> {
         demoted: &BTreeSet<ReplicaId>,
     ) -> Result<(), MembershipError> {
         let _busy = self.replica.rouse().await;
-        let removed: BTreeSet<ReplicaId> = self
-            .voters()
+        let voters = self.voters();
+        for joining in to.difference(&voters) {
+            self.check_whole(*joining).await?;
+        }
+        let removed: BTreeSet<ReplicaId> = voters
             .difference(to)
             .filter(|id| !demoted.contains(id))
             .copied()
@@ -65,6 +68,22 @@ impl<V: View> Group<V> {
             return self.remove_learners(&removed).await;
         }
         Ok(())
+    }
+
+    /// A replica that votes counts as one that holds the data; one that still copies it does not.
+    async fn check_whole(&self, joining: ReplicaId) -> Result<(), MembershipError> {
+        let replica = &self.replica;
+        let whole = if joining == replica.status.replica {
+            Some(replica.log.is_whole())
+        } else {
+            let asked = replica.copies.is_whole(&replica.log, joining).await;
+            asked.map_err(|_| MembershipError::NotWhole(joining))?
+        };
+        // A version that does not know the question has no copies to wait for either.
+        match whole {
+            Some(false) => Err(MembershipError::NotWhole(joining)),
+            Some(true) | None => Ok(()),
+        }
     }
 
     /// Removes replicas that do not vote.

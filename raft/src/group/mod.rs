@@ -8,6 +8,7 @@
 
 mod catch_up;
 mod checkpoint;
+mod copy;
 mod descriptor;
 mod error;
 mod install;
@@ -49,12 +50,15 @@ pub use open::OpenError;
 pub use status::{HighWatermark, Leadership};
 
 pub(crate) use catch_up::Throttle;
-pub(crate) use network::{APPEND, Network, SNAPSHOT, TRANSFER};
+pub(crate) use checkpoint::remembered_members;
+pub(crate) use copy::{Copies, FetchError};
+pub(crate) use network::{APPEND, COPY, Network, SNAPSHOT, TRANSFER};
 pub(crate) use quiesce::{Alarm, Patience};
 pub(crate) use serve::GroupRaft;
 pub(crate) use status::Status;
 
-use log_store::LogStore;
+use log_store::{LogStore, RepairPatience};
+use network::WHOLE;
 use propose::InFlight;
 use quiesce::Resting;
 use state_machine::{Starts, TrimTarget};
@@ -78,6 +82,7 @@ pub(crate) struct Parts {
     pub(crate) throttle: Arc<Throttle>,
     pub(crate) hub: HeartbeatHub,
     pub(crate) alarm: Arc<Alarm>,
+    pub(crate) copies: Copies,
 }
 
 /// A replica of a group, whatever its view. Clones share it.
@@ -90,6 +95,7 @@ pub(crate) struct Replica {
     in_flight: Arc<InFlight>,
     resting: Arc<Resting>,
     failover: Duration,
+    copies: Copies,
     /// Ends the streams of peers when the replica closes.
     stop: CancellationToken,
     abstains: Arc<AtomicBool>,
@@ -124,11 +130,14 @@ impl Replica {
             starts.clone(),
         )
         .await?;
+        let stop = CancellationToken::new();
+        let patience = RepairPatience::new(stop.clone());
         let store = LogStore::new(
             log.clone(),
             Arc::clone(&status),
             Arc::clone(&starts.planned),
             parts.append_bytes,
+            patience.clone(),
         );
         let throttle = Arc::clone(&parts.throttle);
         let network = Network::new(parts.transport.clone(), log.clone(), throttle);
@@ -144,6 +153,7 @@ impl Replica {
             Arc::clone(&parts.alarm),
             parts.patience,
         );
+        patience.begin();
         Ok(Self {
             raft,
             log,
@@ -152,17 +162,19 @@ impl Replica {
             in_flight: Arc::default(),
             resting: Arc::new(resting),
             failover: parts.failover,
-            stop: CancellationToken::new(),
+            copies: parts.copies.clone(),
+            stop,
             abstains: Arc::default(),
         })
     }
 
     /// Answers a call of a peer replica.
     pub(crate) async fn on_call(&self, call: PeerCall) -> Result<Vec<bytes::Bytes>, Refusal> {
-        if call.kind == TRANSFER && self.abstains.load(Ordering::Acquire) {
-            return Err(Refusal::Busy);
+        match call.kind {
+            WHOLE => Ok(vec![copy::whole(&self.log)]),
+            TRANSFER if self.abstains.load(Ordering::Acquire) => Err(Refusal::Busy),
+            _ => serve::call(self, call).await,
         }
-        serve::call(self, call).await
     }
 
     /// Serves a stream of a peer replica to its end.
@@ -175,6 +187,13 @@ impl Replica {
             }
             _ => stream.refuse(&Refusal::Unserved),
         }
+    }
+
+    /// The replicas of the group, as this one knows them, and who leads it.
+    pub(crate) fn members_and_leader(&self) -> (BTreeSet<ReplicaId>, Option<ReplicaId>) {
+        let voters = self.raft.voter_ids();
+        let all = voters.chain(self.raft.learner_ids()).map(ReplicaId);
+        (all.collect(), self.status.leadership_now().leader)
     }
 
     /// Hands leadership, if this replica has it, to the voter that holds most of its log.

@@ -5,6 +5,7 @@
 //! entries in memory              one stream per follower and session on the append lane
 //! entries from disk              one stream per follower and session on the bulk lane, throttled
 //! log-start descriptors          one stream per transfer on the bulk lane
+//! log data that a replica lacks  one stream per stretch on the bulk lane, see `copy`
 //! ```
 //!
 //! A session from disk ends where memory begins; the next one goes on from there.
@@ -50,6 +51,8 @@ pub(crate) const APPEND: Kind = Kind(Kind::FIRST_RAFT + 2);
 pub(crate) const BEAT: Kind = Kind(Kind::FIRST_RAFT + 3);
 pub(crate) const SNAPSHOT: Kind = Kind(Kind::FIRST_RAFT + 4);
 pub(crate) const TRANSFER: Kind = Kind(Kind::FIRST_RAFT + 5);
+pub(crate) const COPY: Kind = Kind(Kind::FIRST_RAFT + 10);
+pub(crate) const WHOLE: Kind = Kind(Kind::FIRST_RAFT + 11);
 
 /// Bytes of a descriptor in one message.
 const CHUNK: usize = 1 << 20;

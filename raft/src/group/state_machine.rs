@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use trilog_model::{EntryId, GroupId, LogIndex, Offset, Timestamp};
 use trilog_storage::frame::{Frame, FrameHeader, FrameKind};
 use trilog_storage::kv::{Kv, WriteBatch};
-use trilog_storage::log::{GroupLog, LogStart};
+use trilog_storage::log::{GroupLog, LogStart, ReadError};
 
 use super::checkpoint::{Checkpoints, put_memberships};
 use super::descriptor::{Base, Descriptor, ViewState};
@@ -68,7 +68,7 @@ pub(crate) struct TrimTarget {
 /// What the state machine shares with the group's handle and its log store.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Starts {
-    /// Where the log shall begin, until a descriptor for it is made.
+    /// Where the log shall begin, as it was last asked for.
     pub(crate) wanted: Arc<Mutex<Option<TrimTarget>>>,
     /// The next purge, fully described.
     pub(crate) planned: PlannedStart,
@@ -220,26 +220,28 @@ impl StateMachine {
         let Some(applied) = self.applied.id else {
             return Ok(None);
         };
-        let wanted = self.starts.wanted.lock().take();
+        let wanted = *self.starts.wanted.lock();
         let target = wanted.map_or(applied.index, |wanted| wanted.purged.min(applied.index));
         let old = self.base.lock().clone();
+        // What is wanted stays so: two trims in a row ask twice, and one plan serves both.
         if let Some(old) = old.filter(|old| old.start.purged.index >= target) {
             return Ok(Some(old));
         }
         let tail = if target == applied.index {
             self.applied
         } else {
-            let read = self.log.read(target, target.next(), 1).await;
-            let frames = read.map_err(io::Error::other)?;
+            let frames = match self.log.read(target, target.next(), 1).await {
+                // The log start moves when that is repaired; an error would end the group.
+                Err(ReadError::Damaged { .. }) => return Ok(self.base.lock().clone()),
+                read => read.map_err(io::Error::other)?,
+            };
             let frame = frames.first().ok_or(io::ErrorKind::NotFound)?;
             Tail::after(&frame.header)
         };
         let Some(purged) = tail.id else {
             return Ok(None);
         };
-        let data_start = wanted.map_or(tail.next_offset, |wanted| {
-            wanted.data_start.min(tail.next_offset)
-        });
+        let data_start = wanted.map_or(Offset(0), |wanted| wanted.data_start.min(tail.next_offset));
         let start = LogStart {
             purged,
             next_offset: tail.next_offset,
@@ -305,9 +307,13 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         &mut self,
     ) -> io::Result<Option<SnapshotOf<TypeConfig, Descriptor>>> {
         let base = self.base.lock().clone();
-        let (Some(base), Some(folded)) = (base, self.folded) else {
+        let (Some(mut base), Some(folded)) = (base, self.folded) else {
             return Ok(None);
         };
+        // The data start may have moved since, without X.
+        if let Some(start) = self.log.state().log_start {
+            base.start.data_start = base.start.data_start.max(start.data_start);
+        }
         let view = ViewState {
             at: folded,
             memberships: self.memberships.clone(),

@@ -1,6 +1,8 @@
 //! Nodes with simulated disks, clocks and links, each a process that can be killed, lose its
 //! power and be started again.
 
+mod replace;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -239,6 +241,12 @@ impl Cluster {
         let view = Witness::new(node, self.checks.clone());
         let opening = process.node.open_group(group, replica, view);
         let opened = process.owner.scope(opening).await;
+        let log = process.node.store().group(group);
+        let damaged = log.is_some_and(|log| !log.gaps().is_empty());
+        if opened.is_err() && damaged {
+            // It opens when another replica's copy has taken the place of what is damaged.
+            return;
+        }
         let opened = opened.unwrap_or_else(|error| panic!("node {node} cannot open: {error}"));
         let host = self.hosts.get_mut(&node);
         if let Some(process) = host.and_then(|host| host.up.as_mut()) {
@@ -400,6 +408,9 @@ impl Cluster {
             host.is_none_or(|host| host.up.is_none()),
             "node {node} runs"
         );
+        for placed in self.groups.values_mut() {
+            placed.remove(&node);
+        }
     }
 
     /// Opens the files of a node that is down, for whoever repairs them, and closes them in order.
@@ -498,6 +509,20 @@ impl Cluster {
         up.map(|process| process.transport.stats().frames_out).sum()
     }
 
+    /// Opens what did not open for damage, if it can be by now. Whether everything is open.
+    pub async fn open_all(&mut self) -> bool {
+        let mut all = true;
+        for node in self.up() {
+            for group in self.groups.keys().copied().collect::<Vec<_>>() {
+                if self.group(node, group).is_none() {
+                    self.open(node, group).await;
+                    all &= self.group(node, group).is_some();
+                }
+            }
+        }
+        all
+    }
+
     /// Removes every fault and starts every node.
     pub async fn heal(&mut self) {
         self.net.heal_all();
@@ -507,6 +532,12 @@ impl Cluster {
             if self.hosts[&node].up.is_none() {
                 self.boot(node).await;
             }
+        }
+        let end = Instant::now() + PATIENCE;
+        while !self.open_all().await {
+            let seed = self.config.seed;
+            assert!(Instant::now() < end, "seed {seed}: not every replica opens");
+            self.run(STEP * 10).await;
         }
     }
 

@@ -1,7 +1,10 @@
 //! Whether replicas of a group are one: the same state, the same bytes.
 
+use std::time::Duration;
+
 use trilog_model::LogIndex;
 use trilog_storage::frame::Frame;
+use trilog_storage::log::ReadError;
 
 use super::Witness;
 use crate::group::Group;
@@ -9,6 +12,8 @@ use crate::view::View;
 
 /// Bytes of log compared at a time.
 const READ_BYTES: usize = 1 << 20;
+/// How long until damaged entries are looked at again.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Panics unless all replicas have folded the same and hold the same frames wherever more than
 /// one of them holds any.
@@ -27,15 +32,27 @@ pub async fn replicas(replicas: &[Group<Witness>]) {
 }
 
 async fn logs(a: &Group<Witness>, b: &Group<Witness>) {
+    // What lies below the purge point stays readable down to the data start.
     let start = |group: &Group<Witness>| {
         let start = group.log().state().log_start;
-        start.map_or(0, |start| start.purged.index.get() + 1)
+        let end = start.map_or(0, |start| start.purged.index.get() + 1);
+        let segments = group.log().segments();
+        segments
+            .first()
+            .map_or(end, |first| first.base_index.get().min(end))
     };
     let end = a.log().state().last.map_or(0, |last| last.index.get() + 1);
     let mut from = start(a).max(start(b));
     while from < end {
-        let left = read(a, from, end).await;
-        let right = read(b, from, end).await;
+        let (left, right) = match (read(a, from, end).await, read(b, from, end).await) {
+            (Ok(left), Ok(right)) => (left, right),
+            // One of them let go of it just now.
+            (Err(start), _) | (_, Err(start)) => {
+                assert!(start.get() > from, "{a:?}, {b:?}: entry {from} is lost");
+                from = start.get();
+                continue;
+            }
+        };
         let both = left.len().min(right.len());
         assert!(both > 0, "{a:?} and {b:?} do not both hold entry {from}");
         for (left, right) in left.iter().zip(&right) {
@@ -49,13 +66,22 @@ async fn logs(a: &Group<Witness>, b: &Group<Witness>) {
     }
 }
 
-async fn read(group: &Group<Witness>, from: u64, end: u64) -> Vec<Frame> {
-    let read = group.log().read(LogIndex(from), LogIndex(end), READ_BYTES);
-    read.await
-        .unwrap_or_else(|error| panic!("{group:?} cannot read entry {from}: {error}"))
+/// Frames from `from` on, or where the log begins if that is later.
+async fn read(group: &Group<Witness>, from: u64, end: u64) -> Result<Vec<Frame>, LogIndex> {
+    loop {
+        let read = group.log().read(LogIndex(from), LogIndex(end), READ_BYTES);
+        match read.await {
+            Ok(frames) => return Ok(frames),
+            Err(ReadError::BelowStart { index, .. }) => return Err(index),
+            // It is on its way from another replica, or the comparison does not end.
+            Err(ReadError::Damaged { .. }) => tokio::time::sleep(PAUSE).await,
+            Err(error) => panic!("{group:?} cannot read entry {from}: {error}"),
+        }
+    }
 }
 
-fn bytes(frame: &Frame) -> Vec<u8> {
+/// A frame as it stands on disk.
+pub fn bytes(frame: &Frame) -> Vec<u8> {
     let mut slices = Vec::new();
     frame.push_slices(&mut slices);
     slices.concat()

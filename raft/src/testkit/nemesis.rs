@@ -29,6 +29,9 @@ pub enum Fault {
     Trim,
     HealLinks,
     BootAll,
+    /// A bit of one sealed segment, where all replicas are whole: never on a majority. Not among
+    /// [`Fault::ALL`], for a cluster has to be configured to look for it.
+    FlipBit,
 }
 
 impl Fault {
@@ -60,6 +63,7 @@ pub async fn strike(
     fault: Fault,
     rng: &mut SmallRng,
 ) -> String {
+    cluster.open_all().await;
     let up = cluster.up();
     let any = up.choose(rng).copied();
     let leader = cluster.leader(group).map(|(node, _)| node);
@@ -102,6 +106,7 @@ pub async fn strike(
         Fault::Trim => trim(cluster, group, rng).await,
         Fault::HealLinks => cluster.net.heal_all(),
         Fault::BootAll => boot_all(cluster).await,
+        Fault::FlipBit => flip_bit(cluster, group, node, rng),
     }
     format!("{fault:?} node {node}")
 }
@@ -119,6 +124,23 @@ fn links(cluster: &Cluster, fault: Fault, a: NodeId, b: NodeId, rng: &mut SmallR
             };
             cluster.net.set_path(a, b, path);
         }
+    }
+}
+
+fn flip_bit(cluster: &Cluster, group: GroupId, node: NodeId, rng: &mut SmallRng) {
+    let replicas = cluster.replicas(group);
+    let whole = replicas.iter().all(|replica| replica.log().is_whole());
+    if !whole || replicas.len() < cluster.nodes().len() {
+        return;
+    }
+    let disk = cluster.disk(node);
+    let files = disk.files().into_iter();
+    let segments = files.filter(|(path, _)| path.extension().is_some_and(|kind| kind == "seg"));
+    let segments: Vec<_> = segments.collect();
+    // The last one still grows.
+    let sealed = segments.split_last().map_or(&[][..], |(_, sealed)| sealed);
+    if let Some((path, len)) = sealed.choose(rng) {
+        disk.flip_bit(path, rng.random_range(0..*len), rng.random_range(0..8));
     }
 }
 

@@ -236,6 +236,7 @@ pub(super) fn store_config(config: &Config, identity: &Identity) -> StoreConfig 
         cache_bytes: storage.cache_size.get(),
         segment_bytes: storage.segment_size.get(),
         fill_bytes: storage.fill_size.get(),
+        scrub_bytes_per_second: storage.scrub_rate.get(),
         residents: residents(identity),
         ..defaults
     }

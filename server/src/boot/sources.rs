@@ -58,6 +58,13 @@ impl Server {
             }
             Ok(())
         });
+        let store = self.store.clone();
+        health.note("segments", move || match store.stats().quarantined {
+            0 => Ok(()),
+            count => Err(format!(
+                "{count} segments are damaged and wait for another replica's copy"
+            )),
+        });
         let clock = self.timekeeper.state();
         health.must_be_ready("clock", move || {
             let clock = *clock.borrow();
@@ -159,6 +166,9 @@ fn publish_store(stats: &trilog_storage::store::StoreStats) {
     gauge!("trilog_storage_cache_bytes").set(as_f64(stats.cached_bytes));
     counter!("trilog_cache_hits_total").absolute(stats.cache_hits);
     counter!("trilog_cache_misses_total").absolute(stats.cache_misses);
+    gauge!("trilog_segments_quarantined").set(as_f64(stats.quarantined as u64));
+    gauge!("trilog_partitions_incomplete").set(as_f64(stats.short_groups as u64));
+    counter!("trilog_scrub_bytes_total").absolute(stats.scrubbed_bytes);
     let Some(wal) = &stats.wal else { return };
     counter!("trilog_wal_bytes_total").absolute(wal.writing.bytes);
     counter!("trilog_wal_rounds_total").absolute(wal.writing.rounds);

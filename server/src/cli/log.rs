@@ -188,6 +188,16 @@ fn show(dir: &Path, found: &Inspection, output: OutputArgs) -> anyhow::Result<()
         };
         output::line(format_args!("damaged: {damage}{grave}"))?;
     }
+    for path in &found.set_aside {
+        let path = path.display();
+        output::line(format_args!("set aside as damaged at some time: {path}"))?;
+    }
+    for path in &found.copies {
+        let path = path.display();
+        output::line(format_args!(
+            "an unfinished copy from another replica, which a restart deletes: {path}"
+        ))?;
+    }
     if found.damage.is_empty() {
         output::line("everything is as it was written")?;
     }
@@ -241,7 +251,13 @@ fn found_json(found: &Inspection) -> Value {
             json!({ "path": path, "what": damage.what, "grave": damage.grave })
         })
         .collect();
+    let paths = |paths: &[PathBuf]| -> Vec<String> {
+        let paths = paths.iter();
+        paths.map(|path| path.display().to_string()).collect()
+    };
     json!({
+        "set_aside": paths(&found.set_aside),
+        "copies": paths(&found.copies),
         "frames": found.frames,
         "bytes_read": found.bytes_read,
         "wal_rounds": found.wal_rounds,

@@ -10,7 +10,7 @@ use futures::future::join_all;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use trilog_model::{GroupId, NodeId, ReplicaId, Term};
 
 use trilog_raft::controller::TopicConfig;
@@ -387,6 +387,8 @@ impl Agent {
             let done = matches!(changed, Ok(Ok(())));
             match changed {
                 Ok(Ok(())) => {}
+                // It comes right by itself; until then it is asked in every round.
+                Ok(Err(error @ MembershipError::NotWhole(_))) => debug!(%group, %error, "not yet"),
                 Ok(Err(error)) => info!(%group, %error, "a membership change is tried again"),
                 Err(_) => info!(%group, "a membership change takes long and is looked at anew"),
             }

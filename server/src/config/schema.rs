@@ -86,6 +86,9 @@ section! {
         segment_size: ByteSize = ByteSize::mib(128),
         /// How much is gathered before a segment file is written to.
         fill_size: ByteSize = ByteSize::kib(256),
+        /// Bytes a second at which closed segment files are read again in the background, to
+        /// find what has gone bad before it is needed. 0 turns it off.
+        scrub_rate: ByteSize = ByteSize::mib(4),
     }
 }
 

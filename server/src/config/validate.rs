@@ -166,6 +166,12 @@ impl Check<'_> {
                 ByteSize::kib(4),
                 ByteSize::mib(16),
             ),
+            (
+                "storage.scrub_rate",
+                storage.scrub_rate,
+                ByteSize::bytes(0),
+                gib(4),
+            ),
         ];
         for (key, value, least, most) in sizes {
             self.size(key, value, least, most);

@@ -57,10 +57,14 @@ impl Partition {
     async fn purge(&self) {
         let log = self.inner.group.log();
         let start = self.log_start();
-        if start <= log.state().data_start {
+        let known = log.state().log_start;
+        if start <= known.as_ref().map_or(Offset(0), |known| known.data_start) {
             return;
         }
-        let Some(purged) = last_before(&log.segments(), start) else {
+        // What lies below X, here already or still being copied, needs no other X.
+        let below_x = known.filter(|known| start <= known.next_offset);
+        let below_x = below_x.map(|known| known.purged.index);
+        let Some(purged) = below_x.or_else(|| last_before(&log.segments(), start)) else {
             return;
         };
         if let Err(error) = self.inner.group.trim(purged, start).await {

@@ -9,7 +9,8 @@ use super::{Collecting, Damage, Place, Suspect};
 use crate::frame::{Frame, FrameError};
 use crate::io::{Io, IoFile, OpenMode};
 use crate::log::{
-    GroupRecord, SEGMENT_HEADER_LEN, SEGMENTS, SegmentHeader, SegmentRecord, Tip, segment_file_name,
+    GroupRecord, SEGMENT_HEADER_LEN, SEGMENTS, SegmentHeader, SegmentRecord, Tip, is_copy,
+    parse_aside_name, segment_file_name,
 };
 
 /// Bytes read at once.
@@ -25,8 +26,22 @@ pub(super) async fn read<I: Io>(
     let folder = dir
         .join(SEGMENTS)
         .join(format!("{}@{}", record.group, record.replica));
+    let names = io.list(&folder).await.unwrap_or_default();
+    let kept = |of: &dyn Fn(&Path) -> bool| -> Vec<PathBuf> {
+        let names = names.iter().filter(|name| of(name));
+        names.map(|name| folder.join(name)).collect()
+    };
+    let copies = kept(&is_copy);
+    let aside = kept(&|name| parse_aside_name(name).is_some());
     for segment in &record.segments {
-        let path = folder.join(segment_file_name(segment.base_index));
+        let name = PathBuf::from(segment_file_name(segment.base_index));
+        let path = folder.join(&name);
+        let is_aside = |aside: &PathBuf| parse_aside_name(aside) == Some(segment.base_index);
+        if !names.contains(&name) && aside.iter().any(is_aside) {
+            let what = "it was found damaged and set aside, and waits for another replica's";
+            collecting.damaged(&path, what, false);
+            continue;
+        }
         if let Err(what) = one(io, &path, record, segment, collecting).await {
             collecting.suspects.push(Suspect {
                 group: record.group,
@@ -40,6 +55,8 @@ pub(super) async fn read<I: Io>(
             });
         }
     }
+    collecting.found.copies.extend(copies);
+    collecting.found.set_aside.extend(aside);
 }
 
 async fn one<I: Io>(

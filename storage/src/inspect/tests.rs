@@ -166,3 +166,29 @@ async fn a_directory_without_a_log_is_refused() {
     let error = inspect(&Backend::Threads, dir.path(), Box::new(|_, _| {})).await;
     assert!(matches!(error, Err(InspectError::NoLog(_))), "{error:?}");
 }
+
+#[tokio::test]
+async fn segments_set_aside_and_unfinished_copies_are_told_apart_from_damage() {
+    let dir = filled(100).await;
+    let before = contents(dir.path());
+    let mut segments = before
+        .keys()
+        .filter(|path| path.extension().is_some_and(|s| s == "seg"));
+    let (first, second) = (segments.next().unwrap(), segments.next().unwrap());
+    // One that was set aside and replaced, and one whose copy was cut short.
+    fs::write(first.with_extension("damaged-1"), "what was left of it").unwrap();
+    fs::write(second.with_extension("copy"), "what had come").unwrap();
+    let found = look(dir.path()).await;
+    assert_eq!(found.damage, []);
+    assert_eq!(found.set_aside, [first.with_extension("damaged-1")]);
+    assert_eq!(found.copies, [second.with_extension("copy")]);
+    // One that was set aside and waits.
+    fs::rename(second, second.with_extension("damaged-1")).unwrap();
+    let found = look(dir.path()).await;
+    let [damage] = &found.damage[..] else {
+        panic!("one segment is missing: {:?}", found.damage);
+    };
+    assert_eq!(&damage.path, second);
+    assert!(damage.what.contains("set aside") && !damage.grave);
+    assert_eq!(found.set_aside.len(), 2);
+}

@@ -47,6 +47,8 @@ pub struct StoreConfig {
     pub read_workers: u32,
     /// Bytes per second the background scrub reads; zero turns it off.
     pub scrub_bytes_per_second: u64,
+    /// A scrub of everything begins no sooner than this after the one before began.
+    pub scrub_interval: Duration,
 }
 
 impl StoreConfig {
@@ -68,6 +70,7 @@ impl StoreConfig {
             fill_workers: 2,
             read_workers: 2,
             scrub_bytes_per_second: 4 * MIB,
+            scrub_interval: Duration::from_hours(1),
         }
     }
 

@@ -4,7 +4,7 @@
 //! A group belongs to one worker, so its files have one writer. A write that fails for want of
 //! room is tried again later; any other failed write, and every failed sync, ends the process.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use trilog_model::{GroupId, ReplicaId};
 
+use super::copy::{CopyError, Staged};
 use super::group::Group;
 use super::segment::{self, Extent, HEADER_LEN, IndexSlot, Segment, SegmentHeader};
 use super::shared::Shared;
@@ -36,8 +37,18 @@ pub(crate) enum FillTask {
     },
     /// Delete segments.
     Delete(Vec<PathBuf>),
-    /// Delete what a crash left in a group's folder.
+    /// Delete what a crash left in a group's folder, and see which segments are not there.
     Sweep(Arc<Group>),
+    /// Move the file of a damaged segment out of the way.
+    SetAside(Arc<Group>, Arc<Segment>),
+    /// Have a group's folder there, for a copy.
+    Folder(Arc<Group>, oneshot::Sender<Result<(), CopyError>>),
+    /// Make a copy part of the log.
+    Adopt(
+        Arc<Group>,
+        Box<Staged>,
+        oneshot::Sender<Result<(), CopyError>>,
+    ),
     /// Delete the folder of a removed group.
     Remove(GroupId, ReplicaId),
     Stop,
@@ -101,6 +112,13 @@ impl IoJob for FillJob {
                 }
                 FillTask::Delete(paths) => worker.delete(&paths).await,
                 FillTask::Sweep(group) => worker.sweep(&group).await,
+                FillTask::SetAside(group, segment) => worker.set_aside(&group, &segment).await,
+                FillTask::Folder(group, done) => {
+                    let _ = done.send(worker.folder(&group).await);
+                }
+                FillTask::Adopt(group, staged, done) => {
+                    let _ = done.send(worker.adopt(&group, *staged).await);
+                }
                 FillTask::Remove(group, replica) => worker.remove(group, replica).await,
                 FillTask::Stop => return,
             }
@@ -125,16 +143,16 @@ struct Unsynced {
     extent: Extent,
 }
 
-struct Worker<I: Io> {
-    io: I,
-    shared: Arc<Shared>,
+pub(super) struct Worker<I: Io> {
+    pub(super) io: I,
+    pub(super) shared: Arc<Shared>,
     open: BTreeMap<GroupId, OpenFile<I::File>>,
     clock: u64,
 }
 
 /// Why a step was not taken. All but a full disk have been reported by then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stuck;
+pub(super) struct Stuck;
 
 impl<I: Io> Worker<I> {
     /// One step for a group that queued up; whether it wants another.
@@ -197,7 +215,7 @@ impl<I: Io> Worker<I> {
         let written = open.file.write_all_at(slices, pos).await;
         self.check("write to a segment", written)?;
         let Some(extent) = group.filled(run) else {
-            // The log was emptied meanwhile; its files are going.
+            // The log was emptied meanwhile and its files are going, or the segment is damaged.
             self.open.remove(&group.id);
             return Ok(());
         };
@@ -351,7 +369,7 @@ impl<I: Io> Worker<I> {
         Ok(())
     }
 
-    async fn write_index(&self, path: &Path, index: Bytes) -> io::Result<()> {
+    pub(super) async fn write_index(&self, path: &Path, index: Bytes) -> io::Result<()> {
         let file = match self.io.open(path, OpenMode::Create).await {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 let file = self.io.open(path, OpenMode::Write).await?;
@@ -389,7 +407,15 @@ impl<I: Io> Worker<I> {
         }
     }
 
-    async fn delete_file(&self, path: &Path) {
+    /// Lets go of a segment's file.
+    pub(super) fn close(&mut self, group: &Group, segment: &Arc<Segment>) {
+        let open = self.open.get(&group.id);
+        if open.is_some_and(|open| Arc::ptr_eq(&open.segment, segment)) {
+            self.open.remove(&group.id);
+        }
+    }
+
+    pub(super) async fn delete_file(&self, path: &Path) {
         match self.io.remove_file(path).await {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -399,12 +425,15 @@ impl<I: Io> Worker<I> {
     }
 
     async fn sweep(&mut self, group: &Arc<Group>) {
-        let Ok(names) = self.io.list(&group.dir).await else {
-            return;
+        let names = match self.io.list(&group.dir).await {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return,
+            names => names.unwrap_or_default(),
         };
+        let here: BTreeSet<PathBuf> = names.iter().map(|name| group.dir.join(name)).collect();
+        group.miss(|path| here.contains(path));
         for name in names {
             let path = group.dir.join(name);
-            if group.is_leftover(&path) {
+            if group.is_leftover(&path) || group.is_past(&path) {
                 self.delete_file(&path).await;
             }
         }
@@ -457,7 +486,11 @@ impl<I: Io> Worker<I> {
     }
 
     /// A failed sync is fatal whatever the reason: what it lost is not known.
-    fn check_sync<T>(&self, what: &'static str, result: io::Result<T>) -> Result<T, Stuck> {
+    pub(super) fn check_sync<T>(
+        &self,
+        what: &'static str,
+        result: io::Result<T>,
+    ) -> Result<T, Stuck> {
         result.map_err(|error| {
             self.shared.fail(what, error);
             Stuck

@@ -8,9 +8,7 @@ use trilog_model::LogIndex;
 
 use super::fill::{FillRun, FillStep, FillTask};
 use super::group::{Group, GroupState, Life};
-use super::memory::record_time;
 use super::segment::{self, Extent, IndexSlot, Segment, SegmentHeader};
-use super::tip::Tip;
 use crate::frame::FrameHeader;
 
 /// Bytes written to a segment in one go.
@@ -139,12 +137,15 @@ impl Group {
     }
 
     /// The run is written: its frames are in the segment and may leave memory. Returns how far
-    /// the segment reaches now, or `None` if the log was emptied meanwhile.
+    /// the segment reaches now, or `None` if the log was emptied or the segment was found damaged
+    /// meanwhile: then they still have to go to another.
     pub(crate) fn filled(self: &Arc<Self>, run: FillRun) -> Option<Extent> {
         let mut extent = run.extent;
         let start = extent.bytes;
         let mut state = self.state.lock();
-        if state.segments.era() != run.era {
+        let current = state.segments.active();
+        let active = current.is_some_and(|active| Arc::ptr_eq(&active.segment, &run.segment));
+        if state.segments.era() != run.era || !active {
             return None;
         }
         {
@@ -153,12 +154,7 @@ impl Group {
                 if let IndexSlot::Here(index) = &mut *slot {
                     index.add(frame, extent.bytes);
                 }
-                extent.bytes += frame.header.frame_len() as u64;
-                extent.tip = Tip::after(&frame.header);
-                extent.last_time = frame.header.append_time;
-                if let Some(time) = record_time(frame) {
-                    extent.record_time = extent.record_time.max(time);
-                }
+                extent.add(frame);
             }
         }
         state.segments.grow(extent);
@@ -191,26 +187,67 @@ impl Group {
         self.shared.indexes.keep(segment);
     }
 
-    /// Takes a segment out of service and, if it is the active one, ends it.
-    pub(crate) fn quarantine(&self, segment: &Arc<Segment>, why: &dyn fmt::Display) {
-        if segment.quarantine() {
-            tracing::error!(
-                path = %segment.path.display(),
-                group = %self.id,
-                %why,
-                "a segment is damaged and quarantined"
-            );
+    /// Takes a segment out of service and, if it is the active one, ends it. Its file is set aside
+    /// by the fill worker, and whoever restores data is told.
+    pub(crate) fn quarantine(self: &Arc<Self>, segment: &Arc<Segment>, why: &dyn fmt::Display) {
+        if !segment.quarantine() {
+            return;
         }
+        tracing::error!(
+            path = %segment.path.display(),
+            group = %self.id,
+            %why,
+            "a segment is damaged and quarantined"
+        );
         let mut state = self.state.lock();
         if let Some(active) = state.segments.active()
             && Arc::ptr_eq(&active.segment, segment)
         {
             active.sealed = true;
         }
+        drop(state);
+        let task = FillTask::SetAside(Arc::clone(self), Arc::clone(segment));
+        self.shared.send_fill(self.id, task);
+    }
+
+    /// The file of a damaged segment is out of the way.
+    pub(crate) fn set_aside(&self, segment: &Arc<Segment>) {
+        let mut state = self.state.lock();
+        state.segments.give_up(segment);
+        let synced = state.segments.synced().next_index;
+        state.runs.release(synced);
+        drop(state);
+        self.shared.want();
+    }
+
+    /// Takes note of segments whose files are not there: they were set aside in an earlier life,
+    /// or lost.
+    pub(crate) fn miss(self: &Arc<Self>, here: impl Fn(&Path) -> bool) {
+        let missing: Vec<Arc<Segment>> = {
+            let state = self.state.lock();
+            let links = state.segments.links.iter();
+            let missing = links.filter(|link| !here(&link.segment.path));
+            missing.map(|link| Arc::clone(&link.segment)).collect()
+        };
+        for segment in missing {
+            self.quarantine(&segment, &"its file is not there");
+        }
+    }
+
+    /// Whether a file in the group's folder is a segment set aside from a range that the log does
+    /// not hold any more.
+    pub(crate) fn is_past(&self, path: &Path) -> bool {
+        let state = self.state.lock();
+        let first = state.segments.first_index();
+        let past = segment::parse_aside_name(path).is_some_and(|base| base < first);
+        past && !state.is_short()
     }
 
     /// Whether a file in the group's folder is a segment or index that is not part of the log.
     pub(crate) fn is_leftover(&self, path: &Path) -> bool {
+        if segment::is_copy(path) {
+            return true;
+        }
         let segment = path.with_extension("seg");
         let ours = matches!(path.extension(), Some(kind) if kind == "seg" || kind == "idx");
         let named = segment.file_name().map(Path::new);

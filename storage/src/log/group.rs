@@ -69,6 +69,8 @@ pub(crate) struct GroupState {
     pub(crate) emptied_files: Vec<PathBuf>,
     /// The filled end as the last tick saw it: what it still sees is old.
     pub(crate) seen_filled: LogIndex,
+    /// A copy from another replica is on its way.
+    pub(crate) receiving: bool,
 }
 
 /// The notes of a group that are durable.
@@ -144,6 +146,7 @@ impl GroupState {
             fill_forced: false,
             emptied_files: Vec::new(),
             seen_filled: tip.next_index,
+            receiving: false,
         }
     }
 
@@ -387,6 +390,9 @@ impl GroupLog {
                 state.durable = state.durable.max(floor);
                 state.settled.log_start = Some(start);
                 group.purge(state);
+                if state.is_short() {
+                    group.shared.want();
+                }
             })
         };
         written(durable).await

@@ -99,6 +99,11 @@ impl SparseIndex {
         self.entries = entries;
     }
 
+    /// Whether both lead to the same places.
+    pub(crate) fn is_like(&self, other: &Self) -> bool {
+        self.entries == other.entries
+    }
+
     pub(crate) fn memory(&self) -> usize {
         self.entries.capacity() * size_of::<IndexEntry>()
     }

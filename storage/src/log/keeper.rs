@@ -102,6 +102,11 @@ impl<I: Io> Keeper<I> {
     /// Makes a checkpoint if the write-ahead log has grown enough since the last one.
     async fn look(&self) {
         self.report();
+        if self.shared.take_unsaved()
+            && let Err(error) = self.checkpoint(true).await
+        {
+            tracing::warn!(%error, "no checkpoint was made");
+        }
         if !self.is_due() {
             return;
         }

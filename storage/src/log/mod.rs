@@ -10,9 +10,11 @@
 //! continue, append times that grow. This module keeps the chain and checks it wherever bytes
 //! come back from disk. It stores votes, terms and log starts and decides nothing by them.
 
+mod adopt;
 mod budget;
 pub(crate) mod checkpoint;
 mod config;
+mod copy;
 mod fill;
 mod filling;
 mod group;
@@ -25,16 +27,19 @@ mod read;
 mod reader;
 mod recovery;
 mod retention;
+mod scrub;
 mod search;
 mod segment;
 mod segments;
 mod shared;
+mod stage;
 mod tip;
 mod types;
 mod wal_runs;
 
 pub use budget::{Claim, Pressure, Share};
 pub use config::StoreConfig;
+pub use copy::{CopyError, CopySum, Gap, Incoming};
 pub use group::GroupLog;
 pub use retention::{Retention, SegmentInfo};
 pub use types::{
@@ -48,8 +53,11 @@ pub(crate) use group::{Group, GroupState};
 pub(crate) use keeper::{KeeperJob, KeeperTask};
 pub(crate) use reader::ReadPool;
 pub(crate) use recovery::{Recovered, RecoveredGroup, Recovery};
+pub(crate) use scrub::ScrubJob;
 pub(crate) use segment::{
-    HEADER_LEN as SEGMENT_HEADER_LEN, SegmentHeader, file_name as segment_file_name,
+    HEADER_LEN as SEGMENT_HEADER_LEN, SegmentHeader, file_name as segment_file_name, is_copy,
+    parse_aside_name,
 };
 pub(crate) use shared::{Progress, Shared};
+pub(crate) use stage::Stage;
 pub(crate) use tip::Tip;

@@ -17,7 +17,7 @@ use super::reader::{ReadPool, is_closed};
 use super::segment::{self, Extent, HEADER_LEN, IndexSlot, Segment};
 use super::segments::Link;
 use super::types::ReadError;
-use crate::frame::{Frame, FrameHeader, HEADER_LEN as FRAME_HEADER_LEN};
+use crate::frame::{Frame, FrameError, FrameHeader, HEADER_LEN as FRAME_HEADER_LEN};
 
 /// The least and the most one read takes from disk, but for a single frame that is larger.
 const CHUNK_MIN: usize = 64 * 1024;
@@ -26,7 +26,7 @@ const CHUNK_MAX: usize = 1 << 20;
 const SLACK: usize = 32 * 1024;
 
 impl GroupState {
-    fn below_start(&self) -> ReadError {
+    pub(super) fn below_start(&self) -> ReadError {
         ReadError::BelowStart {
             index: self.segments.first_index(),
             offset: self.segments.data_start(self.log_start.as_ref()),
@@ -341,7 +341,7 @@ impl<'a> Scan<'a> {
             self.fetch(want.max(FRAME_HEADER_LEN)).await?;
         }
         let header = FrameHeader::decode(&self.chunk);
-        let header = header.map_err(|error| self.damaged(error))?;
+        let header = header.map_err(|error| self.undecodable(error))?;
         let ours = header.group == self.group.id && header.kind.is_entry();
         let follows = self.next.is_none_or(|next| next == header.index);
         let within = header.index < self.extent.tip.next_index
@@ -368,7 +368,7 @@ impl<'a> Scan<'a> {
             self.fetch(len.max(CHUNK_MIN)).await?;
         }
         let frame = Frame::decode(&mut self.chunk);
-        let frame = frame.map_err(|error| self.damaged(error))?;
+        let frame = frame.map_err(|error| self.undecodable(error))?;
         self.pos += len as u64;
         self.next = Some(header.index.next());
         Ok(frame)
@@ -409,6 +409,18 @@ impl<'a> Scan<'a> {
                 path: self.segment.path.clone(),
                 source: Arc::new(error),
             },
+        }
+    }
+
+    /// Sorts out why bytes are no frame: damaged, or whole and of a newer version, which must not
+    /// be set aside.
+    fn undecodable(&self, error: FrameError) -> ReadError {
+        match error {
+            FrameError::Version(_) | FrameError::Kind(_) => ReadError::Io {
+                path: self.segment.path.clone(),
+                source: Arc::new(io::Error::other(error)),
+            },
+            error => self.damaged(error),
         }
     }
 

@@ -26,6 +26,20 @@ impl Wanted {
         }
     }
 
+    /// Whether it may stand below the first entry there is.
+    fn may_be_below(self, state: &GroupState) -> bool {
+        match self {
+            Self::Appended(time) => {
+                let front = state.segments.links.front();
+                let front = front.map(|link| link.segment.header.base_time);
+                let first = state.resident.get(state.segments.first_index());
+                let first = first.map(|frame| frame.header.append_time);
+                front.or(first).is_none_or(|first| time < first)
+            }
+            Self::Recorded(_) => true,
+        }
+    }
+
     fn seek(self, index: &SparseIndex) -> Option<u64> {
         match self {
             Self::Appended(time) => index.seek_append_time(time),
@@ -74,6 +88,9 @@ impl GroupLog {
         loop {
             let (link, floor) = {
                 let state = self.0.state.lock();
+                if state.is_short() && wanted.may_be_below(&state) {
+                    return Err(state.below_start());
+                }
                 let floor = state.segments.data_start(state.log_start.as_ref());
                 let link = state.segments.links.iter().find(|link| {
                     link.extent.tip.next_index > next

@@ -10,6 +10,10 @@
 //!
 //! Integers are little-endian. Where a segment ends is said by the checkpoint: what stands
 //! beyond that in the file is a write that was never completed.
+//!
+//! Two more names stand beside a segment. `<base>.damaged-N` is a segment that was found damaged
+//! and set aside; while a replacement is missing, so is `<base>.seg`, and that is how a restart
+//! knows. `<base>.copy` is one on its way here from another replica; a restart deletes it.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,6 +33,8 @@ pub(crate) const HEADER_BYTES: usize = 64;
 const MAGIC: u32 = u32::from_le_bytes(*b"TLSG");
 const CRC_AT: usize = 60;
 const SUFFIX: &str = ".seg";
+const COPY_SUFFIX: &str = "copy";
+const ASIDE_SUFFIX: &str = "damaged-";
 
 /// The first bytes of a segment file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +104,35 @@ pub(crate) fn parse_file_name(name: &Path) -> Option<LogIndex> {
     let digits = name.to_str()?.strip_suffix(SUFFIX)?;
     let plain = digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit());
     plain.then(|| digits.parse().ok().map(LogIndex)).flatten()
+}
+
+/// Where a segment is put together that is copied from another replica.
+pub(crate) fn copy_path(segment: &Path) -> PathBuf {
+    segment.with_extension(COPY_SUFFIX)
+}
+
+/// Whether a file is a segment on its way here.
+pub(crate) fn is_copy(name: &Path) -> bool {
+    let base = name.with_extension("seg");
+    name.extension().is_some_and(|kind| kind == COPY_SUFFIX)
+        && base
+            .file_name()
+            .map(Path::new)
+            .and_then(parse_file_name)
+            .is_some()
+}
+
+/// The `n`th name of a damaged segment that is set aside.
+pub(crate) fn aside_path(segment: &Path, n: u32) -> PathBuf {
+    segment.with_extension(format!("{ASIDE_SUFFIX}{n}"))
+}
+
+/// The base index of a damaged segment that was set aside under this name.
+pub(crate) fn parse_aside_name(name: &Path) -> Option<LogIndex> {
+    let kind = name.extension()?.to_str()?;
+    let number = kind.strip_prefix(ASIDE_SUFFIX)?;
+    number.parse::<u32>().ok()?;
+    parse_file_name(Path::new(name.with_extension("seg").file_name()?))
 }
 
 /// The file of the index beside a segment.
@@ -191,5 +226,20 @@ mod tests {
         ] {
             assert_eq!(parse_file_name(Path::new(foreign)), None);
         }
+    }
+
+    #[test]
+    fn files_set_aside_and_copies_are_told_from_segments() {
+        let segment = Path::new("/p/00000000000000000042.seg");
+        let aside = aside_path(segment, 3);
+        assert_eq!(aside, Path::new("/p/00000000000000000042.damaged-3"));
+        assert_eq!(parse_aside_name(&aside), Some(LogIndex(42)));
+        assert!(is_copy(&copy_path(segment)));
+        for foreign in ["42.damaged-1", "00000000000000000042.damaged-x", "x.copy"] {
+            assert_eq!(parse_aside_name(Path::new(foreign)), None);
+            assert!(!is_copy(Path::new(foreign)));
+        }
+        assert_eq!(parse_aside_name(segment), None);
+        assert!(!is_copy(segment));
     }
 }

@@ -140,6 +140,41 @@ impl Segments {
             return;
         };
         self.links[at].synced = Some(extent);
+        self.settle();
+    }
+
+    /// A damaged segment waits for nothing more: the write-ahead log cannot make it whole.
+    pub(crate) fn give_up(&mut self, segment: &Arc<Segment>) {
+        if let Some(at) = self.position(segment) {
+            let link = &mut self.links[at];
+            link.sealed = true;
+            link.synced = Some(link.extent);
+            self.settle();
+        }
+    }
+
+    /// Puts a whole segment in the place of a damaged one.
+    pub(crate) fn replace(&mut self, damaged: &Arc<Segment>, whole: Arc<Segment>) {
+        if let Some(at) = self.position(damaged) {
+            let link = &mut self.links[at];
+            link.segment = whole;
+            link.synced = Some(link.extent);
+            self.settle();
+        }
+    }
+
+    /// Puts a segment before the first one; the caller has checked that it joins.
+    pub(crate) fn prepend(&mut self, segment: Arc<Segment>, extent: Extent) {
+        self.links.push_front(Link {
+            segment,
+            extent,
+            synced: Some(extent),
+            sealed: true,
+        });
+    }
+
+    /// Finds how far the chain is durable.
+    fn settle(&mut self) {
         // The chain is durable up to the first link that is not wholly so.
         for link in &self.links {
             let Some(synced) = link.synced else { return };
@@ -150,7 +185,7 @@ impl Segments {
         }
     }
 
-    fn position(&self, segment: &Arc<Segment>) -> Option<usize> {
+    pub(crate) fn position(&self, segment: &Arc<Segment>) -> Option<usize> {
         self.links
             .iter()
             .rposition(|link| Arc::ptr_eq(&link.segment, segment))

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use tokio::sync::{Notify, mpsc, watch};
@@ -13,6 +14,7 @@ use super::fill::FillTask;
 use super::group::Group;
 use super::index_cache::IndexCache;
 use super::reader::ReadPool;
+use super::stage::Stage;
 use super::types::StoreError;
 use crate::env::Clock;
 use crate::fatal::{Fatal, FatalSink};
@@ -27,6 +29,7 @@ pub(crate) struct Shared {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) budget: Arc<Budget>,
     pub(crate) reads: ReadPool,
+    pub(crate) stage: Stage,
     pub(crate) indexes: IndexCache,
     pub(crate) groups: Mutex<BTreeMap<GroupId, Arc<Group>>>,
     /// Removed for good, files not deleted yet.
@@ -34,6 +37,12 @@ pub(crate) struct Shared {
     /// Replicas that must never come back here.
     pub(crate) barred: BTreeSet<(GroupId, ReplicaId)>,
     pub(crate) progress: Mutex<Progress>,
+    /// Bytes the scrub has read.
+    pub(crate) scrubbed: AtomicU64,
+    /// Something came in that a restart knows only from a checkpoint.
+    unsaved: AtomicBool,
+    /// Grows when a log lacks something that another replica may hold.
+    wants: watch::Sender<u64>,
     /// Rung when the keeper should look whether the log needs a checkpoint.
     pub(crate) bell: Notify,
     /// From each append to its durability here.
@@ -87,7 +96,7 @@ impl Shared {
     pub(crate) fn new(
         config: StoreConfig,
         clock: Arc<dyn Clock>,
-        reads: ReadPool,
+        (reads, stage): (ReadPool, Stage),
         fills: Vec<mpsc::UnboundedSender<FillTask>>,
         (wal, progress): (Wal, Progress),
         barred: BTreeSet<(GroupId, ReplicaId)>,
@@ -98,11 +107,15 @@ impl Shared {
             config,
             clock,
             reads,
+            stage,
             indexes: IndexCache::default(),
             groups: Mutex::default(),
             doomed: Mutex::default(),
             barred,
             progress: Mutex::new(progress),
+            scrubbed: AtomicU64::new(0),
+            unsaved: AtomicBool::new(false),
+            wants: watch::Sender::new(0),
             bell: Notify::new(),
             appends: Histogram::default(),
             cache_hits: Counter::default(),
@@ -143,6 +156,26 @@ impl Shared {
     /// The failure that ended the store, if one has.
     pub(crate) fn failure(&self) -> Option<StoreError> {
         self.failed.borrow().clone().map(StoreError::Fatal)
+    }
+
+    /// A log lacks something.
+    pub(crate) fn want(&self) {
+        self.wants.send_modify(|count| *count += 1);
+    }
+
+    pub(crate) fn watch_wants(&self) -> watch::Receiver<u64> {
+        self.wants.subscribe()
+    }
+
+    /// Something came in: it shall be in a checkpoint soon, not to be copied again.
+    pub(crate) fn copied(&self) {
+        self.unsaved.store(true, Ordering::Relaxed);
+        self.bell.notify_one();
+    }
+
+    /// Whether something came in since this was asked last.
+    pub(crate) fn take_unsaved(&self) -> bool {
+        self.unsaved.swap(false, Ordering::Relaxed)
     }
 
     /// Hands a task to the fill worker of a group.

@@ -15,7 +15,8 @@ use crate::fatal::FatalSink;
 use crate::io::{Backend, Io, IoFile, IoJob, OpenMode};
 use crate::log::{
     Checkpoint, CheckpointError, FillJob, FillTask, KeeperJob, Progress, ReadPool, Recovered,
-    Recovery, SEGMENTS, SaveError, Shared, StoreConfig, StoreError, WAL, checkpoint,
+    Recovery, SEGMENTS, SaveError, ScrubJob, Shared, Stage, StoreConfig, StoreError, WAL,
+    checkpoint,
 };
 use crate::wal::{Wal, WalError, WalScanSummary};
 
@@ -182,13 +183,16 @@ impl Opening {
     fn start(&self, wal: Wal, recovered: Recovered, fatal: FatalSink) -> Store {
         let config = self.config.clone();
         let (reads, mut jobs) = ReadPool::start(&self.backend, config.read_workers);
+        let (stage, staging) = Stage::start(&self.backend);
+        jobs.push(staging);
         let workers = config.fill_workers.max(1);
         let (fills, inboxes): (Vec<_>, Vec<_>) =
             (0..workers).map(|_| mpsc::unbounded_channel()).unzip();
         let progress = Progress::recovered(recovered.start, &recovered.positions);
         let clock = Arc::clone(&self.clock);
         let wal = (wal, progress);
-        let shared = Shared::new(config, clock, reads, fills, wal, recovered.barred, fatal);
+        let files = (reads, stage);
+        let shared = Shared::new(config, clock, files, fills, wal, recovered.barred, fatal);
         let shared = Arc::new(shared);
         for (group, replica) in &recovered.doomed {
             shared.doomed.lock().insert((*group, *replica));
@@ -204,6 +208,11 @@ impl Opening {
             let job = FillJob { inbox, shared };
             jobs.push(self.backend.spawn(&format!("fill-{n}"), job));
         }
+        let (scrub, stop) = oneshot::channel();
+        if self.config.scrub_bytes_per_second > 0 {
+            let job = ScrubJob::new(Arc::clone(&shared), stop);
+            jobs.push(self.backend.spawn("scrub", job));
+        }
         let (keeper, inbox) = mpsc::unbounded_channel();
         let job = KeeperJob {
             inbox,
@@ -213,6 +222,7 @@ impl Opening {
         Store(Arc::new(Inner {
             shared,
             keeper,
+            scrub: Mutex::new(Some(scrub)),
             jobs: Mutex::new(jobs),
         }))
     }

@@ -6,10 +6,12 @@
 //! the checksum made right.
 
 mod controller;
+mod directory;
 mod frames;
 mod record_batch;
 
 pub use controller::controller_commands;
+pub use directory::directory;
 pub use frames::{log_frames, peer_frames};
 pub use record_batch::record_batch;
 
@@ -19,6 +21,8 @@ pub struct Target {
     /// Also the name of its corpus.
     pub name: &'static str,
     pub run: fn(&[u8]),
+    /// How many times as long as the others it takes: so many times less it is replayed.
+    pub cost: usize,
 }
 
 /// All of them.
@@ -26,17 +30,26 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "controller_commands",
         run: controller_commands,
+        cost: 1,
+    },
+    Target {
+        name: "directory",
+        run: directory,
+        cost: 60,
     },
     Target {
         name: "log_frames",
         run: log_frames,
+        cost: 1,
     },
     Target {
         name: "peer_frames",
         run: peer_frames,
+        cost: 1,
     },
     Target {
         name: "record_batch",
         run: record_batch,
+        cost: 1,
     },
 ];

@@ -69,8 +69,13 @@ async fn founded(config: ClusterConfig) -> Cluster {
 /// Runs `steps` faults drawn from `faults` under load, heals, and checks everything. Returns the
 /// trace.
 fn simulate(seed: u64, steps: usize, faults: &[Fault]) -> u64 {
+    simulate_on(ClusterConfig::three(seed), steps, faults)
+}
+
+/// As [`simulate`], on a cluster of a certain make.
+pub(super) fn simulate_on(config: ClusterConfig, steps: usize, faults: &[Fault]) -> u64 {
+    let seed = config.seed;
     block_on(async {
-        let config = ClusterConfig::three(seed);
         let may_rest = config.raft.quiesce_after.is_some();
         let mut cluster = founded(config).await;
         let load = Load::start(&cluster, GROUP, 3);

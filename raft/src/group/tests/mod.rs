@@ -1,6 +1,7 @@
 //! Tests of groups: upstream's storage suite, and whole replicas on simulated disks.
 
 mod cluster;
+mod copies;
 mod identity;
 mod recover;
 mod rest;

@@ -11,6 +11,7 @@ use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::testing::log::{StoreBuilder, Suite};
 use openraft::{OptionalSend, StorageError};
 use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
 use trilog_model::{EntryId, GroupId, LogIndex, NodeId, ReplicaId, Timestamp};
 use trilog_storage::env::Entropy;
 use trilog_storage::io::sim::{self, SimConfig, SimDisk};
@@ -18,7 +19,7 @@ use trilog_storage::kv::Kv;
 use trilog_storage::log::{GroupLog, LogStart, StoreConfig};
 use trilog_storage::store::Store;
 
-use crate::group::log_store::{LogStore, PlannedStart};
+use crate::group::log_store::{LogStore, PlannedStart, RepairPatience};
 use crate::group::state_machine::{Starts, StateMachine};
 use crate::group::{Status, open};
 use crate::testkit::{SimClock, Tally};
@@ -145,7 +146,14 @@ impl StoreBuilder<TypeConfig, SuiteLog, StateMachine, (Store, SimDisk)> for Buil
             starts.clone(),
         );
         let machine = machine.await.unwrap();
-        let inner = LogStore::new(log.clone(), status, Arc::clone(&starts.planned), 1 << 20);
+        let patience = RepairPatience::new(CancellationToken::new());
+        let inner = LogStore::new(
+            log.clone(),
+            status,
+            Arc::clone(&starts.planned),
+            1 << 20,
+            patience,
+        );
         let suite = SuiteLog {
             inner,
             log,

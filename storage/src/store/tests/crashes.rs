@@ -1,6 +1,7 @@
 //! Crashes at random moments of random scenarios, and at every moment of a fixed one.
 
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use super::driver::{Driver, GROUPS, Step, verify};
@@ -142,37 +143,85 @@ fn fixed() -> Vec<Step> {
     steps
 }
 
-#[test]
-fn a_crash_at_any_operation_leaves_what_was_acknowledged() {
-    let moments: Arc<Mutex<Vec<(SimImage, Model)>>> = Arc::default();
+/// The disk at one moment, and what a restart then has to find.
+type Moment = (SimImage, Model);
+
+const LOSSES: [PowerLoss; 4] = [
+    PowerLoss::Lose,
+    PowerLoss::Keep,
+    PowerLoss::InOrder,
+    PowerLoss::Scatter,
+];
+
+/// Every moment of a scenario at which a disk operation was under way.
+fn moments(disk: impl FnOnce() -> SimDisk, steps: &[Step]) -> Vec<Moment> {
+    let moments: Arc<Mutex<Vec<Moment>>> = Arc::default();
     let seen = Arc::clone(&moments);
     block_on(async {
-        let disk = SimDisk::with_config(11, SimConfig::instant());
-        let mut driver = Driver::start(disk, small()).await;
+        let mut driver = Driver::start(disk(), small()).await;
         let model = Arc::clone(&driver.model);
         driver
             .disk
             .observe(move |disk| seen.lock().push((disk.fork(), model.lock().clone())));
-        driver.perform_all(&fixed()).await;
+        driver.perform_all(steps).await;
     });
-    let moments = std::mem::take(&mut *moments.lock());
+    std::mem::take(&mut *moments.lock())
+}
+
+/// Loses the power at that moment and restarts.
+fn restart((image, mut model): Moment, loss: PowerLoss, chance: u64) {
+    block_on(async {
+        let disk = image.power_loss(loss, chance);
+        verify(&disk).await;
+        let (store, report) = open(&disk, small()).await;
+        assert!(!report.step_aside, "{report:?}");
+        check_recovered(&store, &mut model).await;
+        store.close().await.unwrap();
+        verify(&disk.reopen()).await;
+    });
+}
+
+#[test]
+fn a_crash_at_any_operation_leaves_what_was_acknowledged() {
+    let disk = || SimDisk::with_config(11, SimConfig::instant());
+    let moments = moments(disk, &fixed());
     assert!(moments.len() > 100, "{} moments", moments.len());
-    for (n, (image, model)) in moments.into_iter().enumerate() {
-        for loss in [
-            PowerLoss::Lose,
-            PowerLoss::Keep,
-            PowerLoss::InOrder,
-            PowerLoss::Scatter,
-        ] {
-            let mut model = model.clone();
-            block_on(async {
-                let disk = image.power_loss(loss, n as u64);
-                verify(&disk).await;
-                let (store, report) = open(&disk, small()).await;
-                assert!(!report.step_aside, "{report:?}");
-                check_recovered(&store, &mut model).await;
-                store.close().await.unwrap();
-            });
+    for (n, moment) in (0..).zip(moments) {
+        for loss in LOSSES {
+            restart(moment.clone(), loss, n);
         }
     }
+}
+
+/// The same for scenarios drawn by a seed, a part of their operations each.
+#[test]
+fn a_crash_at_operations_of_any_scenario_leaves_what_was_acknowledged() {
+    const EVERY: usize = 7;
+    for seed in 0..u64::from(seeds().div_ceil(20)) {
+        let steps = drawn(seed);
+        let moments = moments(|| SimDisk::new(seed), &steps);
+        let chosen = moments
+            .into_iter()
+            .skip(usize::try_from(seed).unwrap() % EVERY);
+        for (n, moment) in (0..).zip(chosen.step_by(EVERY)) {
+            let loss = LOSSES[usize::try_from(n).unwrap() % LOSSES.len()];
+            let restarted = std::panic::catch_unwind(|| restart(moment, loss, seed ^ n));
+            assert!(
+                restarted.is_ok(),
+                "seed {seed}, moment {n}, {loss:?}: {steps:?}"
+            );
+        }
+    }
+}
+
+/// Sixty steps without a crash in them.
+fn drawn(seed: u64) -> Vec<Step> {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    let mut runner = TestRunner::new_with_rng(Config::default(), rng);
+    let steps = prop::collection::vec(step(), 60);
+    let steps = steps.new_tree(&mut runner).unwrap().current();
+    let crashes = |step: &Step| matches!(step, Step::Crash(_) | Step::Kill | Step::Close);
+    steps.into_iter().filter(|step| !crashes(step)).collect()
 }

@@ -1,12 +1,14 @@
 //! A store on a simulated disk, from outside.
 
 mod basics;
+mod copies;
 mod crashes;
 mod damage;
 mod driver;
 mod faults;
 mod fixtures;
 mod model;
+mod quarantine;
 mod room;
 
 use std::path::PathBuf;
@@ -47,6 +49,7 @@ pub(super) fn small() -> StoreConfig {
         wal_file_bytes: 64 * 1024,
         wal_files: 6,
         wal_round_bytes: 16 * 1024,
+        scrub_bytes_per_second: 0,
         pinned_bytes: 1 << 20,
         cache_bytes: 8 * 1024,
         segment_bytes: 16 * 1024,
