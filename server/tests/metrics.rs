@@ -44,7 +44,13 @@ fn sums(pages: &[String]) -> BTreeMap<&str, f64> {
 }
 
 /// What may well be zero on a healthy cluster; that it is shown is enough.
-const MAY_BE_ZERO: [&str; 7] = [
+const MAY_BE_ZERO: [&str; 13] = [
+    "trilog_clock_offset_seconds",
+    "trilog_partitions_resting",
+    "trilog_segments_quarantined",
+    "trilog_partitions_incomplete",
+    "trilog_scrub_bytes_total",
+    "trilog_losses_accepted",
     "trilog_connections",
     "trilog_uring_fallback",
     "trilog_partitions_under_replicated",

@@ -3,7 +3,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
-mod nodes;
 mod raw;
 mod support;
 
@@ -11,7 +10,6 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use bytes::Bytes;
-use nodes::Nodes;
 use raw::Raw;
 use support::{Cluster, stderr, stdout};
 use tonic::Request;
@@ -57,11 +55,13 @@ async fn services(address: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_tells_tools_what_it_serves() {
-    let nodes = Nodes::start(1).await;
-    let said = services(&nodes.address(0)).await;
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start(dir.path());
+    let said = services(cluster.address(1)).await;
     for service in ["Topics", "Producer", "Fetch", "Offsets", "Cluster"] {
         assert!(said.contains(&format!("trilog.v1.{service}")), "{said:?}");
     }
+    cluster.stop();
 }
 
 #[test]

@@ -74,10 +74,7 @@ impl Footing {
         check_recovered(dir, &identity)?;
         let allowed = config.raft.clock_skew_max.get();
         let steady = Arc::new(SteadyClock::new(Arc::clone(&clock), allowed));
-        let store_config = StoreConfig {
-            residents: residents(&identity),
-            ..store_config(config)
-        };
+        let store_config = store_config(config, &identity);
         let time = Arc::clone(&steady) as Arc<dyn Clock>;
         let opened = Store::open(store_config, backend, time, entropy.clone()).await;
         let (store, report) =
@@ -224,7 +221,8 @@ pub(super) fn choice(io: IoChoice) -> Choice {
     }
 }
 
-pub(super) fn store_config(config: &Config) -> StoreConfig {
+/// How the log of this node is opened, by whoever does.
+pub(super) fn store_config(config: &Config, identity: &Identity) -> StoreConfig {
     let storage = &config.storage;
     let defaults = StoreConfig::new(config.node.data_dir.clone());
     StoreConfig {
@@ -239,6 +237,7 @@ pub(super) fn store_config(config: &Config) -> StoreConfig {
         segment_bytes: storage.segment_size.get(),
         fill_bytes: storage.fill_size.get(),
         scrub_bytes_per_second: storage.scrub_rate.get(),
+        residents: residents(identity),
         ..defaults
     }
 }

@@ -106,7 +106,7 @@ pub async fn prepare(config: &Config, request: Request) -> anyhow::Result<Recove
         format!("the node in {dir} belongs to no cluster; an empty node can simply join one")
     })?;
     let file = decide(config, &identity, request)?;
-    let (store, kv) = open(config).await?;
+    let (store, kv) = open(config, &identity).await?;
     let map = controller_map(&store, &kv).await?;
     let left: BTreeSet<NodeId> = file.survivors.iter().copied().map(NodeId).collect();
     let mut recovery = Recovery {
@@ -155,12 +155,12 @@ fn decide(config: &Config, identity: &Identity, request: Request) -> anyhow::Res
     Ok(RecoveryFile::new(cluster, survivors))
 }
 
-async fn open(config: &Config) -> anyhow::Result<(Store, Kv)> {
+async fn open(config: &Config, identity: &Identity) -> anyhow::Result<(Store, Kv)> {
     let dir = &config.node.data_dir;
     let probe = Backend::probe(choice(config.storage.io), dir)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let opened = Store::open(
-        store_config(config),
+        store_config(config, identity),
         probe.backend,
         clock,
         Entropy::from_os(),
