@@ -1,5 +1,7 @@
 //! A cluster of real node processes on free loopback ports, for tests to kill and restart.
 
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
 use std::fmt::Write as _;
 use std::fs::File;
 use std::net::TcpListener;
@@ -31,13 +33,21 @@ struct Node {
 impl Nodes {
     /// Starts a cluster and waits until every node of it serves.
     pub(crate) async fn start(count: usize) -> Self {
+        Self::start_with(count, "").await
+    }
+
+    /// As [`Nodes::start`], with more lines in the section on storage.
+    pub(crate) async fn start_with(count: usize, storage: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let ports = free_ports(count * 3);
         let peers: Vec<String> = (0..count)
             .map(|node| format!("\"127.0.0.1:{}\"", ports[node * 3 + 1]))
             .collect();
         let nodes = (0..count)
-            .map(|node| Node::write(dir.path(), node, &ports[node * 3..], &peers.join(", ")))
+            .map(|node| {
+                let (ports, peers) = (&ports[node * 3..], peers.join(", "));
+                Node::write(dir.path(), node, ports, &peers, storage)
+            })
             .collect();
         let mut all = Self { dir, nodes };
         all.restart_all();
@@ -50,6 +60,11 @@ impl Nodes {
             .iter()
             .map(|node| format!("127.0.0.1:{}", node.grpc))
             .collect()
+    }
+
+    /// A node's data directory.
+    pub(crate) fn data(&self, node: usize) -> &Path {
+        &self.nodes[node].data
     }
 
     /// As `kill -9` does.
@@ -179,14 +194,14 @@ impl Drop for Nodes {
 }
 
 impl Node {
-    fn write(dir: &Path, node: usize, ports: &[u16], seeds: &str) -> Self {
+    fn write(dir: &Path, node: usize, ports: &[u16], seeds: &str, storage: &str) -> Self {
         let home = dir.join(format!("node-{}", node + 1));
         std::fs::create_dir_all(&home).unwrap();
         let data = home.join("data");
         let text = format!(
             "[node]\nid = {}\ndata_dir = \"{}\"\n[cluster]\nseeds = [{seeds}]\n[listen]\n\
              grpc = \"127.0.0.1:{}\"\npeer = \"127.0.0.1:{}\"\nhttp = \"127.0.0.1:{}\"\n\
-             [storage]\nwal_file_size = \"16MiB\"\nwal_files = 8\n",
+             [storage]\nwal_file_size = \"16MiB\"\nwal_files = 8\n{storage}\n",
             node + 1,
             data.display(),
             ports[0],
