@@ -40,7 +40,12 @@ struct Node {
 impl Nodes {
     /// Starts a cluster and waits until every node of it serves.
     pub(crate) async fn start(count: usize) -> Self {
-        let mut all = Self::prepare(count, count);
+        Self::start_with(count, "").await
+    }
+
+    /// As [`Nodes::start`], with more lines in the section on storage.
+    pub(crate) async fn start_with(count: usize, storage: &str) -> Self {
+        let mut all = Self::prepare(count, count, storage);
         all.restart_all();
         all.await_ready().await;
         all
@@ -48,7 +53,7 @@ impl Nodes {
 
     /// Starts the first of `most` nodes, a cluster of one that the others can join.
     pub(crate) async fn start_first_of(most: usize) -> Self {
-        let mut all = Self::prepare(most, 1);
+        let mut all = Self::prepare(most, 1, "");
         all.restart(0);
         all.await_ready().await;
         all
@@ -56,7 +61,7 @@ impl Nodes {
 
     /// Nodes that are yet to be started. The first `seeds` of them found the cluster, and know
     /// only each other; the others are told of all.
-    fn prepare(count: usize, seeds: usize) -> Self {
+    fn prepare(count: usize, seeds: usize, storage: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let ports = Ports::claim();
         let first = |node: usize| ports.first() + 3 * u16::try_from(node).unwrap();
@@ -65,7 +70,8 @@ impl Nodes {
             .collect();
         let write = |node: usize| {
             let known = if node < seeds { seeds } else { count };
-            Node::write(dir.path(), node, first(node), &peers[..known].join(", "))
+            let known = peers[..known].join(", ");
+            Node::write(dir.path(), node, first(node), &known, storage)
         };
         let nodes = (0..count).map(write).collect();
         Self {
@@ -354,14 +360,14 @@ impl Drop for Nodes {
 }
 
 impl Node {
-    fn write(dir: &Path, node: usize, port: u16, seeds: &str) -> Self {
+    fn write(dir: &Path, node: usize, port: u16, seeds: &str, storage: &str) -> Self {
         let home = dir.join(format!("node-{}", node + 1));
         std::fs::create_dir_all(&home).unwrap();
         let data = home.join("data");
         let text = format!(
             "[node]\nid = {}\ndata_dir = \"{}\"\n[cluster]\nseeds = [{seeds}]\n[listen]\n\
              grpc = \"127.0.0.1:{}\"\npeer = \"127.0.0.1:{}\"\nhttp = \"127.0.0.1:{}\"\n\
-             [storage]\nwal_file_size = \"16MiB\"\nwal_files = 8\n",
+             [storage]\nwal_file_size = \"16MiB\"\nwal_files = 8\n{storage}\n",
             node + 1,
             data.display(),
             port,

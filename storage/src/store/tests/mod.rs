@@ -3,7 +3,7 @@
 mod basics;
 mod copies;
 mod crashes;
-mod damage;
+mod quarantine;
 mod driver;
 mod faults;
 mod fixtures;
