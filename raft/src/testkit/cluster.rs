@@ -299,6 +299,18 @@ impl Cluster {
         self.hosts[&node].up.as_ref().map(|up| &up.transport)
     }
 
+    /// Ends one replica of a group in a node that goes on living.
+    pub async fn close(&mut self, node: NodeId, group: GroupId) {
+        let host = self.hosts.get_mut(&node);
+        let Some(process) = host.and_then(|host| host.up.as_mut()) else {
+            return;
+        };
+        process.groups.remove(&group);
+        let running = process.node.clone();
+        running.close_group(group).await;
+        self.checks.stopped(node);
+    }
+
     /// Starts a node that is down, on what its disk holds.
     pub async fn boot(&mut self, node: NodeId) {
         let Some(host) = self.hosts.get_mut(&node) else {
@@ -509,7 +521,8 @@ impl Cluster {
         up.map(|process| process.transport.stats().frames_out).sum()
     }
 
-    /// Opens what did not open for damage, if it can be by now. Whether everything is open.
+    /// Opens what was closed, or did not open for damage, if it can be by now. Whether everything
+    /// is open.
     pub async fn open_all(&mut self) -> bool {
         let mut all = true;
         for node in self.up() {

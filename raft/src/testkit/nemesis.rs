@@ -17,6 +17,7 @@ pub enum Fault {
     PowerLossAny,
     PowerLossAll,
     StopInOrder,
+    CloseReplica,
     IsolateLeader,
     IsolateAny,
     CutOneWay,
@@ -35,12 +36,13 @@ pub enum Fault {
 }
 
 impl Fault {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::KillLeader,
         Self::KillAny,
         Self::PowerLossAny,
         Self::PowerLossAll,
         Self::StopInOrder,
+        Self::CloseReplica,
         Self::IsolateLeader,
         Self::IsolateAny,
         Self::CutOneWay,
@@ -84,6 +86,7 @@ pub async fn strike(
             }
         }
         Fault::StopInOrder => cluster.stop(node).await,
+        Fault::CloseReplica => cluster.close(node, group).await,
         Fault::IsolateLeader | Fault::IsolateAny => cluster.net.isolate(node),
         Fault::CutOneWay | Fault::ResetLinks | Fault::SlowLinks => {
             let others: Vec<NodeId> = cluster.nodes();
@@ -150,6 +153,8 @@ async fn boot_all(cluster: &mut Cluster) {
             cluster.boot(node).await;
         }
     }
+    // What is damaged opens later, when it is mended.
+    cluster.open_all().await;
 }
 
 /// Asks for a transfer and does not wait: the clock of this scenario has to go on.

@@ -9,6 +9,7 @@ use trilog_model::{GroupId, NodeId, Offset, ReplicaId, Term};
 
 use crate::Group;
 use crate::testkit::{Cluster, ClusterConfig, Witness, block_on};
+use crate::transport::sim::Path;
 use crate::types::Proposal;
 
 const GROUP: GroupId = GroupId(40);
@@ -59,6 +60,13 @@ impl Resting {
         self.cluster.until("a succession", succeeded).await;
         start.elapsed()
     }
+}
+
+/// Waits until all rest, and the leader's lease is over too.
+async fn rest_past_the_lease(cluster: &Cluster) {
+    cluster.await_rest(GROUP).await;
+    cluster.run(Duration::from_secs(1)).await;
+    assert!(cluster.rests(GROUP));
 }
 
 fn term(cluster: &Cluster) -> Term {
@@ -126,6 +134,26 @@ fn resting_groups_send_nothing_and_one_proposal_wakes_one_of_them_everywhere() {
 }
 
 #[test]
+fn waking_over_slow_links_deposes_nobody() {
+    for seed in 20..30 {
+        block_on(async {
+            let rest = resting(seed).await;
+            rest.cluster.net.set_default_path(Path {
+                latency: Duration::from_millis(5),
+                jitter: Duration::from_millis(60),
+                bandwidth: None,
+            });
+            for command in 2..8 {
+                rest_past_the_lease(&rest.cluster).await;
+                propose(&rest.cluster, GROUP, command).await;
+                rest.cluster.run(Duration::from_millis(300)).await;
+            }
+            assert_eq!(term(&rest.cluster), rest.term, "seed {seed}");
+        });
+    }
+}
+
+#[test]
 fn a_single_replica_rests_and_is_used_without_a_round() {
     block_on(async {
         let mut config = ClusterConfig::three(2);
@@ -149,18 +177,19 @@ fn whatever_needs_an_awake_leader_wakes_it() {
             ..
         } = resting(3).await;
         let group = cluster.group(leader, GROUP).cloned().unwrap();
+        rest_past_the_lease(&cluster).await;
         let applied = group.high_watermark().borrow().applied;
         assert_eq!(Some(group.read_index().await.unwrap()), applied);
         assert!(!group.rests());
-        cluster.await_rest(GROUP).await;
+        rest_past_the_lease(&cluster).await;
 
         assert_eq!(Some(group.lease_read().await.unwrap()), applied);
         assert!(!group.rests());
-        cluster.await_rest(GROUP).await;
+        rest_past_the_lease(&cluster).await;
 
         group.trim(applied.unwrap(), Offset(0)).await.unwrap();
         assert!(!group.rests());
-        cluster.await_rest(GROUP).await;
+        rest_past_the_lease(&cluster).await;
 
         let learner = ReplicaId::new(followers[0], 1);
         let rest: BTreeSet<_> = group
@@ -170,7 +199,7 @@ fn whatever_needs_an_awake_leader_wakes_it() {
             .collect();
         group.change_voters(&rest, &[learner].into()).await.unwrap();
         assert!(!group.rests());
-        cluster.await_rest(GROUP).await;
+        rest_past_the_lease(&cluster).await;
 
         let other = ReplicaId::new(followers[1], 1);
         group.transfer_leader(other).await.unwrap();
@@ -223,11 +252,7 @@ fn a_group_that_died_in_a_living_node_is_not_vouched_for_for_ever() {
                 let replica = rest.group(rest.leader).replica_handle().clone();
                 replica.raft.shutdown().await.unwrap();
             } else {
-                rest.cluster
-                    .node(rest.leader)
-                    .unwrap()
-                    .close_group(GROUP)
-                    .await;
+                rest.cluster.close(rest.leader, GROUP).await;
             }
             let took = rest.await_succession().await;
             assert!(took < Duration::from_secs(3), "{took:?}");
@@ -274,6 +299,34 @@ fn a_restarted_follower_comes_back_without_an_election() {
             rest.cluster.converge(GROUP).await;
         });
     }
+}
+
+#[test]
+fn a_learner_that_was_away_catches_up_though_nobody_writes() {
+    block_on(async {
+        let rest = resting(14).await;
+        let leader = rest.group(rest.leader);
+        let away = rest.followers[0];
+        let learner = ReplicaId::new(away, 1);
+        let voters: BTreeSet<_> = leader
+            .voters()
+            .into_iter()
+            .filter(|id| *id != learner)
+            .collect();
+        let demoted = [learner].into();
+        leader.change_voters(&voters, &demoted).await.unwrap();
+        rest.cluster.await_rest(GROUP).await;
+        // Its process lives and is cut off, so that nothing is asked of it but to listen.
+        rest.cluster.net.isolate(away);
+        rest.cluster.run(Duration::from_secs(1)).await;
+        propose(&rest.cluster, GROUP, 2).await;
+        rest.cluster
+            .until("rest without the learner", |_| leader.rests())
+            .await;
+        rest.cluster.net.heal_all();
+        rest.cluster.converge(GROUP).await;
+        rest.cluster.await_rest(GROUP).await;
+    });
 }
 
 #[test]
