@@ -9,6 +9,7 @@ use openraft::raft::{AppendEntriesRequest, VoteRequest};
 use rand::Rng;
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
+use tokio::time::Instant;
 use tokio::time::timeout;
 use trilog_model::{EntryId, GroupId, NodeId, ReplicaId, Term};
 use trilog_storage::log::Vote;
@@ -69,9 +70,17 @@ async fn replay(
         },
     };
     let links = cluster.transport(from.node()).unwrap();
-    links
-        .call(target, vec![payload], Duration::from_secs(1))
-        .await
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let call = links.call(target, vec![payload.clone()], Duration::from_secs(1));
+        match call.await {
+            // A link that was lost with the node's former life is made again in a while.
+            Err(PeerError::Unreachable { .. }) if Instant::now() < deadline => {
+                cluster.run(Duration::from_millis(50)).await;
+            }
+            answer => return answer,
+        }
+    }
 }
 
 /// A candidacy of `candidate` in `term`, with a log that no one can object to.

@@ -340,7 +340,10 @@ fn flood(cluster: &Cluster, group: GroupId) {
 fn groups_without_a_majority_leave_memory_to_those_that_have_one() {
     for seed in seeds(3) {
         block_on(async {
-            let mut cluster = Cluster::start(config(seed, 5)).await;
+            // A group that rests asks its majority before it takes anything in.
+            let mut config = config(seed, 5);
+            config.raft.quiesce_after = None;
+            let mut cluster = Cluster::start(config).await;
             let shared = NodeId(1);
             let dead: Vec<GroupId> = (50..62).map(GroupId).collect();
             for group in &dead {

@@ -250,8 +250,12 @@ fn a_segment_of_a_newer_format_is_not_written_to() {
         assert_eq!(log.state().filled, Some(LogIndex(9)));
         assert_eq!(log.segments().last().unwrap().base_index, LogIndex(8));
         store.close().await.unwrap();
+        // Under its own name, or set aside beside it.
         let after = contents(&disk);
-        assert_eq!(after[Path::new(ACTIVE)], files[Path::new(ACTIVE)]);
+        let stem = Path::new(ACTIVE).with_extension("");
+        let beside = |path: &Path| path.to_string_lossy().starts_with(&*stem.to_string_lossy());
+        let mut kept = after.iter().filter(|(path, _)| beside(path));
+        assert!(kept.any(|(_, bytes)| *bytes == files[Path::new(ACTIVE)]));
     });
     let header = &files[Path::new(ACTIVE)];
     let refused = SegmentHeader::decode(header).unwrap_err().to_string();

@@ -3,7 +3,7 @@
 mod basics;
 mod copies;
 mod crashes;
-mod quarantine;
+mod damage;
 mod driver;
 mod faults;
 mod fixtures;
