@@ -526,7 +526,9 @@ impl Cluster {
     pub async fn open_all(&mut self) -> bool {
         let mut all = true;
         for node in self.up() {
-            for group in self.groups.keys().copied().collect::<Vec<_>>() {
+            let placed = self.groups.iter();
+            let placed = placed.filter(|(_, replicas)| replicas.contains_key(&node));
+            for group in placed.map(|(group, _)| *group).collect::<Vec<_>>() {
                 if self.group(node, group).is_none() {
                     self.open(node, group).await;
                     all &= self.group(node, group).is_some();

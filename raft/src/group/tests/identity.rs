@@ -69,9 +69,17 @@ async fn replay(
         },
     };
     let links = cluster.transport(from.node()).unwrap();
-    links
-        .call(target, vec![payload], Duration::from_secs(1))
-        .await
+    let call = || links.call(target, vec![payload.clone()], Duration::from_secs(1));
+    let mut answer = call().await;
+    // A node that came back is reached when its peers try its link again.
+    for _ in 0..20 {
+        let Err(PeerError::Unreachable { .. }) = answer else {
+            break;
+        };
+        cluster.run(Duration::from_millis(100)).await;
+        answer = call().await;
+    }
+    answer
 }
 
 /// A candidacy of `candidate` in `term`, with a log that no one can object to.

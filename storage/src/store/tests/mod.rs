@@ -3,11 +3,11 @@
 mod basics;
 mod copies;
 mod crashes;
-mod quarantine;
 mod driver;
 mod faults;
 mod fixtures;
 mod model;
+mod quarantine;
 mod quarantine;
 mod room;
 
