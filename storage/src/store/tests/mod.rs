@@ -9,6 +9,7 @@ mod faults;
 mod fixtures;
 mod model;
 mod quarantine;
+mod quarantine;
 mod room;
 
 use std::path::PathBuf;
