@@ -113,6 +113,8 @@ pub struct Cluster {
     groups: BTreeMap<GroupId, BTreeMap<NodeId, ReplicaId>>,
     /// Draws what a scenario decides by chance.
     pub entropy: Entropy,
+    /// Replicas that did not open for damage.
+    damaged: BTreeSet<(NodeId, GroupId)>,
 }
 
 impl Cluster {
@@ -124,6 +126,7 @@ impl Cluster {
         net.set_default_path(config.path);
         let mut cluster = Self {
             hosts: BTreeMap::new(),
+            damaged: BTreeSet::new(),
             groups: BTreeMap::new(),
             checks: Checks::default(),
             net,
@@ -245,6 +248,7 @@ impl Cluster {
         let damaged = log.is_some_and(|log| !log.gaps().is_empty());
         if opened.is_err() && damaged {
             // It opens when another replica's copy has taken the place of what is damaged.
+            self.damaged.insert((node, group));
             return;
         }
         let opened = opened.unwrap_or_else(|error| panic!("node {node} cannot open: {error}"));
@@ -524,16 +528,12 @@ impl Cluster {
     /// Opens what was closed, or did not open for damage, if it can be by now. Whether everything
     /// is open.
     pub async fn open_all(&mut self) -> bool {
-        let mut all = true;
-        for node in self.up() {
-            for group in self.groups.keys().copied().collect::<Vec<_>>() {
-                if self.group(node, group).is_none() {
-                    self.open(node, group).await;
-                    all &= self.group(node, group).is_some();
-                }
+        for (node, group) in std::mem::take(&mut self.damaged) {
+            if self.group(node, group).is_none() {
+                self.open(node, group).await;
             }
         }
-        all
+        self.damaged.is_empty()
     }
 
     /// Removes every fault and starts every node.
