@@ -9,7 +9,6 @@ mod faults;
 mod fixtures;
 mod model;
 mod quarantine;
-mod quarantine;
 mod room;
 
 use std::path::PathBuf;
