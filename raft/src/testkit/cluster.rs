@@ -527,7 +527,8 @@ impl Cluster {
         let mut all = true;
         for node in self.up() {
             for group in self.groups.keys().copied().collect::<Vec<_>>() {
-                if self.group(node, group).is_none() {
+                let placed = self.groups[&group].contains_key(&node);
+                if placed && self.group(node, group).is_none() {
                     self.open(node, group).await;
                     all &= self.group(node, group).is_some();
                 }

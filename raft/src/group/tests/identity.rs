@@ -69,9 +69,16 @@ async fn replay(
         },
     };
     let links = cluster.transport(from.node()).unwrap();
-    links
-        .call(target, vec![payload], Duration::from_secs(1))
-        .await
+    let mut tries = 0;
+    loop {
+        let call = links.call(target, vec![payload.clone()], Duration::from_secs(1));
+        match call.await {
+            // A link that found nobody there pauses before it looks again.
+            Err(PeerError::Unreachable { .. }) if tries < 20 => tries += 1,
+            answer => return answer,
+        }
+        cluster.run(Duration::from_millis(50)).await;
+    }
 }
 
 /// A candidacy of `candidate` in `term`, with a log that no one can object to.
