@@ -52,6 +52,21 @@ fn a_cluster_is_killed_restarted_and_stopped_from_another_terminal() {
     assert!(data.join("node-2/data").exists(), "the data stays");
 }
 
+/// The seeds are right, what every node remembers of the others is not.
+#[test]
+fn nodes_that_all_come_back_at_other_addresses_find_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start(dir.path());
+    cluster.run(&["topic", "create", "moved", "--partitions", "2"]);
+    cluster.run(&["produce", "moved", "before"]);
+    let cluster = cluster.start_elsewhere();
+    assert!(states(&cluster).iter().all(|(ready, _)| *ready));
+    cluster.run(&["produce", "moved", "after"]);
+    let read = cluster.run(&["consume", "moved", "-o", "start", "-n", "2"]);
+    assert!(read.contains("before") && read.contains("after"), "{read}");
+    cluster.stop();
+}
+
 #[test]
 fn the_nodes_stop_when_their_supervisor_is_killed() {
     let dir = tempfile::tempdir().unwrap();

@@ -115,16 +115,31 @@ pub fn direct_write(dir: &Path, total: u64) -> io::Result<Measured> {
 /// `count` times a write of `block_bytes` followed by a sync, one after the other: the least that
 /// a durable append can take.
 pub fn synced_writes(dir: &Path, block_bytes: usize, count: u32) -> io::Result<Measured> {
+    paced_writes(dir, block_bytes, count, Duration::ZERO)
+}
+
+/// As [`synced_writes`], with a rest before each write: what one takes that finds the device and
+/// the processor asleep.
+pub fn paced_writes(
+    dir: &Path,
+    block_bytes: usize,
+    count: u32,
+    rest: Duration,
+) -> io::Result<Measured> {
     let round = Round {
         slices: 1,
         slice_bytes: block_bytes,
     };
-    gathered_rounds(dir, round, count)
+    rounds(dir, round, count, rest)
 }
 
 /// `count` rounds, each a gathered write and a sync, round and round in one file: the most that a
 /// shared log can do with rounds of this shape.
 pub fn gathered_rounds(dir: &Path, round: Round, count: u32) -> io::Result<Measured> {
+    rounds(dir, round, count, Duration::ZERO)
+}
+
+fn rounds(dir: &Path, round: Round, count: u32, rest: Duration) -> io::Result<Measured> {
     let scratch = Scratch::filled(dir, LOOP_BYTES)?;
     let file = File::options().write(true).open(&scratch.0)?;
     let bufs = round.bufs();
@@ -132,6 +147,9 @@ pub fn gathered_rounds(dir: &Path, round: Round, count: u32) -> io::Result<Measu
     let mut pos = 0;
     let watch = Watch::start();
     for _ in 0..count {
+        if !rest.is_zero() {
+            thread::park_timeout(rest);
+        }
         let begun = Instant::now();
         let mut slices: Vec<IoSlice<'_>> = bufs.iter().map(|buf| IoSlice::new(buf)).collect();
         let (mut left, mut at) = (&mut slices[..], pos);

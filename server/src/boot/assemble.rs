@@ -94,7 +94,7 @@ impl Server {
 
         let server = Self::take_part(config, ground, &identity).await?;
         receptionist.admit(cluster_id, server.cluster.controller().clone());
-        server.run_search(config, cluster_id);
+        let found = server.run_search(config, cluster_id);
         server.run_agent(
             config,
             Myself {
@@ -104,6 +104,8 @@ impl Server {
         );
         server.run_timekeeper();
         joining::register(config, &server.cluster, &identity).await?;
+        // From here on the map knows this node, and tells it of the others.
+        found.cancel();
         info!(node = %number, cluster = %cluster_id, "the node serves");
         Ok(server)
     }
@@ -156,9 +158,9 @@ impl Server {
         })
     }
 
-    /// Looks for the other nodes until the map says where they are.
-    fn run_search(&self, config: &Config, cluster_id: ClusterId) {
-        let (transport, cluster) = (self.transport.clone(), self.cluster.clone());
+    /// Looks for the other nodes among the seeds until the token is cancelled.
+    fn run_search(&self, config: &Config, cluster_id: ClusterId) -> CancellationToken {
+        let transport = self.transport.clone();
         let own = [config.advertised_peer(), config.listen.peer.to_string()];
         let seeds = config
             .cluster
@@ -166,12 +168,13 @@ impl Server {
             .iter()
             .filter(|seed| !own.contains(seed));
         let seeds: Vec<String> = seeds.cloned().collect();
-        let stop = self.stop.clone();
+        let found = self.stop.child_token();
+        let stop = found.clone();
         self.tasks.spawn(async move {
-            let known = || cluster.map().cluster().is_some();
-            let search = find_peers(&transport, &seeds, cluster_id, known);
+            let search = find_peers(&transport, &seeds, cluster_id);
             stop.run_until_cancelled(search).await;
         });
+        found
     }
 
     fn run_agent(&self, config: &Config, me: Myself) {

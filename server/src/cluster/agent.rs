@@ -59,6 +59,8 @@ pub struct Confirmations {
     confirmed: BTreeMap<GroupId, (Term, u64)>,
     /// Groups with a membership change on its way from here.
     busy: BTreeSet<GroupId>,
+    /// Where the map last said that a node is.
+    said: BTreeMap<NodeId, String>,
     /// Replicas that did not take leadership over, and when that was.
     declined: BTreeMap<(GroupId, ReplicaId), Instant>,
     /// Said once, not in every round.
@@ -106,12 +108,23 @@ impl Agent {
             return;
         }
         let book = self.cluster.controller().transport().book();
+        let mut progress = self.progress.lock();
         for node in map.nodes().filter(|node| node.id != self.me.node) {
-            match self.cluster.address(node.id, Purpose::Peer) {
-                Some(address) if node.is_member() => book.set(node.id, address),
-                _ => book.remove(node.id),
+            let address = self.cluster.address(node.id, Purpose::Peer);
+            match address.filter(|_| node.is_member()) {
+                // Once: after a restart a node may be found elsewhere before the map says so.
+                Some(address) if progress.said.get(&node.id) != Some(&address) => {
+                    book.set(node.id, address.clone());
+                    progress.said.insert(node.id, address);
+                }
+                Some(_) => {}
+                None => {
+                    book.remove(node.id);
+                    progress.said.remove(&node.id);
+                }
             }
         }
+        drop(progress);
         // Nobody calls on a node that has left. One that this map does not know yet stays.
         let left = |node: &NodeId| map.node(*node).is_some_and(|node| !node.is_member());
         for node in book.nodes().into_iter().filter(left) {

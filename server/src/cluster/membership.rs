@@ -229,15 +229,10 @@ impl Applicant<'_> {
     }
 }
 
-/// Asks the seeds where the nodes of this cluster are, until `known` says that the map tells: for
-/// a node that restarts when all others do, perhaps at other addresses.
-pub async fn find_peers(
-    transport: &Transport,
-    seeds: &[String],
-    cluster: ClusterId,
-    known: impl Fn() -> bool,
-) {
-    while !known() {
+/// Asks the seeds again and again where the nodes of this cluster are: for a node that restarts
+/// when all others do, perhaps at other addresses than the map of any of them knows.
+pub async fn find_peers(transport: &Transport, seeds: &[String], cluster: ClusterId) {
+    loop {
         for seed in seeds {
             let asked = transport
                 .introduce(seed.as_str(), IDENTIFY, Vec::new(), PATIENCE)

@@ -150,6 +150,14 @@ impl Cluster {
         Self::start_at(&self.data, ports.unwrap())
     }
 
+    /// Stops it and starts it again on the same data, at other ports.
+    pub(crate) fn start_elsewhere(mut self) -> Self {
+        self.end();
+        // The old ports stay taken until the new ones are.
+        let _old = self.ports.take();
+        Self::start_at(&self.data, Ports::claim())
+    }
+
     fn end(&mut self) {
         self.dev(&["stop"]);
         let status = self.child.wait().unwrap();

@@ -52,6 +52,11 @@ pub(super) async fn lone(setting: &Setting, report: &mut Report) -> anyhow::Resu
         let dir = setting.dir.clone();
         let bare = tokio::task::spawn_blocking(move || bench::synced_writes(&dir, 4096, 200));
         let bare = bare.await?.context("measuring bare synced writes")?;
+        let dir = setting.dir.clone();
+        let paced_bare = tokio::task::spawn_blocking(move || {
+            bench::paced_writes(&dir, 4096, 30, Duration::from_millis(100))
+        });
+        let paced_bare = paced_bare.await?.context("measuring bare synced writes")?;
         let count = if setting.quick { 50 } else { 300 };
         let awake = paced(&producer, Duration::from_millis(100), count).await?;
         let woken = paced(&producer, Duration::from_secs(3), count / 15).await?;
@@ -65,7 +70,11 @@ pub(super) async fn lone(setting: &Setting, report: &mut Report) -> anyhow::Resu
                 .on(name)
                 .beside("bare write and sync", bare)
                 .at_most(2.0 * bare + 300.0)
-                .note(format!("p99 {} us", awake.value_at_quantile(0.99))),
+                .note(format!(
+                    "p99 {} us; the bare write at the same pace: {} us",
+                    awake.value_at_quantile(0.99),
+                    paced_bare.p50.as_micros()
+                )),
         )?;
         let added = as_f64(woken.value_at_quantile(0.5)) - p50;
         report.add(
