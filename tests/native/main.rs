@@ -241,6 +241,8 @@ async fn write_until(
             () = &mut done => break,
             delivery = producer.send(topic, record) => deliveries.push((number, delivery.unwrap())),
         }
+        // However long it takes, what was written is read back and compared.
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
     producer.close().await;
     let mut places = Vec::new();

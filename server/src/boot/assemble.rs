@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use trilog_model::NodeId;
 
 use trilog_raft::controller::reconcile::Myself;
-use trilog_raft::controller::{BUILD_LEVEL, ClusterId, NodeIdentity};
+use trilog_raft::controller::{BUILD_LEVEL, ClusterId, NodeIdentity, Standing};
 use trilog_raft::transport::Transport;
 use trilog_raft::{Node, RaftConfig};
 use trilog_storage::env::{Clock, Entropy};
@@ -30,6 +30,8 @@ use crate::cluster::{
 use crate::config::Config;
 use crate::partition::{Intake, Partitions, keep_retention};
 
+/// How long a stop waits for others to get their votes in the controller.
+const GROWTH_PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes of appends that may wait or be on their way on one node.
 const IN_FLIGHT_BYTES: usize = 256 << 20;
 
@@ -261,10 +263,31 @@ impl Server {
         &self.timekeeper
     }
 
+    /// Waits, within bounds, while this node alone has a vote in the controller of a cluster of
+    /// several: the others, which are about to get theirs, could never elect a leader without it.
+    async fn await_other_voters(&self) {
+        let mut changes = self.cluster.changes();
+        let alone = || {
+            let map = self.cluster.map();
+            let replicas = map.controller().replicas.iter();
+            let voters = replicas.filter(|replica| replica.settled == Standing::Voter);
+            let voters: Vec<NodeId> = voters.map(|replica| replica.id.node()).collect();
+            voters == [self.node.id()] && map.active_nodes().nth(1).is_some()
+        };
+        let others_vote = async { while alone() && changes.changed().await.is_ok() {} };
+        if tokio::time::timeout(GROWTH_PATIENCE, others_vote)
+            .await
+            .is_err()
+        {
+            warn!("no other node has a vote in the controller: the cluster waits for this one");
+        }
+    }
+
     /// Hands leaderships over, ends serving, writes out what is in memory. What does not end
     /// within `patience` is left behind: the log needs no orderly end.
     pub async fn stop(self, patience: Duration) {
         let ending = async {
+            self.await_other_voters().await;
             self.node.shutdown().await;
             self.stop.cancel();
             self.tasks.close();
