@@ -158,9 +158,12 @@ async fn a_crash_in_memory_keeps_what_was_flushed() {
 
 #[cfg(feature = "rocksdb")]
 mod rocks {
+    use std::collections::BTreeMap;
+    use std::ffi::OsString;
     use std::fs;
     use std::io::ErrorKind;
-    use std::path::{Path, PathBuf};
+    use std::path::Path;
+    use std::time::{Duration, Instant};
 
     use proptest::prelude::*;
     use tempfile::TempDir;
@@ -173,20 +176,48 @@ mod rocks {
             .unwrap()
     }
 
-    /// The files as a crash would leave them. RocksDB only removes obsolete ones meanwhile.
-    fn copy(from: &Path, to: PathBuf) -> PathBuf {
-        fs::create_dir(&to).unwrap();
-        for entry in fs::read_dir(from).unwrap() {
-            let entry = entry.unwrap();
-            // Whoever finds the lock file takes the lock anew.
-            if entry.file_name() != "LOCK" {
-                match fs::copy(entry.path(), to.join(entry.file_name())) {
-                    Err(error) if error.kind() == ErrorKind::NotFound => {}
-                    copied => assert!(copied.is_ok(), "{copied:?}"),
-                }
+    /// The files as a crash would leave them: all of one moment, though background work of the
+    /// engine that is still open makes new ones and removes obsolete ones meanwhile.
+    fn copy(from: &Path, to: &Path) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let before = files(from);
+            fs::create_dir(to).unwrap();
+            let whole = before.keys().all(|name| copy_file(from, to, name));
+            // No file changed, came or went between the first copied and the last.
+            if whole && before == files(from) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{from:?} does not come to rest");
+            fs::remove_dir_all(to).unwrap();
+        }
+    }
+
+    /// Whether the file was there to be copied.
+    fn copy_file(from: &Path, to: &Path, name: &OsString) -> bool {
+        match fs::copy(from.join(name), to.join(name)) {
+            Err(error) if error.kind() == ErrorKind::NotFound => false,
+            copied => {
+                copied.unwrap();
+                true
             }
         }
-        to
+    }
+
+    /// The files that hold the store's state, with their lengths. Not the lock, which whoever
+    /// finds it takes anew, and not the engine's diary.
+    fn files(dir: &Path) -> BTreeMap<OsString, Option<u64>> {
+        let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
+        let kept = names.filter(|entry| {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            name != "LOCK" && !name.starts_with("LOG")
+        });
+        let sized = kept.map(|entry| {
+            let len = entry.metadata().ok().map(|about| about.len());
+            (entry.file_name(), len)
+        });
+        sized.collect()
     }
 
     #[tokio::test]
@@ -303,7 +334,9 @@ mod rocks {
                     memory.kv().flush().await.unwrap();
                 }
                 Step::Crash => {
-                    dir = copy(&dir, root.path().join(format!("{}", at + 1)));
+                    let found = root.path().join(format!("{}", at + 1));
+                    copy(&dir, &found);
+                    dir = found;
                     rocks = open(&dir).await;
                     memory = memory.crash();
                 }
