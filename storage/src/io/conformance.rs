@@ -21,6 +21,7 @@ enum Case {
     ReadsStopAtTheEnd,
     WritesGatherManySlices,
     WritesKeepTheirPlace,
+    UncachedWritesAreLikeOthers,
     LengthCanBeCutAndExtended,
     ModesAreEnforced,
     FoldersNestAndList,
@@ -32,11 +33,12 @@ enum Case {
     JobsSpawnAndWait,
 }
 
-const CASES: [Case; 13] = [
+const CASES: [Case; 14] = [
     Case::ReadsBackWhatWasWritten,
     Case::ReadsStopAtTheEnd,
     Case::WritesGatherManySlices,
     Case::WritesKeepTheirPlace,
+    Case::UncachedWritesAreLikeOthers,
     Case::LengthCanBeCutAndExtended,
     Case::ModesAreEnforced,
     Case::FoldersNestAndList,
@@ -79,6 +81,7 @@ impl IoJob for CaseJob {
                 Case::ReadsStopAtTheEnd => reads_stop(io, dir).boxed_local(),
                 Case::WritesGatherManySlices => writes_gather(io, dir).boxed_local(),
                 Case::WritesKeepTheirPlace => writes_keep_place(io, dir).boxed_local(),
+                Case::UncachedWritesAreLikeOthers => uncached(io, dir).boxed_local(),
                 Case::LengthCanBeCutAndExtended => length(io, dir).boxed_local(),
                 Case::ModesAreEnforced => modes(io, dir).boxed_local(),
                 Case::FoldersNestAndList => folders(io, dir).boxed_local(),
@@ -181,6 +184,37 @@ async fn writes_keep_place<I: Io>(io: I, dir: &Path) {
         file.write_all_at(vec![data], at as u64).await.unwrap();
     }
     assert_eq!(file.read_at(0, 20_000).await.unwrap(), model);
+}
+
+async fn uncached<I: Io>(io: I, dir: &Path) {
+    let path = dir.join("a");
+    let file = fresh(&io, &path).await;
+    let data = pattern(3 << 20, 5);
+    let mut pos = 0;
+    // Within a page, up to its end, beyond it, over many, and in more slices than one call takes.
+    for (round, len) in [64, 4_000, 32, 9_000, 700_000, 4_096, 1, 2_000_000]
+        .into_iter()
+        .enumerate()
+    {
+        let run = data.slice(pos..pos + len);
+        let parts = [1, 7, 1_000, 3][round % 4].min(len);
+        let slices = (0..parts).map(|part| run.slice(part * len / parts..(part + 1) * len / parts));
+        let slices = slices.collect();
+        file.write_uncached_at(slices, pos as u64).await.unwrap();
+        pos += len;
+        if round % 3 == 1 {
+            file.sync_data().await.unwrap();
+        }
+    }
+    file.write_uncached_at(Vec::new(), 5).await.unwrap();
+    file.write_durable_at(vec![pattern(10, 9)], 50)
+        .await
+        .unwrap();
+    file.sync_data().await.unwrap();
+    let again = io.open(&path, OpenMode::Read).await.unwrap();
+    let mut expected = data[..pos].to_vec();
+    expected[50..60].copy_from_slice(&pattern(10, 9));
+    assert!(again.read_at(0, 4 << 20).await.unwrap() == expected);
 }
 
 async fn length<I: Io>(io: I, dir: &Path) {

@@ -16,6 +16,7 @@ mod conformance;
 mod names;
 pub mod sim;
 mod threads;
+mod uncached;
 mod uring;
 
 use std::future::Future;
@@ -66,6 +67,15 @@ pub trait IoFile: 'static {
     fn read_at(&self, pos: u64, len: usize) -> impl Future<Output = io::Result<Bytes>>;
     /// Writes all of `bufs`, in order, from `pos`. Not durable by itself.
     fn write_all_at(&self, bufs: Vec<Bytes>, pos: u64) -> impl Future<Output = io::Result<()>>;
+    /// As [`IoFile::write_all_at`], of bytes that nobody is expected to read soon: they are not
+    /// kept in the page cache, where the back-end has a way to say so.
+    fn write_uncached_at(
+        &self,
+        bufs: Vec<Bytes>,
+        pos: u64,
+    ) -> impl Future<Output = io::Result<()>> {
+        self.write_all_at(bufs, pos)
+    }
     /// As [`IoFile::write_all_at`], and durable on return: the write and every one that had
     /// completed through this handle before it began.
     fn write_durable_at(&self, bufs: Vec<Bytes>, pos: u64) -> impl Future<Output = io::Result<()>>;

@@ -3,7 +3,8 @@
 
 use std::cell::Cell;
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, IoSlice};
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -12,6 +13,7 @@ use rustix::io::{Errno, ReadWriteFlags};
 use tokio::task::LocalSet;
 
 use super::backend::{self, JobHandle};
+use super::uncached::Uncached;
 use super::{Io, IoFile, IoJob, OpenMode, names};
 
 /// Slices that one gathered write takes (Linux: `UIO_MAXIOV`).
@@ -42,7 +44,12 @@ impl Io for ThreadIo {
         let file = names::open(path, mode)?;
         // What another handle left unsynced is unknown: the first durable write syncs the file.
         let unsynced = Cell::new(true);
-        Ok(ThreadFile { file, unsynced })
+        let uncached = Uncached::default();
+        Ok(ThreadFile {
+            file,
+            unsynced,
+            uncached,
+        })
     }
 
     async fn list(&self, dir: &Path) -> io::Result<Vec<PathBuf>> {
@@ -75,12 +82,14 @@ struct ThreadFile {
     file: File,
     /// Whether something may be in the page cache only: `RWF_DSYNC` covers its own write alone.
     unsynced: Cell<bool>,
+    uncached: Uncached,
 }
 
 impl ThreadFile {
     fn sync(&self) -> io::Result<()> {
         self.file.sync_data()?;
         self.unsynced.set(false);
+        self.uncached.synced(self.file.as_fd());
         Ok(())
     }
 }
@@ -103,24 +112,30 @@ impl IoFile for ThreadFile {
 
     async fn write_all_at(&self, bufs: Vec<Bytes>, pos: u64) -> io::Result<()> {
         self.unsynced.set(true);
-        write_all(&self.file, &bufs, pos, ReadWriteFlags::empty())?;
+        write_all(&self.file, &mut slices(&bufs), pos, ReadWriteFlags::empty())?;
         Ok(())
     }
 
+    async fn write_uncached_at(&self, bufs: Vec<Bytes>, pos: u64) -> io::Result<()> {
+        self.unsynced.set(true);
+        self.uncached.write(self.file.as_fd(), &bufs, pos)
+    }
+
     async fn write_durable_at(&self, bufs: Vec<Bytes>, pos: u64) -> io::Result<()> {
-        let alone = !self.unsynced.replace(true);
-        let flags = if alone {
-            ReadWriteFlags::DSYNC
-        } else {
-            ReadWriteFlags::empty()
-        };
-        match write_all(&self.file, &bufs, pos, flags)? {
-            Calls::One if alone => {
-                self.unsynced.set(false);
-                Ok(())
+        if !self.unsynced.replace(true) {
+            match write_all(&self.file, &mut slices(&bufs), pos, ReadWriteFlags::DSYNC) {
+                Ok(Calls::One) => {
+                    self.unsynced.set(false);
+                    return Ok(());
+                }
+                Ok(Calls::Several) => return self.sync(),
+                // A kernel or file system without the flag, before anything was written.
+                Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
+                Err(error) => return Err(error.into()),
             }
-            Calls::One | Calls::Several => self.sync(),
         }
+        write_all(&self.file, &mut slices(&bufs), pos, ReadWriteFlags::empty())?;
+        self.sync()
     }
 
     async fn sync_data(&self) -> io::Result<()> {
@@ -139,35 +154,38 @@ impl IoFile for ThreadFile {
 
 /// Whether one system call took a whole gathered write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Calls {
+pub(super) enum Calls {
     One,
     Several,
 }
 
-fn write_all(file: &File, bufs: &[Bytes], pos: u64, flags: ReadWriteFlags) -> io::Result<Calls> {
-    let mut slices: Vec<IoSlice<'_>> = bufs
-        .iter()
-        .filter(|buf| !buf.is_empty())
-        .map(|buf| IoSlice::new(buf))
-        .collect();
-    let mut left = &mut slices[..];
-    let (mut pos, mut flags, mut calls) = (pos, flags, 0);
+/// What there is to write of `bufs`.
+pub(super) fn slices(bufs: &[Bytes]) -> Vec<IoSlice<'_>> {
+    let filled = bufs.iter().filter(|buf| !buf.is_empty());
+    filled.map(|buf| IoSlice::new(buf)).collect()
+}
+
+/// Writes all of `slices`, none of them empty. A kernel or file system that does not know `flags`
+/// says so (`OPNOTSUPP`, `NOSYS`) before anything is written.
+pub(super) fn write_all(
+    file: impl AsFd,
+    slices: &mut [IoSlice<'_>],
+    mut pos: u64,
+    flags: ReadWriteFlags,
+) -> Result<Calls, Errno> {
+    let (mut left, mut calls) = (slices, 0);
     while !left.is_empty() {
         let batch = &left[..left.len().min(SLICES_MAX)];
-        match write_once(file, batch, pos, flags) {
-            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+        match write_once(file.as_fd(), batch, pos, flags) {
+            // What the kernel never says of a write that is not empty.
+            Ok(0) => return Err(Errno::IO),
             Ok(written) => {
                 calls += 1;
                 pos += written as u64;
                 IoSlice::advance_slices(&mut left, written);
             }
             Err(Errno::INTR) => {}
-            // A kernel or file system without the flag: counts as a call, so a sync follows.
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) if !flags.is_empty() => {
-                flags = ReadWriteFlags::empty();
-                calls += 1;
-            }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error),
         }
     }
     Ok(if calls == 1 {
@@ -178,7 +196,7 @@ fn write_all(file: &File, bufs: &[Bytes], pos: u64, flags: ReadWriteFlags) -> io
 }
 
 fn write_once(
-    file: &File,
+    file: BorrowedFd<'_>,
     slices: &[IoSlice<'_>],
     pos: u64,
     flags: ReadWriteFlags,

@@ -25,6 +25,7 @@ use tokio_uring::fs::File;
 
 use super::backend::{self, JobHandle};
 use super::threads::SLICES_MAX;
+use super::uncached::Uncached;
 use super::{Io, IoFile, IoJob, OpenMode, names};
 
 /// How long the probe waits for a ring that takes operations and never answers.
@@ -220,6 +221,7 @@ struct Shared {
     writes: Cell<u64>,
     /// The count up to which a sync has covered them.
     synced: Cell<u64>,
+    uncached: Uncached,
 }
 
 impl UringFile {
@@ -237,6 +239,7 @@ impl Shared {
             // What another handle left unsynced is unknown.
             writes: Cell::new(1),
             synced: Cell::new(0),
+            uncached: Uncached::default(),
         }
     }
 
@@ -275,6 +278,7 @@ impl Shared {
         let covered = self.writes.get();
         self.cached.sync_data().await?;
         self.synced.set(covered.max(self.synced.get()));
+        self.uncached.synced(self.fd());
         Ok(())
     }
 }
@@ -293,6 +297,13 @@ impl IoFile for UringFile {
         self.io
             .whole(async move { file.write(bufs, pos).await })
             .await
+    }
+
+    /// A plain system call: tokio-uring has no flags for a write, and one that goes into the page
+    /// cache would be carried out where it is submitted all the same.
+    async fn write_uncached_at(&self, bufs: Vec<Bytes>, pos: u64) -> io::Result<()> {
+        self.file.note_write();
+        self.file.uncached.write(self.fd(), &bufs, pos)
     }
 
     async fn write_durable_at(&self, bufs: Vec<Bytes>, pos: u64) -> io::Result<()> {

@@ -212,7 +212,7 @@ impl<I: Io> Worker<I> {
         let Some(open) = self.open.get_mut(&group.id) else {
             return Err(Stuck);
         };
-        let written = open.file.write_all_at(slices, pos).await;
+        let written = open.file.write_uncached_at(slices, pos).await;
         self.check("write to a segment", written)?;
         let Some(extent) = group.filled(run) else {
             // The log was emptied meanwhile and its files are going, or the segment is damaged.

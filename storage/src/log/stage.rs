@@ -132,7 +132,7 @@ impl<I: Io> Files<I> {
             self.open.insert(path.clone(), file);
         }
         let file = self.open.get(&path).ok_or(io::ErrorKind::NotFound)?;
-        file.write_all_at(bufs, pos).await
+        file.write_uncached_at(bufs, pos).await
     }
 
     async fn finish(&mut self, path: &Path) -> io::Result<()> {
