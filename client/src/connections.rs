@@ -8,6 +8,8 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::error::Error;
 
+/// Bytes of an HTTP/2 frame that this side takes.
+const FRAME: u32 = 256 << 10;
 /// Unread bytes that one stream, and all streams of one connection, may have under way.
 const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
@@ -44,6 +46,7 @@ impl Connections {
             .map_err(|_| Error::Address(address.to_owned()).to_string())?
             .connect_timeout(self.connect_timeout)
             .tcp_nodelay(true)
+            .max_frame_size(FRAME)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .http2_keep_alive_interval(KEEP_ALIVE)

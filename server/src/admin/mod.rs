@@ -29,6 +29,8 @@ use meter::Meters;
 
 /// What a message may hold beyond its record batch.
 const MESSAGE_OVERHEAD: usize = 64 << 10;
+/// Bytes of an HTTP/2 frame: a batch of the usual 64 KiB comes in one instead of five.
+const FRAME: u32 = 256 << 10;
 /// HTTP/2 flow control: bytes in flight per stream, and per connection.
 const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
@@ -94,6 +96,7 @@ impl Api {
         Server::builder()
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(FRAME)
             .max_concurrent_streams(MAX_STREAMS)
             .http2_max_header_list_size(MAX_HEADERS)
             .http2_max_pending_accept_reset_streams(Some(MAX_RESETS))
