@@ -27,13 +27,14 @@ enum Case {
     FoldersNestAndList,
     RenameReplaces,
     RemovalKeepsOpenFilesAlive,
+    LargeDurableWritesAreWhole,
     OperationsOverlap,
     AbandonedOperationsStillHappen,
     AbandonedOperationsHaveHappened,
     JobsSpawnAndWait,
 }
 
-const CASES: [Case; 14] = [
+const CASES: [Case; 15] = [
     Case::ReadsBackWhatWasWritten,
     Case::ReadsStopAtTheEnd,
     Case::WritesGatherManySlices,
@@ -44,6 +45,7 @@ const CASES: [Case; 14] = [
     Case::FoldersNestAndList,
     Case::RenameReplaces,
     Case::RemovalKeepsOpenFilesAlive,
+    Case::LargeDurableWritesAreWhole,
     Case::OperationsOverlap,
     Case::AbandonedOperationsStillHappen,
     Case::AbandonedOperationsHaveHappened,
@@ -87,6 +89,7 @@ impl IoJob for CaseJob {
                 Case::FoldersNestAndList => folders(io, dir).boxed_local(),
                 Case::RenameReplaces => rename(io, dir).boxed_local(),
                 Case::RemovalKeepsOpenFilesAlive => removal(io, dir).boxed_local(),
+                Case::LargeDurableWritesAreWhole => large(io, dir).boxed_local(),
                 Case::OperationsOverlap => overlap(io, dir).boxed_local(),
                 Case::AbandonedOperationsStillHappen => abandoned(io, dir).boxed_local(),
                 Case::AbandonedOperationsHaveHappened => have_happened(io, dir).boxed_local(),
@@ -322,6 +325,24 @@ async fn removal<I: Io>(io: I, dir: &Path) {
     assert!(io.open(&path, OpenMode::Read).await.is_err());
     assert_eq!(file.read_at(0, 10).await.unwrap(), pattern(10, 1));
     fresh(&io, &path).await;
+}
+
+async fn large<I: Io>(io: I, dir: &Path) {
+    let file = fresh(&io, &dir.join("a")).await;
+    let data = pattern(5 << 20, 3);
+    // One slice, and many that end nowhere near those of the parts the write is done in.
+    for (pos, parts) in [(4_096_u64, 1), (300, 777)] {
+        let len = data.len();
+        let slices =
+            (0..parts).map(|part| data.slice(part * len / parts..(part + 1) * len / parts));
+        let slices = slices.collect();
+        file.write_durable_at(slices, pos).await.unwrap();
+        assert!(file.read_at(pos, len).await.unwrap() == data);
+    }
+    file.write_durable_at(vec![pattern(10, 9)], 0)
+        .await
+        .unwrap();
+    assert_eq!(file.read_at(0, 10).await.unwrap(), pattern(10, 9));
 }
 
 async fn overlap<I: Io>(io: I, dir: &Path) {

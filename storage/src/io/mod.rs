@@ -15,6 +15,7 @@ mod backend;
 mod conformance;
 mod names;
 pub mod sim;
+mod streamed;
 mod threads;
 mod uncached;
 mod uring;

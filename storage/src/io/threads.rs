@@ -14,7 +14,7 @@ use tokio::task::LocalSet;
 
 use super::backend::{self, JobHandle};
 use super::uncached::Uncached;
-use super::{Io, IoFile, IoJob, OpenMode, names};
+use super::{Io, IoFile, IoJob, OpenMode, names, streamed};
 
 /// Slices that one gathered write takes (Linux: `UIO_MAXIOV`).
 pub(super) const SLICES_MAX: usize = 1024;
@@ -122,6 +122,11 @@ impl IoFile for ThreadFile {
     }
 
     async fn write_durable_at(&self, bufs: Vec<Bytes>, pos: u64) -> io::Result<()> {
+        if streamed::is_large(&bufs) {
+            self.unsynced.set(true);
+            streamed::write(self.file.as_fd(), &bufs, pos)?;
+            return self.sync();
+        }
         if !self.unsynced.replace(true) {
             match write_all(&self.file, &mut slices(&bufs), pos, ReadWriteFlags::DSYNC) {
                 Ok(Calls::One) => {

@@ -26,7 +26,7 @@ use tokio_uring::fs::File;
 use super::backend::{self, JobHandle};
 use super::threads::SLICES_MAX;
 use super::uncached::Uncached;
-use super::{Io, IoFile, IoJob, OpenMode, names};
+use super::{Io, IoFile, IoJob, OpenMode, names, streamed};
 
 /// How long the probe waits for a ring that takes operations and never answers.
 const PROBE_PATIENCE: Duration = Duration::from_secs(5);
@@ -308,6 +308,13 @@ impl IoFile for UringFile {
 
     async fn write_durable_at(&self, bufs: Vec<Bytes>, pos: u64) -> io::Result<()> {
         let shared = Rc::clone(&self.file);
+        if streamed::is_large(&bufs) {
+            // The copying is done where it is submitted all the same; what waits for the device
+            // goes through the ring.
+            shared.note_write();
+            streamed::write(self.fd(), &bufs, pos)?;
+            return self.io.whole(async move { shared.sync().await }).await;
+        }
         let write = async move {
             if shared.writable
                 && shared.all_synced()
