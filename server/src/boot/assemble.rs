@@ -28,6 +28,7 @@ use crate::cluster::{
     Parts as ClusterParts, PeerFile, Receptionist, Timekeeper, find_peers, kinds,
 };
 use crate::config::Config;
+use crate::listen::RequestMemory;
 use crate::partition::{Intake, Partitions, keep_retention};
 
 /// How long a stop waits for others to get their votes in the controller.
@@ -64,6 +65,8 @@ pub struct Server {
     pub(super) cluster: Cluster,
     pub(super) uring_fallback: bool,
     pub(super) timekeeper: Timekeeper,
+    /// What the requests of all dialects share.
+    pub(super) requests: RequestMemory,
     kv: Kv,
     clock: Arc<dyn Clock>,
     entropy: Entropy,
@@ -151,6 +154,7 @@ impl Server {
             cluster,
             uring_fallback,
             timekeeper: Timekeeper::new(steady, config.raft.clock_skew_max.get()),
+            requests: RequestMemory::new(config.limits.request_memory.as_usize()),
             kv,
             clock,
             entropy,
@@ -223,7 +227,8 @@ impl Server {
             connections: usize::try_from(config.limits.connections).unwrap_or(usize::MAX),
         };
         let clock = Arc::clone(&self.clock);
-        let api = Api::new(self.cluster.clone(), clock, self.entropy.clone(), limits);
+        let (cluster, entropy) = (self.cluster.clone(), self.entropy.clone());
+        let api = Api::new(cluster, clock, entropy, limits, self.requests.clone());
         let stopped = self.stop.clone().cancelled_owned();
         self.tasks.spawn(async move {
             if let Err(error) = api.serve(listener, stopped).await {
