@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use machines::Machines;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use trilog_model::{NodeId, ReplicaId};
 use trilog_raft::controller::commands::RegisterNode;
 use trilog_raft::controller::{ClusterId, NodeIdentity};
@@ -266,7 +266,12 @@ async fn trim(all: &Machines, number: u32) {
     let group = partition.group().clone();
     let applied = group.high_watermark().borrow().applied.unwrap();
     let data_start = group.log().state().data_start;
-    group.trim(applied, data_start).await.unwrap();
+    // Granted once every voter is known to hold all of that.
+    let end = Instant::now() + Duration::from_mins(1);
+    while let Err(error) = group.trim(applied, data_start).await {
+        assert!(Instant::now() < end, "node {number}: {error}");
+        all.run(Duration::from_millis(50)).await;
+    }
     all.until("a log start", |_| {
         let start = group.log().state().log_start;
         start.is_some_and(|start| start.purged.index >= applied)
