@@ -13,7 +13,7 @@ use machines::Machines;
 use tokio::time::{Instant, timeout};
 use trilog_model::{NodeId, ReplicaId};
 use trilog_raft::controller::commands::RegisterNode;
-use trilog_raft::controller::{ClusterId, NodeIdentity};
+use trilog_raft::controller::{ClusterId, NodeIdentity, Standing};
 use trilog_raft::testkit::{block_on, seeds};
 use trilog_raft::transport::TransportConfig;
 use trilog_raft::transport::sim::SimNet;
@@ -87,6 +87,55 @@ fn one_wiped_seed_founds_nothing_and_takes_its_place_only_when_told() {
             assert_ne!(replica(&all, 1).unwrap(), before);
         });
     }
+}
+
+/// How many nodes a node's map has, and how many of them have a vote in the controller.
+fn members_and_voters(all: &Machines, number: u32) -> (usize, usize) {
+    let map = all.with(number, |server| server.cluster().map());
+    map.map_or((0, 0), |map| {
+        let replicas = map.controller().replicas.iter();
+        let voters = replicas.filter(|replica| replica.settled == Standing::Voter);
+        (map.active_nodes().count(), voters.count())
+    })
+}
+
+/// Whether a node leads the controller.
+fn leads_controller(all: &Machines, number: u32) -> bool {
+    let leads = all.with(number, |server| {
+        let group = server.cluster().controller().group();
+        group.leadership().borrow().ready
+    });
+    leads.unwrap_or(false)
+}
+
+/// Stopped before the others have votes, a founder would leave them without anybody who could
+/// ever lead the controller, and so without a cluster.
+#[test]
+fn a_founder_that_is_stopped_while_its_cluster_forms_leaves_one_that_works() {
+    let mut early = 0;
+    for seed in seeds(4) {
+        block_on(async {
+            let mut all = Machines::begin(seed, 3).await;
+            all.until("three members", |all| members_and_voters(all, 1).0 == 3)
+                .await;
+            if members_and_voters(&all, 1).1 == 1 {
+                early += 1;
+            }
+            all.stop(1).await;
+            all.until("a leader among the rest", |all| {
+                leads_controller(all, 2) || leads_controller(all, 3)
+            })
+            .await;
+            all.until("a cluster without its founder", |all| {
+                all.serves(2) && all.serves(3)
+            })
+            .await;
+        });
+    }
+    assert!(
+        early > 0,
+        "no founder was stopped while it alone had a vote"
+    );
 }
 
 #[test]

@@ -268,16 +268,26 @@ impl Server {
         &self.timekeeper
     }
 
-    /// Waits, within bounds, while this node alone has a vote in the controller of a cluster of
-    /// several: the others, which are about to get theirs, could never elect a leader without it.
+    /// Waits, within bounds, while the others could not elect a leader of the controller without
+    /// this node, though they are about to get the votes for it.
     async fn await_other_voters(&self) {
         let mut changes = self.cluster.changes();
         let alone = || {
             let map = self.cluster.map();
             let replicas = map.controller().replicas.iter();
             let voters = replicas.filter(|replica| replica.settled == Standing::Voter);
-            let voters: Vec<NodeId> = voters.map(|replica| replica.id.node()).collect();
-            voters == [self.node.id()] && map.active_nodes().nth(1).is_some()
+            let (own, others): (Vec<NodeId>, Vec<NodeId>) = voters
+                .map(|replica| replica.id.node())
+                .partition(|node| *node == self.node.id());
+            let active = map.active_nodes().count();
+            let voters = own.len() + others.len();
+            // Of two voters none can do without the other: more are to come, or there is no use.
+            let may_wait = if others.is_empty() {
+                active > 1
+            } else {
+                active > 2
+            };
+            !own.is_empty() && others.len() <= voters / 2 && may_wait
         };
         let others_vote = async { while alone() && changes.changed().await.is_ok() {} };
         if tokio::time::timeout(GROWTH_PATIENCE, others_vote)
