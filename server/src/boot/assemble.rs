@@ -24,8 +24,8 @@ use super::ground::Ground;
 use super::joining;
 use crate::admin::{Api, Limits as ApiLimits};
 use crate::cluster::{
-    Agent, Cluster, ControllerHandle, ControllerView, Identity, Leaders, Liveness,
-    Parts as ClusterParts, PeerFile, Receptionist, Timekeeper, find_peers, kinds,
+    Agent, Cluster, Identity, Leaders, Liveness, Parts as ClusterParts, PeerFile, Receptionist,
+    Timekeeper, find_peers, kinds,
 };
 use crate::config::Config;
 use crate::listen::RequestMemory;
@@ -97,7 +97,7 @@ impl Server {
         let cluster_id = identity.cluster.context("a member has a cluster")?;
         let cluster_id = ClusterId::from_bytes(*cluster_id.as_bytes())?;
 
-        let server = Self::take_part(config, ground, &identity).await?;
+        let (server, identity) = Self::take_part(config, ground, identity).await?;
         receptionist.admit(cluster_id, server.cluster.controller().clone());
         let found = server.run_search(config, cluster_id);
         server.run_agent(
@@ -119,8 +119,8 @@ impl Server {
     async fn take_part(
         config: &Config,
         ground: Ground,
-        identity: &Identity,
-    ) -> anyhow::Result<Self> {
+        identity: Identity,
+    ) -> anyhow::Result<(Self, Identity)> {
         let Ground {
             store,
             kv,
@@ -135,9 +135,8 @@ impl Server {
         let raft = raft_config(config);
         let (log, views, links) = (store.clone(), kv.clone(), transport.clone());
         let node = Node::start(&raft, log, views, links, Arc::clone(&clock), &entropy)?;
-        let (view, map, changes) = ControllerView::new();
-        let group = joining::open_controller(&node, identity, view).await?;
-        let controller = ControllerHandle::new(group, transport.clone(), map, changes);
+        let opening = joining::open_controller(config, &node, &transport, identity);
+        let (controller, identity) = opening.await?;
         let partitions = Partitions::default();
         kinds::serve(&controller, &partitions);
         let cluster = Cluster::new(ClusterParts {
@@ -147,7 +146,7 @@ impl Server {
             leaders: Leaders::default(),
             liveness: Liveness::new(node.heartbeats().clone()),
         });
-        Ok(Self {
+        let server = Self {
             store,
             node,
             transport,
@@ -161,7 +160,8 @@ impl Server {
             peers: Arc::new(Mutex::new(peers)),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
-        })
+        };
+        Ok((server, identity))
     }
 
     /// Looks for the other nodes among the seeds until the token is cancelled.
