@@ -61,7 +61,15 @@ const SERVER_LAYERS: &[(&str, &[&str], &[&str])] = &[
     // Puts a node together: sees everything below.
     (
         "boot",
-        &["config", "view", "partition", "cluster", "http", "admin"],
+        &[
+            "config",
+            "listen",
+            "view",
+            "partition",
+            "cluster",
+            "http",
+            "admin",
+        ],
         &[
             "trilog_model",
             "trilog_raft",

@@ -5,6 +5,8 @@
 //! slowly or busily its peer behaves: a limit on progress could be met a byte at a time, a limit
 //! on life cannot.
 
+mod memory;
+
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -18,6 +20,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
+
+pub use memory::{Crowded, RequestClaim, RequestMemory};
 
 /// After an accept that failed for want of descriptors, most likely.
 const BREATH: Duration = Duration::from_millis(100);

@@ -44,8 +44,9 @@ fn sums(pages: &[String]) -> BTreeMap<&str, f64> {
 }
 
 /// What may well be zero on a healthy cluster; that it is shown is enough.
-const MAY_BE_ZERO: [&str; 13] = [
+const MAY_BE_ZERO: [&str; 14] = [
     "trilog_clock_offset_seconds",
+    "trilog_request_memory_bytes",
     "trilog_partitions_resting",
     "trilog_segments_quarantined",
     "trilog_partitions_incomplete",

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use machines::Machines;
-use tokio::time::timeout;
-use trilog_model::{NodeId, ReplicaId};
+use tokio::time::{Instant, timeout};
+use trilog_model::{NodeId, Offset, ReplicaId};
 use trilog_raft::controller::commands::RegisterNode;
-use trilog_raft::controller::{ClusterId, NodeIdentity};
+use trilog_raft::controller::{ClusterId, NodeIdentity, Standing};
 use trilog_raft::testkit::{block_on, seeds};
 use trilog_raft::transport::TransportConfig;
 use trilog_raft::transport::sim::SimNet;
@@ -87,6 +87,55 @@ fn one_wiped_seed_founds_nothing_and_takes_its_place_only_when_told() {
             assert_ne!(replica(&all, 1).unwrap(), before);
         });
     }
+}
+
+/// How many nodes a node's map has, and how many of them have a vote in the controller.
+fn members_and_voters(all: &Machines, number: u32) -> (usize, usize) {
+    let map = all.with(number, |server| server.cluster().map());
+    map.map_or((0, 0), |map| {
+        let replicas = map.controller().replicas.iter();
+        let voters = replicas.filter(|replica| replica.settled == Standing::Voter);
+        (map.active_nodes().count(), voters.count())
+    })
+}
+
+/// Whether a node leads the controller.
+fn leads_controller(all: &Machines, number: u32) -> bool {
+    let leads = all.with(number, |server| {
+        let group = server.cluster().controller().group();
+        group.leadership().borrow().ready
+    });
+    leads.unwrap_or(false)
+}
+
+/// Stopped before the others have votes, a founder would leave them without anybody who could
+/// ever lead the controller, and so without a cluster.
+#[test]
+fn a_founder_that_is_stopped_while_its_cluster_forms_leaves_one_that_works() {
+    let mut early = 0;
+    for seed in seeds(4) {
+        block_on(async {
+            let mut all = Machines::begin(seed, 3).await;
+            all.until("three members", |all| members_and_voters(all, 1).0 == 3)
+                .await;
+            if members_and_voters(&all, 1).1 == 1 {
+                early += 1;
+            }
+            all.stop(1).await;
+            all.until("a leader among the rest", |all| {
+                leads_controller(all, 2) || leads_controller(all, 3)
+            })
+            .await;
+            all.until("a cluster without its founder", |all| {
+                all.serves(2) && all.serves(3)
+            })
+            .await;
+        });
+    }
+    assert!(
+        early > 0,
+        "no founder was stopped while it alone had a vote"
+    );
 }
 
 #[test]
@@ -163,6 +212,7 @@ async fn founds_beside(starting: Option<ClusterId>) -> bool {
         registration: RegisterNode::default(),
         replace: false,
         replaces: None,
+        gives_up: None,
     };
     let settled = timeout(Duration::from_secs(10), applicant.settle()).await;
     matches!(settled, Ok(Ok(Membership::Founder)))
@@ -260,13 +310,90 @@ fn a_replica_that_lost_its_views_is_given_up_alone() {
     }
 }
 
+/// Has a node's controller keep nothing for consensus of what it has applied.
+async fn trim_controller(all: &Machines, number: u32) {
+    let group = all.with(number, |server| {
+        server.cluster().controller().group().clone()
+    });
+    let group = group.unwrap();
+    let applied = group.high_watermark().borrow().applied.unwrap();
+    group.trim(applied, Offset(0)).await.unwrap();
+    all.until("a log start", |_| {
+        let start = group.log().state().log_start;
+        start.is_some_and(|start| start.purged.index >= applied)
+    })
+    .await;
+}
+
+/// Loses what a node keeps beside its logs, the controller's beginning behind its first entry.
+async fn forget(all: &mut Machines, number: u32) {
+    all.kill(number);
+    all.lose_views(number);
+    all.boot(number).await;
+}
+
+#[test]
+fn a_node_whose_controller_lost_its_state_gives_up_that_replica_and_keeps_the_rest() {
+    for seed in seeds(3) {
+        block_on(async {
+            let mut all = three(seed).await;
+            let places = all.produce(TOPIC, 0, 20).await;
+            for number in 1..=3 {
+                trim_controller(&all, number).await;
+            }
+            // The founder, too.
+            let number = u32::try_from(seed % 3).unwrap() + 1;
+            let (identity, before) = (all.identity(number).unwrap(), replica(&all, number));
+            forget(&mut all, number).await;
+            all.until("the node is back", |all| all.serves(number))
+                .await;
+            let now = all.identity(number).unwrap();
+            assert_eq!((now.uuid, now.cluster), (identity.uuid, identity.cluster));
+            assert!(now.controller_replica() > identity.controller_replica());
+            all.until("three voters everywhere", settled_on_three).await;
+            assert_eq!(replica(&all, number), before, "seed {seed}: given up");
+
+            // It votes again: with it the others can do without any one of them.
+            let other = number % 3 + 1;
+            all.kill(other);
+            let more = all.produce(TOPIC, 20, 30).await;
+            all.check(number, TOPIC, &[places, more].concat()).await;
+            // And it comes back as what it is now.
+            all.kill(number);
+            all.boot(other).await;
+            all.boot(number).await;
+            all.until("a restart", |all| all.serves(number)).await;
+            assert_eq!(all.identity(number).unwrap(), now, "seed {seed}");
+        });
+    }
+}
+
+#[test]
+fn a_node_alone_whose_controller_lost_its_state_says_what_to_do() {
+    block_on(async {
+        let mut all = Machines::start(2, 1).await;
+        trim_controller(&all, 1).await;
+        let identity = all.identity(1).unwrap();
+        forget(&mut all, 1).await;
+        all.until("a refusal", |all| all.refusal(1).is_some()).await;
+        let refusal = all.refusal(1).unwrap();
+        assert!(refusal.contains("restore kv from a backup"), "{refusal}");
+        assert_eq!(all.identity(1).unwrap(), identity, "nothing was changed");
+    });
+}
+
 /// Has a node's replica keep nothing for consensus of what it has applied.
 async fn trim(all: &Machines, number: u32) {
     let partition = all.partition(number, TOPIC).unwrap();
     let group = partition.group().clone();
     let applied = group.high_watermark().borrow().applied.unwrap();
     let data_start = group.log().state().data_start;
-    group.trim(applied, data_start).await.unwrap();
+    // Granted once every voter is known to hold all of that.
+    let end = Instant::now() + Duration::from_mins(1);
+    while let Err(error) = group.trim(applied, data_start).await {
+        assert!(Instant::now() < end, "node {number}: {error}");
+        all.run(Duration::from_millis(50)).await;
+    }
     all.until("a log start", |_| {
         let start = group.log().state().log_start;
         start.is_some_and(|start| start.purged.index >= applied)

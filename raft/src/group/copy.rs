@@ -8,7 +8,8 @@
 //!          3                                                         nothing of it is here
 //! ```
 //!
-//! A call asks whether a replica is whole: `whole u8, end index u64`.
+//! A call asks what a replica holds: `whole u8, end index u64`, the end being that of what is both
+//! committed and durable there.
 //!
 //! The sender reads, and so verifies, each frame before it sends it; the receiver verifies it
 //! again, with its place in the chain, and the sums so far. A copy has the room of one stream:
@@ -120,18 +121,25 @@ impl Copies {
         log: &GroupLog,
         replica: ReplicaId,
     ) -> Result<Option<bool>, FetchError> {
+        let held = self.holding(log, replica).await?;
+        // A log that has nothing yet lacks nothing it knows of.
+        let start = log.state().log_start;
+        let begun = |end: LogIndex| start.as_ref().is_none_or(|start| start.purged.index < end);
+        Ok(held.map(|held| held.whole && begun(held.end)))
+    }
+
+    /// What another replica of `log`'s group holds; `None` as above.
+    pub(crate) async fn holding(
+        &self,
+        log: &GroupLog,
+        replica: ReplicaId,
+    ) -> Result<Option<Holding>, FetchError> {
         let target = target(log, replica, Lane::Control, WHOLE);
         let answer = match self.transport.call(target, Vec::new(), PATIENCE).await {
             Err(PeerError::Refused(Refusal::Unserved)) => return Ok(None),
             answer => answer?,
         };
-        let mut reader = Reader::new(answer);
-        let whole = reader.flag("wholeness of a log")?;
-        let end = LogIndex(reader.u64()?);
-        // A log that has nothing yet lacks nothing it knows of.
-        let start = log.state().log_start;
-        let begun = start.is_none_or(|start| start.purged.index < end);
-        Ok(Some(whole && begun))
+        Holding::decode(answer).map(Some).map_err(FetchError::from)
     }
 
     /// Sends a peer what it lacks of `log`, as far as it is here.
@@ -228,13 +236,39 @@ enum SendError {
     Peer(#[from] PeerError),
 }
 
-/// Answers whether this replica is whole, and where its log ends.
-pub(crate) fn whole(log: &GroupLog) -> Bytes {
-    let end = log.state().last.map_or(0, |last| last.index.get() + 1);
-    let mut out = BytesMut::with_capacity(9);
-    out.put_u8(u8::from(log.is_whole()));
-    out.put_u64_le(end);
-    out.freeze()
+/// What a replica holds of its group's data, whatever happens to its node next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Holding {
+    /// Nothing is lacking, or damaged, from the data start on.
+    pub(crate) whole: bool,
+    /// The end of what is both committed and durable.
+    pub(crate) end: LogIndex,
+}
+
+impl Holding {
+    pub(crate) fn of(log: &GroupLog) -> Self {
+        let state = log.state();
+        let last = state.committed.min(state.durable);
+        Self {
+            whole: log.is_whole(),
+            end: last.map_or(LogIndex(0), LogIndex::next),
+        }
+    }
+
+    pub(crate) fn encode(self) -> Bytes {
+        let mut out = BytesMut::with_capacity(9);
+        out.put_u8(u8::from(self.whole));
+        out.put_u64_le(self.end.get());
+        out.freeze()
+    }
+
+    fn decode(bytes: Bytes) -> Result<Self, CodecError> {
+        let mut reader = Reader::new(bytes);
+        Ok(Self {
+            whole: reader.flag("wholeness of a log")?,
+            end: LogIndex(reader.u64()?),
+        })
+    }
 }
 
 fn encode_request(gap: Gap) -> Bytes {

@@ -4,7 +4,7 @@ use openraft::errors::{
     ChangeMembershipError, ClientWriteError, Fatal, ForwardToLeader, InitializeError,
     LinearizableReadError, RaftError,
 };
-use trilog_model::ReplicaId;
+use trilog_model::{LogIndex, ReplicaId};
 use trilog_storage::log::StoreError;
 
 use crate::types::TypeConfig;
@@ -135,6 +135,10 @@ impl MembershipError {
 pub enum TrimError {
     #[error("nothing is applied yet")]
     NothingApplied,
+    /// The log would begin behind data that is still served, and a voter left behind there might
+    /// be the last to have it.
+    #[error("replica {voter} is not known to hold the data up to entry {purged}")]
+    NotHeld { voter: ReplicaId, purged: LogIndex },
     #[error("the replica has stopped")]
     Stopped,
     #[error(transparent)]

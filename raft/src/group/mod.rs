@@ -171,7 +171,7 @@ impl Replica {
     /// Answers a call of a peer replica.
     pub(crate) async fn on_call(&self, call: PeerCall) -> Result<Vec<bytes::Bytes>, Refusal> {
         match call.kind {
-            WHOLE => Ok(vec![copy::whole(&self.log)]),
+            WHOLE => Ok(vec![copy::Holding::of(&self.log).encode()]),
             TRANSFER if self.abstains.load(Ordering::Acquire) => Err(Refusal::Busy),
             _ => serve::call(self, call).await,
         }
@@ -261,6 +261,37 @@ impl Replica {
         least.map_or(0, |least| last.saturating_sub(least))
     }
 
+    /// Whether data that readers may see, from `data_start` on, lies at or before entry `purged`.
+    async fn keeps_data_before(&self, purged: LogIndex, data_start: Offset) -> bool {
+        if let Some(start) = self.log.state().log_start
+            && start.purged.index >= purged
+        {
+            // X stays where it is.
+            return false;
+        }
+        let frames = self.log.read(purged, purged.next(), 1).await;
+        // What cannot be read is there to be kept.
+        let last = frames.ok().and_then(|frames| frames.into_iter().next());
+        last.is_none_or(|last| last.header.next_offset() > data_start)
+    }
+
+    /// Every voter has to hold the log's data up to `purged`, this replica included.
+    async fn check_held(&self, purged: LogIndex) -> Result<(), TrimError> {
+        for voter in self.raft.voter_ids().map(ReplicaId) {
+            let held = if voter == self.status.replica {
+                Some(copy::Holding::of(&self.log))
+            } else {
+                // One that cannot be asked, or does not know the question, may hold nothing.
+                let asked = self.copies.holding(&self.log, voter).await;
+                asked.unwrap_or_default()
+            };
+            if !held.is_some_and(|held| held.whole && purged < held.end) {
+                return Err(TrimError::NotHeld { voter, purged });
+            }
+        }
+        Ok(())
+    }
+
     /// Stops the tasks. What was proposed and is not answered has an unknown outcome.
     pub(crate) async fn close(&self) -> Result<(), StopError> {
         self.close_rest();
@@ -296,6 +327,19 @@ impl Replica {
             Ok(Err(_)) => Err(MembershipError::Stopped),
             Ok(Ok(_)) | Err(_) => Err(MembershipError::NotTransferred { to }),
         }
+    }
+}
+
+#[cfg(any(test, feature = "sim"))]
+impl<V: View> Group<V> {
+    /// As [`Group::trim`], but without asking the voters: for scenarios in which one of them is
+    /// left behind and another is known to have everything.
+    pub async fn trim_unasked(
+        &self,
+        purged: LogIndex,
+        data_start: Offset,
+    ) -> Result<(), TrimError> {
+        self.trim_regardless(purged, data_start).await
     }
 }
 
@@ -445,7 +489,22 @@ impl<V: View> Group<V> {
     /// Moves the log start of this replica: consensus keeps nothing up to `purged`, readers see
     /// nothing below `data_start`. `purged` is cut to what is applied here. Every replica does
     /// this for itself, after an entry that says so; never for more than all of them agreed to.
+    ///
+    /// Where `purged` lies beyond the data start it is refused unless every voter holds all data
+    /// up to there: a replica that is left behind drops its data, to copy it anew, and somebody
+    /// must have it.
     pub async fn trim(&self, purged: LogIndex, data_start: Offset) -> Result<(), TrimError> {
+        let replica = &self.replica;
+        let applied = *replica.status.high_watermark().borrow();
+        let purged = purged.min(applied.applied.ok_or(TrimError::NothingApplied)?);
+        if replica.keeps_data_before(purged, data_start).await {
+            replica.check_held(purged).await?;
+        }
+        self.trim_regardless(purged, data_start).await
+    }
+
+    /// As [`Group::trim`], whoever holds the data.
+    async fn trim_regardless(&self, purged: LogIndex, data_start: Offset) -> Result<(), TrimError> {
         let replica = &self.replica;
         let start = replica.log.state().log_start;
         if let Some(start) = start.filter(|start| start.purged.index >= purged) {

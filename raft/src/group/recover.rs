@@ -122,6 +122,12 @@ pub async fn reduce(
     command: Option<Bytes>,
 ) -> Result<bool, RecoverError> {
     let known = usable(log, kv)?;
+    // Before anything else, and in a repeated attempt again: the first may have died before this
+    // was durable. The view is folded anew from the log, which it must not outrun.
+    if is_ahead(log, kv) {
+        kv.remove_group(log.group()).map_err(OpenError::from)?;
+        kv.flush().await.map_err(OpenError::from)?;
+    }
     let wanted: BTreeSet<u64> = voters.iter().map(|voter| voter.0).collect();
     let wanted = Membership::new_with_defaults(vec![wanted], []);
     let end = End::of(log).await?;
@@ -149,10 +155,6 @@ pub async fn reduce(
     }
     if let Some(command) = command {
         added.push(FrameKind::Data, command);
-    }
-    if is_ahead(log, kv) {
-        // Folded anew from the log, which it must not outrun.
-        kv.remove_group(log.group()).map_err(OpenError::from)?;
     }
     let vote = Vote {
         term,

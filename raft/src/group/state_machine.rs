@@ -220,9 +220,12 @@ impl StateMachine {
         let Some(applied) = self.applied.id else {
             return Ok(None);
         };
-        let wanted = *self.starts.wanted.lock();
-        let target = wanted.map_or(applied.index, |wanted| wanted.purged.min(applied.index));
         let old = self.base.lock().clone();
+        // Nobody but a trim moves X.
+        let Some(wanted) = *self.starts.wanted.lock() else {
+            return Ok(old);
+        };
+        let target = wanted.purged.min(applied.index);
         // What is wanted stays so: two trims in a row ask twice, and one plan serves both.
         if let Some(old) = old.filter(|old| old.start.purged.index >= target) {
             return Ok(Some(old));
@@ -241,7 +244,7 @@ impl StateMachine {
         let Some(purged) = tail.id else {
             return Ok(None);
         };
-        let data_start = wanted.map_or(Offset(0), |wanted| wanted.data_start.min(tail.next_offset));
+        let data_start = wanted.data_start.min(tail.next_offset);
         let start = LogStart {
             purged,
             next_offset: tail.next_offset,

@@ -187,6 +187,6 @@ async fn trim(cluster: &Cluster, group: GroupId, rng: &mut SmallRng) {
     for replica in replicas {
         let data_start = replica.log().state().data_start;
         // A replica that has applied nothing has nothing to cut.
-        let _ = replica.trim(purged, data_start).await;
+        let _ = replica.trim_unasked(purged, data_start).await;
     }
 }

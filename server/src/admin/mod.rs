@@ -4,6 +4,7 @@
 mod cluster;
 mod errors;
 mod fetch;
+mod gate;
 mod incoming;
 mod meter;
 mod plain;
@@ -25,15 +26,18 @@ use trilog_wire::v1::producer_server::ProducerServer;
 use trilog_wire::v1::topics_server::TopicsServer;
 
 use crate::cluster::Cluster;
+use crate::listen::RequestMemory;
+use gate::Gate;
 use meter::Meters;
 
 /// What a message may hold beyond its record batch.
 const MESSAGE_OVERHEAD: usize = 64 << 10;
 /// Bytes of an HTTP/2 frame: a batch of the usual 64 KiB comes in one instead of five.
 const FRAME: u32 = 256 << 10;
-/// HTTP/2 flow control: bytes in flight per stream, and per connection.
-const STREAM_WINDOW: u32 = 4 << 20;
-const CONNECTION_WINDOW: u32 = 16 << 20;
+/// HTTP/2 flow control: bytes in flight per stream, and per connection. These are what a call
+/// holds that waits for memory, or whose handler does not read on.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 2 << 20;
 /// Calls one connection may have open at once.
 const MAX_STREAMS: u32 = 1024;
 
@@ -64,17 +68,25 @@ pub struct Api {
     clock: Arc<dyn Clock>,
     entropy: Entropy,
     limits: Limits,
+    memory: RequestMemory,
     meters: Meters,
 }
 
 impl Api {
     #[must_use]
-    pub fn new(cluster: Cluster, clock: Arc<dyn Clock>, entropy: Entropy, limits: Limits) -> Self {
+    pub fn new(
+        cluster: Cluster,
+        clock: Arc<dyn Clock>,
+        entropy: Entropy,
+        limits: Limits,
+        memory: RequestMemory,
+    ) -> Self {
         Self {
             cluster,
             clock,
             entropy,
             limits,
+            memory,
             meters: Meters::default(),
         }
     }
@@ -93,6 +105,12 @@ impl Api {
         let (reflection, older) = (described().build_v1(), described().build_v1alpha());
         let reflection = reflection.map_err(|error| ServeError::Descriptors(error.to_string()))?;
         let older = older.map_err(|error| ServeError::Descriptors(error.to_string()))?;
+        let memory = self.memory.clone();
+        let topics = TopicsServer::new(self.clone()).max_decoding_message_size(MAX_REQUEST);
+        let producer = ProducerServer::new(self.clone()).max_decoding_message_size(message);
+        let fetch = FetchServer::new(self.clone()).max_decoding_message_size(MAX_REQUEST);
+        let offsets = OffsetsServer::new(self.clone()).max_decoding_message_size(MAX_REQUEST);
+        let cluster = ClusterServer::new(self).max_decoding_message_size(MAX_REQUEST);
         Server::builder()
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -101,17 +119,22 @@ impl Api {
             .http2_max_header_list_size(MAX_HEADERS)
             .http2_max_pending_accept_reset_streams(Some(MAX_RESETS))
             .http2_keepalive_interval(Some(KEEPALIVE))
-            .add_service(TopicsServer::new(self.clone()).max_decoding_message_size(MAX_REQUEST))
-            .add_service(ProducerServer::new(self.clone()).max_decoding_message_size(message))
-            .add_service(FetchServer::new(self.clone()).max_decoding_message_size(MAX_REQUEST))
-            .add_service(OffsetsServer::new(self.clone()).max_decoding_message_size(MAX_REQUEST))
-            .add_service(ClusterServer::new(self).max_decoding_message_size(MAX_REQUEST))
-            .add_service(reflection)
-            .add_service(older)
+            .add_service(small(topics, &memory))
+            .add_service(Gate::new(producer, memory.clone(), message))
+            .add_service(small(fetch, &memory))
+            .add_service(small(offsets, &memory))
+            .add_service(small(cluster, &memory))
+            .add_service(small(reflection, &memory))
+            .add_service(small(older, &memory))
             .serve_with_incoming_shutdown(incoming, stop)
             .await?;
         Ok(())
     }
+}
+
+/// A service that takes no records.
+fn small<S>(service: S, memory: &RequestMemory) -> Gate<S> {
+    Gate::new(service, memory.clone(), MAX_REQUEST)
 }
 
 /// Why the API is not served.

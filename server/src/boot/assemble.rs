@@ -24,10 +24,11 @@ use super::ground::Ground;
 use super::joining;
 use crate::admin::{Api, Limits as ApiLimits};
 use crate::cluster::{
-    Agent, Cluster, ControllerHandle, ControllerView, Identity, Leaders, Liveness,
-    Parts as ClusterParts, PeerFile, Receptionist, Timekeeper, find_peers, kinds,
+    Agent, Cluster, Identity, Leaders, Liveness, Parts as ClusterParts, PeerFile, Receptionist,
+    Timekeeper, find_peers, kinds,
 };
 use crate::config::Config;
+use crate::listen::RequestMemory;
 use crate::partition::{Intake, Partitions, keep_retention};
 
 /// How long a stop waits for others to get their votes in the controller.
@@ -64,6 +65,8 @@ pub struct Server {
     pub(super) cluster: Cluster,
     pub(super) uring_fallback: bool,
     pub(super) timekeeper: Timekeeper,
+    /// What the requests of all dialects share.
+    pub(super) requests: RequestMemory,
     kv: Kv,
     clock: Arc<dyn Clock>,
     entropy: Entropy,
@@ -94,7 +97,7 @@ impl Server {
         let cluster_id = identity.cluster.context("a member has a cluster")?;
         let cluster_id = ClusterId::from_bytes(*cluster_id.as_bytes())?;
 
-        let server = Self::take_part(config, ground, &identity).await?;
+        let (server, identity) = Self::take_part(config, ground, identity).await?;
         receptionist.admit(cluster_id, server.cluster.controller().clone());
         let found = server.run_search(config, cluster_id);
         server.run_agent(
@@ -116,8 +119,8 @@ impl Server {
     async fn take_part(
         config: &Config,
         ground: Ground,
-        identity: &Identity,
-    ) -> anyhow::Result<Self> {
+        identity: Identity,
+    ) -> anyhow::Result<(Self, Identity)> {
         let Ground {
             store,
             kv,
@@ -132,9 +135,8 @@ impl Server {
         let raft = raft_config(config);
         let (log, views, links) = (store.clone(), kv.clone(), transport.clone());
         let node = Node::start(&raft, log, views, links, Arc::clone(&clock), &entropy)?;
-        let (view, map, changes) = ControllerView::new();
-        let group = joining::open_controller(&node, identity, view).await?;
-        let controller = ControllerHandle::new(group, transport.clone(), map, changes);
+        let opening = joining::open_controller(config, &node, &transport, identity);
+        let (controller, identity) = opening.await?;
         let partitions = Partitions::default();
         kinds::serve(&controller, &partitions);
         let cluster = Cluster::new(ClusterParts {
@@ -144,20 +146,22 @@ impl Server {
             leaders: Leaders::default(),
             liveness: Liveness::new(node.heartbeats().clone()),
         });
-        Ok(Self {
+        let server = Self {
             store,
             node,
             transport,
             cluster,
             uring_fallback,
             timekeeper: Timekeeper::new(steady, config.raft.clock_skew_max.get()),
+            requests: RequestMemory::new(config.limits.request_memory.as_usize()),
             kv,
             clock,
             entropy,
             peers: Arc::new(Mutex::new(peers)),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
-        })
+        };
+        Ok((server, identity))
     }
 
     /// Looks for the other nodes among the seeds until the token is cancelled.
@@ -223,7 +227,8 @@ impl Server {
             connections: usize::try_from(config.limits.connections).unwrap_or(usize::MAX),
         };
         let clock = Arc::clone(&self.clock);
-        let api = Api::new(self.cluster.clone(), clock, self.entropy.clone(), limits);
+        let (cluster, entropy) = (self.cluster.clone(), self.entropy.clone());
+        let api = Api::new(cluster, clock, entropy, limits, self.requests.clone());
         let stopped = self.stop.clone().cancelled_owned();
         self.tasks.spawn(async move {
             if let Err(error) = api.serve(listener, stopped).await {
@@ -263,16 +268,26 @@ impl Server {
         &self.timekeeper
     }
 
-    /// Waits, within bounds, while this node alone has a vote in the controller of a cluster of
-    /// several: the others, which are about to get theirs, could never elect a leader without it.
+    /// Waits, within bounds, while the others could not elect a leader of the controller without
+    /// this node, though they are about to get the votes for it.
     async fn await_other_voters(&self) {
         let mut changes = self.cluster.changes();
         let alone = || {
             let map = self.cluster.map();
             let replicas = map.controller().replicas.iter();
             let voters = replicas.filter(|replica| replica.settled == Standing::Voter);
-            let voters: Vec<NodeId> = voters.map(|replica| replica.id.node()).collect();
-            voters == [self.node.id()] && map.active_nodes().nth(1).is_some()
+            let (own, others): (Vec<NodeId>, Vec<NodeId>) = voters
+                .map(|replica| replica.id.node())
+                .partition(|node| *node == self.node.id());
+            let active = map.active_nodes().count();
+            let voters = own.len() + others.len();
+            // Of two voters none can do without the other: more are to come, or there is no use.
+            let may_wait = if others.is_empty() {
+                active > 1
+            } else {
+                active > 2
+            };
+            !own.is_empty() && others.len() <= voters / 2 && may_wait
         };
         let others_vote = async { while alone() && changes.changed().await.is_ok() {} };
         if tokio::time::timeout(GROWTH_PATIENCE, others_vote)

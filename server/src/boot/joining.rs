@@ -2,16 +2,18 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::Context;
-use tracing::info;
+use anyhow::{Context, bail};
+use tracing::{error, info};
 use trilog_model::{GroupId, NodeId, ReplicaId};
 use trilog_raft::controller::commands::{Bootstrap, Command, Endpoint, Purpose, RegisterNode};
 use trilog_raft::controller::{BASE_LEVEL, BUILD_LEVEL, ControllerError, NodeIdentity};
 use trilog_raft::transport::{ClusterId, Transport};
-use trilog_raft::{Group, MembershipError, Node};
+use trilog_raft::{MembershipError, Node, OpenError};
 use uuid::Uuid;
 
-use crate::cluster::{Applicant, Cluster, ControllerView, Identity, Membership, ProposeError};
+use crate::cluster::{
+    Applicant, Cluster, ControllerHandle, ControllerView, Identity, Membership, ProposeError,
+};
 use crate::config::Config;
 
 /// The founder's replica of the controller group.
@@ -27,31 +29,7 @@ pub(super) async fn join(
         return Ok(identity);
     }
     let node = NodeId(config.node.id);
-    let book = transport.book();
-    // The nodes it knew count as seeds for one that comes back.
-    let known = book.nodes().into_iter().filter_map(|node| book.get(node));
-    let seeds = config.cluster.seeds.iter().cloned();
-    let seeds: Vec<String> = match identity.cluster {
-        Some(_) => seeds.chain(known).collect(),
-        None => seeds.collect(),
-    };
-    let applicant = Applicant {
-        transport,
-        node,
-        identity: node_identity(&identity)?,
-        seeds: &seeds,
-        own_addresses: &[config.advertised_peer(), config.listen.peer.to_string()],
-        registration: registration(config, &identity),
-        replace: config.cluster.replace,
-        replaces: identity.replaces().map(identity_of).transpose()?,
-    };
-    let membership = match identity.cluster {
-        Some(cluster) => {
-            let cluster = trilog_raft::controller::ClusterId::from_bytes(*cluster.as_bytes())?;
-            applicant.rejoin(cluster).await?
-        }
-        None => applicant.settle().await?,
-    };
+    let membership = apply(config, transport, &identity, None).await?;
     let joined = match membership {
         Membership::Founder => {
             info!(%node, "no seed belongs to a cluster: this node founds one");
@@ -72,27 +50,98 @@ pub(super) async fn join(
     Ok(joined)
 }
 
-/// Opens this node's replica of the controller group; the founder forms it, again if a crash
-/// came in between.
-pub(super) async fn open_controller(
-    node: &Node,
+/// Asks to be taken in, or taken in again; `gives_up` is a replica whose state is lost.
+async fn apply(
+    config: &Config,
+    transport: &Transport,
     identity: &Identity,
-    view: ControllerView,
-) -> anyhow::Result<Group<ControllerView>> {
+    gives_up: Option<ReplicaId>,
+) -> anyhow::Result<Membership> {
+    let book = transport.book();
+    // The nodes it knew count as seeds for one that comes back.
+    let known = book.nodes().into_iter().filter_map(|node| book.get(node));
+    let seeds = config.cluster.seeds.iter().cloned();
+    let seeds: Vec<String> = match identity.cluster {
+        Some(_) => seeds.chain(known).collect(),
+        None => seeds.collect(),
+    };
+    let applicant = Applicant {
+        transport,
+        node: NodeId(config.node.id),
+        identity: node_identity(identity)?,
+        seeds: &seeds,
+        own_addresses: &[config.advertised_peer(), config.listen.peer.to_string()],
+        registration: registration(config, identity),
+        replace: config.cluster.replace,
+        replaces: identity.replaces().map(identity_of).transpose()?,
+        gives_up,
+    };
+    let Some(cluster) = identity.cluster else {
+        return Ok(applicant.settle().await?);
+    };
+    let cluster = trilog_raft::controller::ClusterId::from_bytes(*cluster.as_bytes())?;
+    Ok(applicant.rejoin(cluster).await?)
+}
+
+/// Opens this node's replica of the controller group; the founder forms it, again if a crash
+/// came in between. A replica that has lost its state is given up for another one, which the
+/// identity then names.
+pub(super) async fn open_controller(
+    config: &Config,
+    node: &Node,
+    transport: &Transport,
+    identity: Identity,
+) -> anyhow::Result<(ControllerHandle, Identity)> {
     let replica = identity
         .controller_replica()
         .context("a member has a controller replica")?;
-    let group = node
-        .open_group(GroupId::CONTROLLER, replica, view)
-        .await
-        .context("opening the controller's log")?;
+    let (view, map, changes) = ControllerView::new();
+    let opened = node.open_group(GroupId::CONTROLLER, replica, view).await;
+    let group = match opened {
+        Ok(group) => group,
+        Err(error @ (OpenError::ViewLost { .. } | OpenError::View(_) | OpenError::Codec(_))) => {
+            error!(%replica, %error, "the controller's replica here is given up for another one");
+            let identity = give_up(config, transport, identity, replica).await?;
+            return Box::pin(open_controller(config, node, transport, identity)).await;
+        }
+        // Given up before, and not deleted yet.
+        Err(OpenError::OtherReplica { held, .. }) if held < replica => {
+            node.delete_group(GroupId::CONTROLLER)
+                .await
+                .context("deleting the controller's former log")?;
+            return Box::pin(open_controller(config, node, transport, identity)).await;
+        }
+        Err(error) => return Err(error).context("opening the controller's log"),
+    };
     if identity.is_founder() {
         match group.found(&BTreeSet::from([replica])).await {
             Ok(()) | Err(MembershipError::Founded) => {}
             Err(error) => return Err(error).context("forming the controller group"),
         }
     }
-    Ok(group)
+    let handle = ControllerHandle::new(group, transport.clone(), map, changes);
+    Ok((handle, identity))
+}
+
+/// Has the cluster put another replica in the place of this node's one of the controller group.
+/// The former stays on disk until the identity, durably, names the new one: an empty log under
+/// the old name would be a voter without its votes.
+async fn give_up(
+    config: &Config,
+    transport: &Transport,
+    identity: Identity,
+    replica: ReplicaId,
+) -> anyhow::Result<Identity> {
+    match apply(config, transport, &identity, Some(replica)).await? {
+        Membership::Joined {
+            controller_replica, ..
+        } => {
+            let identity = identity.with_controller_replica(controller_replica);
+            identity.save(&config.node.data_dir)?;
+            Ok(identity)
+        }
+        Membership::Founder => bail!("a member was told to found its cluster"),
+    }
 }
 
 /// Tells the controller where this node is now; the founder initializes the cluster first.

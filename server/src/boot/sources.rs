@@ -29,6 +29,10 @@ impl Server {
         metrics.register(move || publish_transport(&transport.stats()));
         let node = self.node.clone();
         metrics.register(move || publish_groups(&node.stats()));
+        let requests = self.requests.clone();
+        metrics.register(move || {
+            gauge!("trilog_request_memory_bytes").set(as_f64(requests.taken() as u64));
+        });
         let store = self.store.clone();
         metrics.register_histogram("trilog_append_duration_seconds", move || {
             observed(&store.stats().appends)

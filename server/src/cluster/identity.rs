@@ -120,6 +120,17 @@ impl Identity {
         }
     }
 
+    /// The identity with another replica of the controller group in the place of one that was
+    /// given up. It did not found anything, whatever the former did.
+    #[must_use]
+    pub fn with_controller_replica(self, replica: ReplicaId) -> Self {
+        Self {
+            controller_replica: Some(replica.0),
+            founder: false,
+            ..self
+        }
+    }
+
     /// The identity of a survivor that goes on under another cluster id.
     #[must_use]
     pub fn recovered(self, cluster: Uuid) -> Self {

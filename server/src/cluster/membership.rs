@@ -9,9 +9,12 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
 use parking_lot::RwLock;
 use prost::Message;
-use trilog_model::{NodeId, ReplicaId};
+use tokio::time::Instant;
+use trilog_model::{GroupId, NodeId, ReplicaId};
 use trilog_raft::controller::bootstrap::{Answer, Decision, Seed, decide};
-use trilog_raft::controller::commands::{Command, RegisterNode, ReplaceNode};
+use trilog_raft::controller::commands::{
+    Command, RegisterNode, ReplaceNode, ReplicaRef, StepAside,
+};
 use trilog_raft::controller::{ClusterId, ControllerError, NodeIdentity, Outcome, Reply};
 use trilog_raft::controller::{decode_outcome, encode_outcome};
 use trilog_raft::transport::{Kind, PeerCall, PeerHandler, PeerStream, Refusal, Transport};
@@ -24,6 +27,8 @@ const IDENTIFY: Kind = Kind(1);
 const JOIN: Kind = Kind(2);
 const PATIENCE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(100);
+/// How often a node that waits to be taken in again says so.
+const SAID_EVERY: Duration = Duration::from_secs(10);
 
 /// What a node says of itself to one that introduces itself.
 #[derive(Clone, PartialEq, Message)]
@@ -48,6 +53,9 @@ struct JoinRequest {
     /// The identity it had before its directory turned out to be damaged; else empty.
     #[prost(bytes = "bytes", tag = "3")]
     replaces: Bytes,
+    /// Its replica of the controller group, whose state it has lost; else zero.
+    #[prost(uint64, tag = "4")]
+    gives_up: u64,
 }
 
 /// Taken in, and where the controller's other nodes are.
@@ -73,6 +81,12 @@ struct PeerAddress {
 pub enum MembershipError {
     #[error("{0}")]
     Refused(String),
+    #[error(
+        "what this node's controller knew is lost (the folder kv), its log alone cannot give it \
+             back, and no other node is known that could: restore kv from a backup, or name a \
+             node of the cluster in cluster.seeds"
+    )]
+    Forgotten,
     #[error(
         "the data directory is damaged and was set aside, and no other node is known that could \
              give this one its replicas back: name one in cluster.seeds"
@@ -106,6 +120,8 @@ pub struct Applicant<'a> {
     pub replace: bool,
     /// The identity it had before its directory turned out to be damaged.
     pub replaces: Option<NodeIdentity>,
+    /// Its replica of the controller group, if what that knew is lost.
+    pub gives_up: Option<ReplicaId>,
 }
 
 impl Applicant<'_> {
@@ -142,8 +158,12 @@ impl Applicant<'_> {
         let others = |seed: &&String| !self.own_addresses.contains(seed);
         let seeds: Vec<&String> = self.seeds.iter().filter(others).collect();
         if seeds.is_empty() {
-            return Err(MembershipError::Alone);
+            return Err(match self.gives_up {
+                Some(_) => MembershipError::Forgotten,
+                None => MembershipError::Alone,
+            });
         }
+        let mut said = Instant::now();
         loop {
             for address in &seeds {
                 let theirs = match self.identify(address).await.answer {
@@ -155,6 +175,15 @@ impl Applicant<'_> {
                 } else if let Some(membership) = self.join(address).await? {
                     return Ok(membership);
                 }
+            }
+            if said.elapsed() > SAID_EVERY {
+                said = Instant::now();
+                tracing::warn!(
+                    node = %self.node,
+                    "no node of the cluster takes this one in again; that takes a majority of the \
+                     controller's voters without it: should there be none for ever, see `trilog \
+                     recover` on one that is left"
+                );
             }
             tokio::time::sleep(PAUSE).await;
         }
@@ -191,6 +220,7 @@ impl Applicant<'_> {
             node: self.registration.clone(),
             replace: self.replace,
             replaces: self.replaces.map(NodeIdentity::to_wire).unwrap_or_default(),
+            gives_up: self.gives_up.map_or(0, |replica| replica.0),
         };
         let payload = vec![request.encode_to_vec().into()];
         let asked = self
@@ -220,10 +250,11 @@ impl Applicant<'_> {
                 cluster,
                 controller_replica,
                 ..
-            } => Ok(Some(Membership::Joined {
+            } if self.gives_up != Some(controller_replica) => Ok(Some(Membership::Joined {
                 cluster,
                 controller_replica,
             })),
+            // One of a version that does not know of giving up took this for a restart.
             _ => Ok(None),
         }
     }
@@ -363,6 +394,15 @@ fn joining(controller: &ControllerHandle, request: JoinRequest) -> Command {
                 old_identity,
             })
         }
+        // Repeated, it finds nothing to give up and tells the replica given since.
+        _ if request.gives_up != 0 => Command::StepAside(StepAside {
+            node: request.node.node,
+            identity: request.node.identity,
+            replicas: vec![ReplicaRef {
+                group: GroupId::CONTROLLER.get(),
+                replica: request.gives_up,
+            }],
+        }),
         _ => Command::RegisterNode(request.node),
     }
 }

@@ -124,6 +124,9 @@ section! {
         connections: u32 = 4096,
         /// Bytes one connection may have on their way into the log.
         inflight_size: ByteSize = ByteSize::mib(16),
+        /// Memory for requests that are coming in, of all connections of all dialects together.
+        /// When it is taken, further requests wait, and are refused after ten seconds.
+        request_memory: ByteSize = ByteSize::mib(128),
     }
 }
 

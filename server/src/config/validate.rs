@@ -248,6 +248,12 @@ impl Check<'_> {
         if limits.inflight_size < limits.batch_size {
             self.refuse("limits.inflight_size", "is smaller than limits.batch_size");
         }
+        if limits.request_memory.get() < limits.batch_size.get().saturating_mul(2) {
+            self.refuse(
+                "limits.request_memory",
+                "is smaller than two batches (limits.batch_size)",
+            );
+        }
     }
 }
 

@@ -46,6 +46,7 @@ pub const CATALOGUE: &[Metric] = &[
     metric("trilog_requests_total", Counter, &["dialect", "api"], "Requests answered."),
     metric("trilog_request_errors_total", Counter, &["dialect", "api", "reason"], "Requests answered with an error."),
     metric("trilog_request_duration_seconds", Histogram, &["dialect", "api"], "From a request's last byte to its answer."),
+    metric("trilog_request_memory_bytes", Gauge, &[], "Memory that requests coming in have claimed, of limits.request_memory."),
     metric("trilog_messages_in_total", Counter, &["dialect", "topic"], "Records acknowledged to their producers."),
     metric("trilog_messages_out_total", Counter, &["dialect", "topic"], "Records sent to consumers."),
     metric("trilog_bytes_in_total", Counter, &["dialect", "topic"], "Bytes of record batches acknowledged."),

@@ -67,6 +67,14 @@ pub(crate) struct Machines {
 impl Machines {
     /// Starts nodes that are one another's seeds and waits until each serves.
     pub(crate) async fn start(seed: u64, count: u32) -> Self {
+        let all = Self::begin(seed, count).await;
+        all.until("a start", |all| (1..=count).all(|n| all.serves(n)))
+            .await;
+        all
+    }
+
+    /// Starts nodes that are one another's seeds.
+    pub(crate) async fn begin(seed: u64, count: u32) -> Self {
         let entropy = Entropy::from_seed(seed);
         let mut all = Self {
             seed,
@@ -81,8 +89,6 @@ impl Machines {
             all.add(number);
             all.boot(number).await;
         }
-        all.until("a start", |all| (1..=count).all(|n| all.serves(n)))
-            .await;
         all
     }
 
@@ -176,6 +182,15 @@ impl Machines {
         life.transport.abort();
         machine.disk.kill();
         machine.kv = machine.kv.crash();
+        self.net.crash(NodeId(number), Crash::Process);
+    }
+
+    /// Stops a node that serves, in order.
+    pub(crate) async fn stop(&mut self, number: u32) {
+        let machine = self.by_number.get_mut(&number).unwrap();
+        let life = machine.life.take().unwrap();
+        let server = life.outcome.lock().take().unwrap().unwrap();
+        server.stop(Duration::from_secs(30)).await;
         self.net.crash(NodeId(number), Crash::Process);
     }
 

@@ -163,10 +163,11 @@ mod rocks {
     use std::fs;
     use std::io::ErrorKind;
     use std::path::Path;
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     use proptest::prelude::*;
     use tempfile::TempDir;
+    use tokio::time::Instant;
 
     use super::*;
 
@@ -179,7 +180,7 @@ mod rocks {
     /// The files as a crash would leave them: all of one moment, though background work of the
     /// engine that is still open makes new ones and removes obsolete ones meanwhile.
     fn copy(from: &Path, to: &Path) {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_mins(1);
         loop {
             let before = files(from);
             fs::create_dir(to).unwrap();

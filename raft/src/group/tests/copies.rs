@@ -19,7 +19,7 @@ use crate::testkit::{
 use crate::transport::sim::Path;
 use crate::types::Proposal;
 use crate::view::View;
-use crate::{Group, MembershipError, ProposeError};
+use crate::{Group, MembershipError, ProposeError, TrimError};
 
 const GROUP: GroupId = GroupId(40);
 
@@ -98,7 +98,7 @@ fn asides(disk: &SimDisk) -> usize {
 async fn trim(cluster: &Cluster, purged: u64, data_start: u64) {
     for replica in cluster.replicas(GROUP) {
         replica
-            .trim(LogIndex(purged), Offset(data_start))
+            .trim_unasked(LogIndex(purged), Offset(data_start))
             .await
             .unwrap();
         cluster
@@ -347,6 +347,7 @@ fn two_trims_in_a_row_take_no_more_than_either_asks_for() {
     block_on(async {
         let (cluster, leader) = founded(config(10, tiny_store)).await;
         propose(&cluster, 1, 60).await;
+        cluster.converge(GROUP).await;
         let group = cluster.group(leader, GROUP).cloned().unwrap();
         for purged in [30, 30, 40] {
             group.trim(LogIndex(purged), Offset(20)).await.unwrap();
@@ -363,6 +364,57 @@ fn two_trims_in_a_row_take_no_more_than_either_asks_for() {
         assert_eq!(start.data_start, Offset(20));
         cluster.converge(GROUP).await;
     });
+}
+
+/// Were X moved while a voter lacks what lies before it, that voter would drop what it has; done
+/// on one replica after another, nobody would be left with the data.
+#[test]
+fn the_log_start_passes_the_data_start_only_where_every_voter_holds_the_data() {
+    for seed in seeds(3) {
+        block_on(async {
+            let (mut cluster, leader) = founded(config(seed, tiny_store)).await;
+            let behind = followers(&cluster, leader)[0];
+            let voter = cluster.group(behind, GROUP).unwrap().replica();
+            propose(&cluster, 1, 60).await;
+            cluster.kill(behind);
+            propose(&cluster, 60, 120).await;
+            let purged = LogIndex(100);
+            let refused = |outcome| match outcome {
+                Err(TrimError::NotHeld { voter: held, .. }) => held == voter,
+                _ => false,
+            };
+            for group in cluster.replicas(GROUP) {
+                assert!(refused(group.trim(purged, Offset(0)).await), "seed {seed}");
+                // What is trimmed for readers too may go whoever has it.
+                let early = LogIndex(20);
+                let frames = group.log().read(early, early.next(), 1).await.unwrap();
+                let data_start = frames[0].header.next_offset();
+                group.trim(early, data_start).await.unwrap();
+                assert!(refused(group.trim(early.next(), data_start).await));
+            }
+            cluster.run(Duration::from_secs(2)).await;
+            for group in cluster.replicas(GROUP) {
+                let start = group.log().state().log_start;
+                assert_eq!(start.unwrap().purged.index, LogIndex(20), "seed {seed}");
+            }
+
+            // Up again and level, it holds everything.
+            cluster.boot(behind).await;
+            cluster.converge(GROUP).await;
+            cluster.run(Duration::from_secs(1)).await;
+            for group in cluster.replicas(GROUP) {
+                group.trim(purged, Offset(0)).await.unwrap();
+                cluster
+                    .until("the trim", |_| {
+                        let start = group.log().state().log_start;
+                        start.is_some_and(|start| start.purged.index == purged)
+                    })
+                    .await;
+            }
+            all_whole(&cluster).await;
+            cluster.converge(GROUP).await;
+        });
+    }
 }
 
 #[test]
@@ -497,7 +549,7 @@ impl Rounds {
             self.data_start = self.rng.random_range(self.data_start..=end);
         }
         for replica in replicas {
-            let cut = replica.trim(LogIndex(purged), Offset(self.data_start));
+            let cut = replica.trim_unasked(LogIndex(purged), Offset(self.data_start));
             // A follower that is cut off cuts at what it has applied.
             cut.await.unwrap();
         }

@@ -4,11 +4,12 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use trilog_model::{GroupId, NodeId, ReplicaId};
+use trilog_model::{EntryId, GroupId, LogIndex, NodeId, Offset, ReplicaId};
 use trilog_storage::env::Entropy;
 use trilog_storage::io::sim::SimConfig;
+use trilog_storage::kv::{Kv, WriteBatch};
 
-use super::super::recover;
+use super::super::recover::{self, RecoverError};
 use crate::testkit::{Checks, Cluster, ClusterConfig, Witness, block_on, checks, seeds};
 use crate::types::Proposal;
 
@@ -120,5 +121,97 @@ fn two_survivors_recovered_apart_go_on_together_and_seed_by_seed_lose_nothing_th
     for seed in seeds(6) {
         let acked = block_on(recover_both(seed));
         assert!(acked > 20, "seed {seed}: only {acked} were acknowledged");
+    }
+}
+
+/// The last of three nodes, stopped, its log cut if `cut`, and an entry that its log never had.
+async fn survivor(seed: u64, cut: bool) -> (Cluster, EntryId) {
+    let mut cluster = Cluster::start(ClusterConfig::three(seed)).await;
+    cluster.create_group(GROUP).await;
+    cluster.await_leader(GROUP).await;
+    for command in 1..20 {
+        propose(&cluster, command).await;
+    }
+    cluster.converge(GROUP).await;
+    if cut {
+        for replica in cluster.replicas(GROUP) {
+            replica.trim(LogIndex(10), Offset(0)).await.unwrap();
+            cluster
+                .until("a log start", |_| replica.log().state().log_start.is_some())
+                .await;
+        }
+    }
+    let last = cluster.replicas(GROUP)[2].log().state().last.unwrap();
+    for node in cluster.nodes() {
+        cluster.stop(node).await;
+    }
+    for node in [1, 2].map(NodeId) {
+        cluster.lose(node);
+    }
+    (cluster, EntryId::new(last.term.get(), last.index.get() + 3))
+}
+
+/// Makes the view's state know of an entry that is not in the log: others had committed it, it was
+/// folded, and a power loss took it from this disk before it was synced.
+fn outrun(kv: &Kv, entry: EntryId) {
+    kv.write(GROUP, entry, WriteBatch::new()).unwrap();
+}
+
+#[test]
+fn a_survivor_whose_view_is_ahead_of_its_log_goes_on_with_what_its_log_holds() {
+    let left: BTreeSet<ReplicaId> = [ReplicaId::new(NodeId(3), 1)].into();
+    for seed in seeds(3) {
+        block_on(async {
+            let (mut cluster, ahead) = survivor(seed, false).await;
+            // The first attempt dies before the store has written what it did.
+            for attempt in 0..2 {
+                cluster
+                    .offline(NodeId(3), async |store, kv| {
+                        outrun(kv, ahead);
+                        let log = store.group(GROUP).unwrap();
+                        let held = recover::held(&log, kv).await.unwrap();
+                        assert_eq!(held.voters.len(), if attempt == 0 { 3 } else { 1 });
+                        let done = recover::reduce(&log, kv, &left, None).await.unwrap();
+                        assert_eq!(done, attempt == 0, "seed {seed}");
+                        assert_eq!(kv.applied(GROUP), None, "seed {seed}: it is ahead still");
+                        let view = Witness::new(NodeId(3), Checks::default());
+                        recover::fold(&log, kv, view).await.unwrap();
+                    })
+                    .await;
+            }
+            cluster.boot(NodeId(3)).await;
+            cluster.await_leader(GROUP).await;
+            for command in 20..30 {
+                propose(&cluster, command).await;
+            }
+            cluster.converge(GROUP).await;
+            let replica = cluster.group(NodeId(3), GROUP).unwrap();
+            assert_eq!(replica.voters(), left);
+            assert_eq!(cluster.checks.acked(), 29, "seed {seed}");
+        });
+    }
+}
+
+#[test]
+fn a_survivor_whose_view_is_ahead_of_a_log_without_its_beginning_is_left_as_it_is() {
+    let left: BTreeSet<ReplicaId> = [ReplicaId::new(NodeId(3), 1)].into();
+    for seed in seeds(2) {
+        block_on(async {
+            let (mut cluster, ahead) = survivor(seed, true).await;
+            cluster
+                .offline(NodeId(3), async |store, kv| {
+                    outrun(kv, ahead);
+                    let log = store.group(GROUP).unwrap();
+                    let before = log.state();
+                    let is_refusal =
+                        |error| matches!(error, RecoverError::ViewAhead { view, .. } if view == ahead);
+                    assert!(is_refusal(recover::held(&log, kv).await.unwrap_err()));
+                    let refused = recover::reduce(&log, kv, &left, None).await;
+                    assert!(is_refusal(refused.unwrap_err()), "seed {seed}");
+                    assert_eq!(log.state(), before, "seed {seed}");
+                    assert_eq!(kv.applied(GROUP), Some(ahead), "seed {seed}");
+                })
+                .await;
+        });
     }
 }

@@ -220,7 +220,7 @@ async fn install_with_power_loss(nth: Option<u64>) -> u64 {
     propose(&cluster, 6, 40).await;
     for node in cluster.up() {
         let group = cluster.group(node, GROUP).cloned().unwrap();
-        group.trim(LogIndex(30), Offset(0)).await.unwrap();
+        group.trim_unasked(LogIndex(30), Offset(0)).await.unwrap();
         cluster
             .until("the trim", |_| group.log().state().log_start.is_some())
             .await;

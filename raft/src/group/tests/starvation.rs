@@ -239,7 +239,7 @@ fn a_stuck_follower_below_the_purge_point_keeps_no_log_and_comes_back_by_a_descr
             for replica in cluster.replicas(GROUP) {
                 let data_start = replica.log().state().data_start;
                 // The stuck one cannot go as far.
-                let _ = replica.trim(purged, data_start).await;
+                let _ = replica.trim_unasked(purged, data_start).await;
             }
             until(&cluster, "a purge past the stuck stream", |_| {
                 let start = group.log().state().log_start;

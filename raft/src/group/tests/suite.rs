@@ -12,7 +12,7 @@ use openraft::testing::log::{StoreBuilder, Suite};
 use openraft::{OptionalSend, StorageError};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
-use trilog_model::{EntryId, GroupId, LogIndex, NodeId, ReplicaId, Timestamp};
+use trilog_model::{EntryId, GroupId, LogIndex, NodeId, Offset, ReplicaId, Timestamp};
 use trilog_storage::env::Entropy;
 use trilog_storage::io::sim::{self, SimConfig, SimDisk};
 use trilog_storage::kv::Kv;
@@ -20,7 +20,7 @@ use trilog_storage::log::{GroupLog, LogStart, StoreConfig};
 use trilog_storage::store::Store;
 
 use crate::group::log_store::{LogStore, PlannedStart, RepairPatience};
-use crate::group::state_machine::{Starts, StateMachine};
+use crate::group::state_machine::{Starts, StateMachine, TrimTarget};
 use crate::group::{Status, open};
 use crate::testkit::{SimClock, Tally};
 use crate::types::{Entry, LogId, RaftVote, TypeConfig, entry_id};
@@ -137,6 +137,11 @@ impl StoreBuilder<TypeConfig, SuiteLog, StateMachine, (Store, SimDisk)> for Buil
         let log = store.create_group(GroupId(9), replica).await.unwrap();
         let status = Status::new(GroupId(9), replica, None, Arc::default());
         let starts = Starts::default();
+        // The suite expects a snapshot of everything that is applied.
+        *starts.wanted.lock() = Some(TrimTarget {
+            purged: LogIndex(u64::MAX),
+            data_start: Offset(0),
+        });
         let view = Arc::new(Mutex::new(Tally::default()));
         let machine = open::open(
             log.clone(),

@@ -200,6 +200,10 @@ fn values_out_of_bounds_or_at_odds_are_refused() {
             "[limits]\ninflight_size = \"1KiB\"\n",
             "smaller than limits.batch_size",
         ),
+        (
+            "[limits]\nrequest_memory = \"1MiB\"\n",
+            "smaller than two batches",
+        ),
     ] {
         let message = refused(text);
         assert!(message.contains(expected), "{text:?} gave {message:?}");
