@@ -241,12 +241,14 @@ impl Agent {
         });
         let state = self.progress.lock();
         let confirmed = state.confirmed.get(&group.id());
+        let busy = state.busy.contains(&group.id());
         LeaderView {
             term: leadership.term,
             confirmed: confirmed
                 .filter(|(term, _)| *term == leadership.term)
                 .map(|(_, v)| *v),
-            changing: members.changing || state.busy.contains(&group.id()),
+            changing: members.changing || busy,
+            half_done: members.half_done && !busy,
             voters: members.voters,
             learners: members.learners,
             progress: progress.collect(),
@@ -376,6 +378,7 @@ impl Agent {
             Action::AddLearner { group, .. }
             | Action::RemoveLearner { group, .. }
             | Action::ChangeVoters { group, .. }
+            | Action::FinishChange { group }
             | Action::TransferLeader { group, .. } => *group,
             _ => return,
         };
@@ -445,6 +448,7 @@ async fn change<V: View>(group: &Group<V>, action: Action) -> Result<(), Members
         Action::ChangeVoters {
             voters, demoted, ..
         } => group.change_voters(&voters, &demoted).await,
+        Action::FinishChange { .. } => group.finish_change().await,
         Action::TransferLeader { to, .. } => group.transfer_leader(to).await,
         _ => Ok(()),
     }

@@ -6,9 +6,54 @@ use std::time::Duration;
 use rand::Rng;
 use trilog_model::{GroupId, NodeId, ReplicaId};
 
-use crate::testkit::{Cluster, ClusterConfig, block_on, seeds};
+use crate::group::Group;
+use crate::testkit::{Cluster, ClusterConfig, Witness, block_on, seeds};
 
 const GROUP: GroupId = GroupId(40);
+
+fn replica(cluster: &Cluster, node: NodeId) -> Group<Witness> {
+    let group = cluster.group(node, GROUP).cloned();
+    group.unwrap_or_else(|| panic!("node {node} has no replica"))
+}
+
+fn everybody(cluster: &Cluster) -> BTreeSet<ReplicaId> {
+    let nodes = cluster.nodes().into_iter();
+    nodes.map(|node| ReplicaId::new(node, 1)).collect()
+}
+
+/// Has everybody follow who does not vote.
+async fn add_learners(cluster: &Cluster, group: &Group<Witness>) {
+    let voters = group.voters();
+    for learner in everybody(cluster).difference(&voters) {
+        group.add_learner(*learner).await.unwrap();
+    }
+}
+
+async fn widen(group: Group<Witness>, voters: BTreeSet<ReplicaId>) {
+    // Who asks here is stopped or killed meanwhile, or does not wait for it.
+    drop(group.change_voters(&voters, &BTreeSet::new()).await);
+}
+
+/// Does what a node's agent does with changes that nobody finishes, until there are none.
+/// Returns whether there were any.
+async fn tend(cluster: &Cluster, seed: u64) -> bool {
+    let mut found = false;
+    for _ in 0..100 {
+        let leader = cluster.await_leader(GROUP).await;
+        let group = replica(cluster, leader);
+        let members = group.members();
+        if !members.changing {
+            return found;
+        }
+        if members.half_done {
+            found = true;
+            // Refused by whoever lost the lead meanwhile; then the next leader is asked.
+            drop(group.finish_change().await);
+        }
+        cluster.run(Duration::from_millis(100)).await;
+    }
+    panic!("seed {seed}: a change of voters is never finished");
+}
 
 /// The founder alone is the old set of voters: stopped between the two steps of the change, it
 /// would leave the others unable to elect anybody.
@@ -20,21 +65,10 @@ fn a_founder_that_stops_while_others_become_voters_leaves_them_a_majority() {
             let founder = NodeId(1);
             cluster.create_group_with(GROUP, &[founder]).await;
             assert_eq!(cluster.await_leader(GROUP).await, founder);
-            let Some(group) = cluster.group(founder, GROUP).cloned() else {
-                panic!("seed {seed}: the founder is gone");
-            };
-            let everybody: BTreeSet<ReplicaId> = cluster
-                .nodes()
-                .into_iter()
-                .map(|node| ReplicaId::new(node, 1))
-                .collect();
-            for learner in everybody.iter().filter(|id| id.node() != founder) {
-                group.add_learner(*learner).await.unwrap();
-            }
-            let voters = everybody.clone();
-            let change =
-                tokio::spawn(async move { group.change_voters(&voters, &BTreeSet::new()).await });
-            let pause = cluster.entropy.fork().random_range(0..4_000);
+            let group = replica(&cluster, founder);
+            add_learners(&cluster, &group).await;
+            let change = tokio::spawn(widen(group, everybody(&cluster)));
+            let pause = cluster.entropy.fork().random_range(0..30_000);
             tokio::time::sleep(Duration::from_micros(pause)).await;
             cluster.stop(founder).await;
             // Refused or done: either way it is over.
@@ -46,6 +80,58 @@ fn a_founder_that_stops_while_others_become_voters_leaves_them_a_majority() {
             if changed {
                 assert_ne!(cluster.await_leader(GROUP).await, founder);
             }
+        });
+    }
+}
+
+/// The change is left between its two steps by a leader that dies, and by a caller that gives up.
+#[test]
+fn a_change_of_voters_that_was_left_half_done_is_finished() {
+    let mut found = 0;
+    for seed in seeds(30) {
+        block_on(async {
+            let mut cluster = Cluster::start(ClusterConfig::three(seed)).await;
+            let founder = NodeId(1);
+            cluster.create_group_with(GROUP, &[founder]).await;
+            assert_eq!(cluster.await_leader(GROUP).await, founder);
+            let group = replica(&cluster, founder);
+            add_learners(&cluster, &group).await;
+            let change = tokio::spawn(widen(group, everybody(&cluster)));
+            let pause = cluster.entropy.fork().random_range(0..30_000);
+            tokio::time::sleep(Duration::from_micros(pause)).await;
+            cluster.kill(founder);
+            drop(change.await);
+            cluster.run(Duration::from_millis(50)).await;
+            cluster.boot(founder).await;
+            found += usize::from(tend(&cluster, seed).await);
+            cluster.converge(GROUP).await;
+        });
+    }
+    assert!(found > 0, "no seed was left between the steps");
+}
+
+#[test]
+fn a_change_of_voters_whose_caller_gave_up_is_finished() {
+    for seed in seeds(5) {
+        block_on(async {
+            let mut cluster = Cluster::start(ClusterConfig::three(seed)).await;
+            let founders = [NodeId(1), NodeId(2)];
+            cluster.create_group_with(GROUP, &founders).await;
+            let leader = cluster.await_leader(GROUP).await;
+            let group = replica(&cluster, leader);
+            add_learners(&cluster, &group).await;
+            let other = founders.into_iter().find(|node| *node != leader);
+            // The lease lasts long enough to begin the change, but no majority gets to see it.
+            cluster.net.isolate(other.unwrap());
+            let change = tokio::spawn(widen(group.clone(), everybody(&cluster)));
+            let begun = |_: &Cluster| group.members().changing;
+            cluster.until("the joint step", begun).await;
+            change.abort();
+            drop(change.await);
+            cluster.net.heal_all();
+            assert!(tend(&cluster, seed).await, "seed {seed}: it was finished");
+            assert_eq!(replica(&cluster, leader).voters(), everybody(&cluster));
+            cluster.converge(GROUP).await;
         });
     }
 }
