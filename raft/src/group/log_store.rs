@@ -258,6 +258,12 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn save_vote(&mut self, vote: &RaftVote) -> io::Result<()> {
         let vote = stored_vote(vote);
         self.status.voting(&vote);
+        debug_assert!(
+            self.log.state().vote.is_none_or(|kept| {
+                (kept.term, kept.committed) != (vote.term, vote.committed) || kept == vote
+            }),
+            "two votes in one term"
+        );
         self.log.save_vote(vote).await.map_err(io::Error::other)?;
         self.status.voted(&vote);
         Ok(())
