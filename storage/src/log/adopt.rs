@@ -17,6 +17,10 @@ impl<I: Io> Worker<I> {
     /// its range is part of the log: what is left of it may be all there is.
     pub(super) async fn set_aside(&mut self, group: &Arc<Group>, segment: &Arc<Segment>) {
         self.close(group, segment);
+        if group.state.lock().segments.position(segment).is_none() {
+            // It left the log meanwhile, and its file is deleted, or was and another took the name.
+            return;
+        }
         self.shared.reads.forget(&segment.path).await;
         if let Err(error) = self.rename_aside(&segment.path).await {
             // It is not served, and will be found damaged again after a restart.
