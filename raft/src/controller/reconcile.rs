@@ -45,6 +45,8 @@ pub struct LocalGroup {
 pub enum LocalRole {
     /// On disk only, as every replica is after a start.
     Stopped,
+    /// On disk only, and not to be opened now: that failed a moment ago.
+    PutOff,
     Follower,
     /// Leads, and has applied the first entry of its own term.
     Leader(LeaderView),

@@ -55,7 +55,7 @@ fn leading(state: &ControllerState, node: u32, group: u64) -> LocalGroup {
 fn view(local: &mut LocalGroup) -> &mut LeaderView {
     match &mut local.role {
         LocalRole::Leader(view) => view,
-        LocalRole::Follower | LocalRole::Stopped => panic!("no leader"),
+        LocalRole::Follower | LocalRole::Stopped | LocalRole::PutOff => panic!("no leader"),
     }
 }
 
