@@ -46,18 +46,18 @@ pub(crate) struct LogStore {
 
 /// What reading damaged entries does. Before the group runs it fails, and the group does not
 /// open; an error later would end the group, so a read waits until another replica's copy has
-/// taken their place, or the group stops.
+/// taken their place, or the group is closed.
 #[derive(Clone, Debug)]
 pub(crate) struct RepairPatience {
     runs: Arc<AtomicBool>,
-    stop: CancellationToken,
+    closing: CancellationToken,
 }
 
 impl RepairPatience {
-    pub(crate) fn new(stop: CancellationToken) -> Self {
+    pub(crate) fn new(closing: CancellationToken) -> Self {
         Self {
             runs: Arc::default(),
-            stop,
+            closing,
         }
     }
 
@@ -72,7 +72,7 @@ impl RepairPatience {
             return false;
         }
         let pause = tokio::time::sleep(DAMAGE_PAUSE);
-        self.stop.run_until_cancelled(pause).await.is_some()
+        self.closing.run_until_cancelled(pause).await.is_some()
     }
 }
 

@@ -96,6 +96,8 @@ pub(crate) struct Replica {
     resting: Arc<Resting>,
     failover: Duration,
     copies: Copies,
+    /// Ends waits for repairs when the replica begins to close: none may come any more.
+    closing: CancellationToken,
     /// Ends the streams of peers when the replica closes.
     stop: CancellationToken,
     abstains: Arc<AtomicBool>,
@@ -130,8 +132,8 @@ impl Replica {
             starts.clone(),
         )
         .await?;
-        let stop = CancellationToken::new();
-        let patience = RepairPatience::new(stop.clone());
+        let closing = CancellationToken::new();
+        let patience = RepairPatience::new(closing.clone());
         let store = LogStore::new(
             log.clone(),
             Arc::clone(&status),
@@ -163,7 +165,8 @@ impl Replica {
             resting: Arc::new(resting),
             failover: parts.failover,
             copies: parts.copies.clone(),
-            stop,
+            closing,
+            stop: CancellationToken::new(),
             abstains: Arc::default(),
         })
     }
@@ -295,6 +298,8 @@ impl Replica {
     /// Stops the tasks. What was proposed and is not answered has an unknown outcome.
     pub(crate) async fn close(&self) -> Result<(), StopError> {
         self.close_rest();
+        // The checkpoint takes its turn behind what is being applied.
+        self.closing.cancel();
         let checkpoint = self
             .raft
             .with_state_machine(|machine| Box::pin(async move { machine.checkpoint() }));
@@ -327,6 +332,23 @@ impl Replica {
             Ok(Err(_)) => Err(MembershipError::Stopped),
             Ok(Ok(_)) | Err(_) => Err(MembershipError::NotTransferred { to }),
         }
+    }
+}
+
+#[cfg(test)]
+impl Replica {
+    /// The log as consensus reads it.
+    fn patient_store(&self) -> LogStore {
+        let patience = RepairPatience::new(self.closing.clone());
+        patience.begin();
+        let (log, status) = (self.log.clone(), Arc::clone(&self.status));
+        LogStore::new(
+            log,
+            status,
+            Arc::clone(&self.starts.planned),
+            1 << 20,
+            patience,
+        )
     }
 }
 
