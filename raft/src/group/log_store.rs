@@ -15,6 +15,7 @@ use futures::Stream;
 use openraft::OptionalSend;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use parking_lot::Mutex;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use trilog_model::{EntryId, GroupId, LogIndex};
 use trilog_storage::frame::{Frame, FrameKind};
@@ -30,6 +31,8 @@ use crate::types::{
 const READ_BYTES: usize = 4 << 20;
 /// How long until damaged entries are looked at again.
 const DAMAGE_PAUSE: Duration = Duration::from_millis(100);
+/// How long a read that fails for another reason is tried: an error ends the group.
+const READ_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The log start that the state machine has prepared and the next purge makes real.
 pub(crate) type PlannedStart = Arc<Mutex<Option<LogStart>>>;
@@ -114,9 +117,18 @@ impl LogStore {
     }
 
     async fn read(&self, from: LogIndex, to: LogIndex, max: usize) -> io::Result<Vec<Entry>> {
+        let mut failing = None;
         let frames = loop {
             match self.log.read(from, to, max).await {
                 Err(ReadError::Damaged { .. }) if self.patience.wait().await => {}
+                // Such as no free descriptor, or no memory: that passes, or the group is opened
+                // anew by whoever supervises it.
+                Err(error @ ReadError::Io { .. }) => {
+                    let since = *failing.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= READ_PATIENCE || !self.patience.wait().await {
+                        return Err(read_error(error));
+                    }
+                }
                 read => break read.map_err(read_error)?,
             }
         };

@@ -367,6 +367,17 @@ impl<V: View> Group<V> {
 
 #[cfg(any(test, feature = "sim"))]
 impl Replica {
+    /// Ends consensus as an error of the storage would.
+    pub(crate) async fn end_consensus(&self) {
+        // It tells nobody, whatever comes of it.
+        let _ = self.raft.shutdown().await;
+    }
+
+    /// Ends what is served to peers where it stands.
+    pub(crate) fn abort(&self) {
+        self.stop.cancel();
+    }
+
     /// Panics unless purged <= descriptor <= applied <= committed <= last.
     pub(crate) fn check_positions(&self) {
         let metrics = self.raft.metrics();
@@ -449,6 +460,12 @@ impl<V: View> Group<V> {
     /// the leader's node vouches for it.
     pub fn rests(&self) -> bool {
         self.replica.rests()
+    }
+
+    /// Why this replica takes part in nothing any more, though nobody closed it. It has to be
+    /// closed and opened again; until then it answers as one that is stopped.
+    pub fn failure(&self) -> Option<String> {
+        self.replica.status.failure().map(str::to_owned)
     }
 
     /// Looks at the view. The group applies nothing meanwhile, so `f` has to be short.
@@ -542,5 +559,13 @@ impl<V: View> Group<V> {
         *replica.starts.wanted.lock() = Some(TrimTarget { purged, data_start });
         let asked = replica.raft.trigger().snapshot().await;
         asked.map_err(|_| TrimError::Stopped)
+    }
+}
+
+#[cfg(any(test, feature = "sim"))]
+impl<V: View> Group<V> {
+    /// Ends consensus as an error of the storage would.
+    pub async fn end_consensus(&self) {
+        self.replica.end_consensus().await;
     }
 }

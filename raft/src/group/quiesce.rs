@@ -279,7 +279,11 @@ impl Replica {
     /// Looks after a group now and then: whether its rest is still justified, and whether it may
     /// begin.
     pub(crate) fn look(&self, quiesce_after: Duration) -> Option<BoxFuture<'static, ()>> {
-        if self.has_failed() {
+        if let Some(why) = self.ended() {
+            // One that is being closed ends as it should.
+            if !self.closing.is_cancelled() {
+                self.status.failed(why);
+            }
             self.status.stopped();
         }
         let seen = self.look_now();
@@ -306,11 +310,15 @@ impl Replica {
         Some(async move { replica.make(offer).await }.boxed())
     }
 
-    /// Whether openraft's task has ended, which it says nobody.
-    fn has_failed(&self) -> bool {
+    /// Why openraft's task has ended, which it says nobody; none while it runs.
+    fn ended(&self) -> Option<String> {
         let mut metrics = self.raft.metrics();
-        let failed = metrics.borrow_and_update().running_state.is_err();
-        failed || matches!(metrics.changed().now_or_never(), Some(Err(_)))
+        let running = metrics.borrow_and_update().running_state.clone();
+        if let Err(fatal) = running {
+            return Some(fatal.to_string());
+        }
+        let gone = matches!(metrics.changed().now_or_never(), Some(Err(_)));
+        gone.then(|| "its task is gone".to_owned())
     }
 
     /// Whether this leader rests without a follower whose node is heard again.

@@ -199,6 +199,7 @@ impl Agent {
         if map.cluster().is_none() {
             return;
         }
+        self.close_failed().await;
         let plan = match plan_node(&map, self.me, &self.local_groups(), &Limits::default()) {
             Ok(plan) => plan,
             Err(estranged) => {
@@ -218,6 +219,24 @@ impl Agent {
         join_all(opens.into_iter().map(|action| self.carry_out(action))).await;
         for action in rest {
             self.carry_out(action).await;
+        }
+    }
+
+    /// Closes replicas whose consensus ended by itself, so that they are opened anew. Where the
+    /// store failed the whole node ends, and nothing is tried again.
+    async fn close_failed(&self) {
+        if self.node.store().fatal().borrow().is_some() {
+            return;
+        }
+        for (id, partition) in self.cluster.partitions().all() {
+            let Some(why) = partition.group().failure() else {
+                continue;
+            };
+            warn!(group = %id, why, "a replica that failed is opened anew");
+            self.progress.lock().put_off(id, why);
+            self.cluster.partitions().remove(id);
+            partition.close();
+            self.node.close_group(id).await;
         }
     }
 

@@ -233,6 +233,29 @@ fn a_replica_that_cannot_open_for_damage_is_repaired_before_it_opens() {
     });
 }
 
+#[test]
+fn a_read_that_fails_for_a_while_ends_no_group() {
+    block_on(async {
+        let (mut cluster, leader) = founded(config(13, tiny_store)).await;
+        let laggard = followers(&cluster, leader)[0];
+        cluster.kill(laggard);
+        propose(&cluster, 1, 100).await;
+        let term = cluster.leader(GROUP).unwrap().1.term;
+        let store = cluster.node(leader).unwrap().store().clone();
+        store.checkpoint().await.unwrap();
+        let disk = cluster.disk(leader).clone();
+        disk.configure(|config| config.no_descriptors = true);
+        cluster.boot(laggard).await;
+        cluster.run(Duration::from_secs(3)).await;
+        let group = cluster.group(leader, GROUP).unwrap();
+        assert_eq!(group.failure(), None);
+        disk.configure(|config| config.no_descriptors = false);
+        cluster.converge(GROUP).await;
+        assert_eq!(cluster.leader(GROUP).unwrap().1.term, term);
+        assert_eq!(asides(&disk), 0, "nothing is damaged");
+    });
+}
+
 /// Nobody may be left to repair it, and what reads for consensus does so in its one worker.
 #[test]
 fn a_replica_that_waits_for_a_repair_can_be_closed() {

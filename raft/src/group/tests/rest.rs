@@ -248,9 +248,7 @@ fn a_group_that_died_in_a_living_node_is_not_vouched_for_for_ever() {
             }
             rest.cluster.await_rest(GROUP).await;
             if core_only {
-                // The task ends and tells nobody, as after an error of its storage.
-                let replica = rest.group(rest.leader).replica_handle().clone();
-                replica.raft.shutdown().await.unwrap();
+                rest.group(rest.leader).end_consensus().await;
             } else {
                 rest.cluster.close(rest.leader, GROUP).await;
             }
@@ -262,6 +260,14 @@ fn a_group_that_died_in_a_living_node_is_not_vouched_for_for_ever() {
             for group in &others {
                 assert!(rest.cluster.rests(*group), "{group} was woken for nothing");
             }
+            if core_only {
+                // Whoever supervises it sees that, and opens it anew.
+                assert!(rest.group(rest.leader).failure().is_some());
+                rest.cluster.close(rest.leader, GROUP).await;
+            }
+            assert!(rest.cluster.open_all().await);
+            rest.cluster.converge(GROUP).await;
+            assert_eq!(rest.group(rest.leader).failure(), None);
         });
     }
 }
