@@ -71,9 +71,10 @@ impl<I: Io> Worker<I> {
         let index = staged
             .index
             .encode(group.id, staged.header.base_index, staged.extent.bytes);
-        if !group.state.lock().takes(&staged) {
+        let takes = group.state.lock().takes(&staged);
+        if let Err(error) = takes {
             self.delete_file(&copy).await;
-            return Err(CopyError::Superseded);
+            return Err(error);
         }
         let named = self.name(group, &copy, &segment.path).await;
         if let Err(error) = named {
@@ -86,10 +87,10 @@ impl<I: Io> Worker<I> {
             tracing::debug!(path = %path.display(), %error, "an index is not written");
         }
         let adopted = group.adopt(staged, &segment);
-        if !adopted {
+        if let Err(error) = adopted {
             self.delete_file(&segment.path).await;
             self.delete_file(&path).await;
-            return Err(CopyError::Superseded);
+            return Err(error);
         }
         tracing::info!(
             path = %segment.path.display(),
@@ -112,11 +113,9 @@ impl<I: Io> Worker<I> {
 
 impl Group {
     /// Takes in a stretch whose file has its name, if it still has a place.
-    fn adopt(self: &Arc<Self>, staged: Staged, segment: &Arc<Segment>) -> bool {
+    fn adopt(self: &Arc<Self>, staged: Staged, segment: &Arc<Segment>) -> Result<(), CopyError> {
         let mut state = self.state.lock();
-        if !state.takes(&staged) {
-            return false;
-        }
+        state.takes(&staged)?;
         state.adopt(staged, Arc::clone(segment));
         let synced = state.segments.synced().next_index;
         state.runs.release(synced);
@@ -125,6 +124,6 @@ impl Group {
         drop(state);
         self.shared.indexes.keep(segment);
         self.shared.copied();
-        true
+        Ok(())
     }
 }
