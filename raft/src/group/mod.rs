@@ -199,7 +199,8 @@ impl Replica {
         (all.collect(), self.status.leadership_now().leader)
     }
 
-    /// Hands leadership, if this replica has it, to the voter that holds most of its log.
+    /// Hands leadership, if this replica has it, to the voter that holds most of its log, of those
+    /// whose nodes are heard, if any are.
     pub(crate) async fn resign(&self) {
         if self.status.leadership_now().leader != Some(self.status.replica) {
             return;
@@ -210,7 +211,10 @@ impl Replica {
         let candidates = self.matched().into_iter();
         let candidates =
             candidates.filter(|(replica, _)| *replica != own && voters.contains(&replica.0));
-        let Some((best, _)) = candidates.max_by_key(|(_, matched)| *matched) else {
+        let fitness = |(replica, matched): &(ReplicaId, Option<LogIndex>)| {
+            (self.hears(replica.node()), *matched)
+        };
+        let Some((best, _)) = candidates.max_by_key(fitness) else {
             return;
         };
         if let Err(error) = self.transfer_leader(best).await {

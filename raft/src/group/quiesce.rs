@@ -256,6 +256,21 @@ impl Replica {
         self.change(|rest| rest.doubted(until));
     }
 
+    /// This replica is about to stand for election because its leader asks for that. It must not
+    /// come to lead with its timers off, should the leader's withdrawal arrive later.
+    pub(super) fn rise(&self) {
+        let now = Instant::now();
+        self.change(|rest| {
+            rest.doubted(now);
+            rest.passed(now);
+        });
+    }
+
+    /// Whether a node was heard lately.
+    pub(super) fn hears(&self, node: NodeId) -> bool {
+        self.resting.hub.hears(node)
+    }
+
     /// Nobody may rest on this replica any more.
     pub(super) fn close_rest(&self) {
         self.change(Rest::close);

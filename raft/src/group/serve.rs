@@ -50,6 +50,7 @@ pub(crate) async fn call(replica: &Replica, call: PeerCall) -> Result<Vec<Bytes>
         }
         TRANSFER => {
             let request = codec::decode_transfer(payload).map_err(failed)?;
+            replica.rise();
             let reply = raft.handle_transfer_leader(request).await;
             codec::encode_transfer_reply(&reply.map_err(failed)?)
         }

@@ -272,6 +272,22 @@ fn a_group_that_died_in_a_living_node_is_not_vouched_for_for_ever() {
     }
 }
 
+/// The withdrawal of a leader's word travels apart from its call to stand for election.
+#[test]
+fn a_replica_that_takes_leadership_over_does_not_rest_on_its_predecessor() {
+    block_on(async {
+        let rest = resting(16).await;
+        rest_past_the_lease(&rest.cluster).await;
+        let heir = rest.group(rest.followers[0]);
+        let node = rest.cluster.node(rest.leader).unwrap();
+        node.heartbeats().abort();
+        let leader = rest.group(rest.leader);
+        leader.transfer_leader(heir.replica()).await.unwrap();
+        assert!(!heir.rests(), "a leader without timers");
+        propose(&rest.cluster, GROUP, 2).await;
+    });
+}
+
 #[test]
 fn a_follower_that_closes_wakes_its_group() {
     block_on(async {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use rand::Rng;
+use tokio::time::Instant;
 use trilog_model::{GroupId, NodeId, ReplicaId};
 
 use crate::group::Group;
@@ -132,6 +133,32 @@ fn a_change_of_voters_whose_caller_gave_up_is_finished() {
             assert!(tend(&cluster, seed).await, "seed {seed}: it was finished");
             assert_eq!(replica(&cluster, leader).voters(), everybody(&cluster));
             cluster.converge(GROUP).await;
+        });
+    }
+}
+
+/// Both followers hold the whole log, so that nothing but life tells them apart.
+#[test]
+fn leadership_is_not_handed_to_a_node_that_is_not_heard() {
+    for seed in seeds(6) {
+        block_on(async {
+            let mut cluster = Cluster::start(ClusterConfig::three(seed)).await;
+            cluster.create_group(GROUP).await;
+            let leader = cluster.await_leader(GROUP).await;
+            cluster.converge(GROUP).await;
+            let others = cluster.nodes().into_iter().filter(|node| *node != leader);
+            cluster.kill(others.max().unwrap());
+            cluster.run(Duration::from_millis(600)).await;
+            assert_eq!(cluster.await_leader(GROUP).await, leader);
+            let resigned = Instant::now();
+            replica(&cluster, leader).replica_handle().resign().await;
+            let over = |cluster: &Cluster| {
+                let now = cluster.leader(GROUP);
+                now.is_some_and(|(node, _)| node != leader)
+            };
+            cluster.until("a succession", over).await;
+            let took = resigned.elapsed();
+            assert!(took < Duration::from_millis(300), "seed {seed}: {took:?}");
         });
     }
 }
