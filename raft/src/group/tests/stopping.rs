@@ -1,13 +1,14 @@
 //! A node that stops in order leaves groups that can go on without it.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
 
 use rand::Rng;
 use tokio::time::Instant;
 use trilog_model::{GroupId, NodeId, ReplicaId};
 
-use crate::group::Group;
+use crate::group::{Group, OpenError};
 use crate::testkit::{Cluster, ClusterConfig, Witness, block_on, seeds};
 
 const GROUP: GroupId = GroupId(40);
@@ -161,4 +162,29 @@ fn leadership_is_not_handed_to_a_node_that_is_not_heard() {
             assert!(took < Duration::from_millis(300), "seed {seed}: {took:?}");
         });
     }
+}
+
+#[test]
+fn a_group_that_opens_while_its_node_stops_is_not_left_running() {
+    block_on(async {
+        let cluster = Cluster::start(ClusterConfig::three(1)).await;
+        let one = NodeId(1);
+        let node = cluster.node(one).unwrap().clone();
+        cluster.disk(one).hold(Path::new("/data"));
+        let view = Witness::new(one, cluster.checks.clone());
+        let opener = node.clone();
+        let opening = tokio::spawn(async move {
+            let replica = ReplicaId::new(one, 1);
+            opener.open_group(GROUP, replica, view).await.map(drop)
+        });
+        cluster.run(Duration::from_millis(100)).await;
+        let stopper = node.clone();
+        let stopping = tokio::spawn(async move { stopper.shutdown().await });
+        cluster.run(Duration::from_millis(100)).await;
+        cluster.disk(one).let_go();
+        stopping.await.unwrap();
+        assert_eq!(node.groups(), []);
+        let opened = opening.await.unwrap();
+        assert!(matches!(opened, Err(OpenError::Stopping)), "{opened:?}");
+    });
 }
