@@ -201,15 +201,19 @@ impl Inbound {
             let group = vouch.route.group;
             let ours = vouch.route.from.node() == self.node
                 && vouch.route.to.node() == hub.transport.node();
+            {
+                // On record first: once it agreed, the replica may refuse at any moment.
+                let mut state = self.state.lock();
+                state.vouched.insert(vouch);
+                state.refused.remove(&group);
+                state.to_refuse.remove(&group);
+            }
             // Asked without the lock: the replica may call back.
             let agreed = ours && hub.handler.on_vouch(&vouch);
             let mut state = self.state.lock();
             state.vouched.insert(vouch);
             let rested = state.unconfirmed.remove(&group);
-            if agreed {
-                state.refused.remove(&group);
-                state.to_refuse.remove(&group);
-            } else {
+            if !agreed {
                 state.refused.insert(group);
                 state.to_refuse.insert(group);
                 if rested {

@@ -26,6 +26,8 @@ impl Clock for OffsetClock {
 pub(super) struct Groups {
     hang: Mutex<BTreeSet<GroupId>>,
     disagree: Mutex<BTreeSet<GroupId>>,
+    /// Agrees to a vouch, and wakes before that is said.
+    restless: Mutex<Option<HeartbeatHub>>,
     resting: Mutex<BTreeSet<GroupId>>,
     woken: Mutex<Vec<(GroupId, WakeReason)>>,
 }
@@ -62,6 +64,9 @@ impl BeatHandler for Groups {
         let agreed = !self.disagree.lock().contains(&group);
         if agreed {
             self.resting.lock().insert(group);
+        }
+        if let Some(hub) = &*self.restless.lock() {
+            hub.refuse(group);
         }
         agreed
     }
@@ -254,6 +259,17 @@ async fn a_follower_may_refuse_at_once_or_later() {
     // Having taken its word back, it can give it again.
     a.hub.vouch(vouch(A, B, 2), WAIT).await.unwrap();
     assert!(b.groups.woken.lock().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_follower_that_wakes_while_it_agrees_is_heard() {
+    let (_net, a, b, _c) = trio(15).await;
+    *b.groups.restless.lock() = Some(b.hub.clone());
+    let refused = a.hub.vouch(vouch(A, B, 1), WAIT).await;
+    assert!(matches!(refused, Err(PeerError::Refused(_))), "{refused:?}");
+    // The hub holds the groups, which must not hold it.
+    *b.groups.restless.lock() = None;
+    a.hub.vouch(vouch(A, B, 1), WAIT).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
