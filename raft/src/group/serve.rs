@@ -90,6 +90,9 @@ fn failed(error: impl std::fmt::Display) -> Refusal {
 /// backs off, and meanwhile may purge what the stream was holding and send a descriptor instead.
 const ROOM_PATIENCE: Duration = Duration::from_millis(500);
 
+/// A descriptor that may be in memory beside those whose turn it is.
+const SMALL_DESCRIPTOR: usize = 1 << 20;
+
 /// What requests hold that openraft has taken and not answered yet, oldest first: the leader's
 /// credit, and memory here.
 type Leases = Arc<Mutex<VecDeque<(Lease, Option<Claim>)>>>;
@@ -199,10 +202,13 @@ pub(crate) async fn snapshot(replica: &Replica, stream: PeerStream) {
         mut receiver,
         ..
     } = stream;
+    let turn = replica.copies.turn().await;
     let message = match receive_snapshot(&mut receiver).await {
         Ok(message) => message,
         Err(error) => return receiver.refuse(&failed(error)),
     };
+    // A small one holds up no other, however long its own log takes to make room for it.
+    let _turn = turn.filter(|_| message.descriptor.len() > SMALL_DESCRIPTOR);
     let snapshot = match Descriptor::decode(message.descriptor) {
         Ok(descriptor) => SnapshotOf::<TypeConfig, Descriptor> {
             meta: SnapshotMetaOf::<TypeConfig> {
