@@ -10,6 +10,7 @@ use futures::future::join_all;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 use trilog_model::{GroupId, NodeId, ReplicaId, Term};
 
@@ -55,6 +56,9 @@ pub struct Agent {
     pub clock_skew: Duration,
     pub progress: Arc<Mutex<Confirmations>>,
     pub peers: Arc<Mutex<PeerFile>>,
+    /// What the agent starts besides, which ends with `stop`.
+    pub tasks: TaskTracker,
+    pub stop: CancellationToken,
 }
 
 /// What the agent knows between rounds; losing it costs a round.
@@ -118,9 +122,19 @@ impl Confirmations {
     }
 }
 
+/// A group with a change on its way; over when dropped.
+struct Busy(Arc<Mutex<Confirmations>>, GroupId);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.lock().busy.remove(&self.1);
+    }
+}
+
 impl Agent {
     /// Runs until `stop`.
-    pub async fn run(self, stop: CancellationToken) {
+    pub async fn run(self) {
+        let stop = self.stop.clone();
         let mut changes = self.cluster.changes();
         let mut round = 0_u32;
         while !stop.is_cancelled() {
@@ -457,8 +471,10 @@ impl Agent {
         if !self.progress.lock().begin(group, heir) {
             return;
         }
-        let this = self.clone();
-        tokio::spawn(async move {
+        let (this, stop) = (self.clone(), self.stop.clone());
+        let busy = Busy(Arc::clone(&self.progress), group);
+        let changing = async move {
+            let _busy = busy;
             let changed = if group == GroupId::CONTROLLER {
                 let group = this.cluster.controller().group().clone();
                 tokio::time::timeout(CHANGE_PATIENCE, change(&group, action)).await
@@ -476,11 +492,13 @@ impl Agent {
                 Ok(Err(error)) => info!(%group, %error, "a membership change is tried again"),
                 Err(_) => info!(%group, "a membership change takes long and is looked at anew"),
             }
-            let mut progress = this.progress.lock();
-            progress.busy.remove(&group);
             if let (Some(heir), false) = (heir, done) {
+                let mut progress = this.progress.lock();
                 progress.declined.insert(heir, Instant::now());
             }
+        };
+        self.tasks.spawn(async move {
+            stop.run_until_cancelled(changing).await;
         });
     }
 
