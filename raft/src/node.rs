@@ -299,6 +299,19 @@ impl Node {
     }
 }
 
+#[cfg(any(test, feature = "sim"))]
+impl Node {
+    /// Ends what the node does for its peers where it stands, as the end of its process does.
+    pub(crate) fn abort(&self) {
+        self.0.restoring.cancel();
+        self.0.stop.cancel();
+        for replica in self.replicas() {
+            replica.abort();
+        }
+        self.heartbeats().abort();
+    }
+}
+
 /// Why a group's data is still there.
 #[derive(Debug, thiserror::Error)]
 pub enum DeleteError {
