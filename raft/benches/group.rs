@@ -49,7 +49,7 @@ impl View for Count {
 
     fn restore(&mut self, state: &[u8], _: &mut WriteBatch) -> Result<(), ViewError> {
         let state = state.try_into();
-        self.0 = u64::from_le_bytes(state.map_err(|_| ViewError("length".to_owned()))?);
+        self.0 = u64::from_le_bytes(state.map_err(|_| ViewError::Unreadable("length".to_owned()))?);
         Ok(())
     }
 

@@ -8,14 +8,13 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::time::Instant;
 use trilog_model::GroupId;
 
 use crate::group::{Alarm, Replica};
-use crate::transport::heartbeat::{Beat, BeatHandler, Vouch, WakeReason};
+use crate::transport::heartbeat::{Vouch, VouchHandler, WakeReason};
 
 /// The groups of a node, as this watch needs them.
 pub(crate) trait Groups: Send + Sync + 'static {
@@ -88,13 +87,7 @@ pub(crate) async fn watch<G: Groups>(
 /// A node's groups as the heartbeat hub asks and tells them.
 pub(crate) struct Sleepers<G>(pub(crate) Weak<G>);
 
-impl<G: Groups> BeatHandler for Sleepers<G> {
-    /// Heartbeats of groups travel as calls: a beat that waits for others to share its message
-    /// would wake a resting group too slowly.
-    fn on_beat(&self, _: Beat) -> BoxFuture<'static, Option<Bytes>> {
-        Box::pin(std::future::ready(None))
-    }
-
+impl<G: Groups> VouchHandler for Sleepers<G> {
     fn on_vouch(&self, vouch: &Vouch) -> bool {
         let replica = self.0.upgrade().and_then(|groups| groups.vouched(vouch));
         replica.is_some_and(|replica| replica.on_vouch(vouch))

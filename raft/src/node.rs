@@ -13,6 +13,7 @@ use openraft::rt::AsyncRuntime;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use trilog_model::{GroupId, NodeId, ReplicaId};
 use trilog_storage::env::{Clock, Entropy};
 use trilog_storage::kv::{Kv, KvError};
@@ -40,8 +41,9 @@ pub(crate) struct Inner {
     pub(crate) parts: Parts,
     pub(crate) store: Store,
     pub(crate) groups: Mutex<BTreeMap<GroupId, Open>>,
-    /// Groups being opened, so that none is opened twice.
-    opening: Mutex<std::collections::BTreeSet<GroupId>>,
+    /// Groups that somebody opens, closes or deletes, and how many do: none is opened twice, or
+    /// on a log that is still in use. Locked before `groups`.
+    claimed: Mutex<BTreeMap<GroupId, usize>>,
     stopping: AtomicBool,
     /// No replica here stands for election.
     abstaining: AtomicBool,
@@ -106,7 +108,7 @@ impl Node {
                 },
                 store,
                 groups: Mutex::default(),
-                opening: Mutex::default(),
+                claimed: Mutex::default(),
                 stopping: AtomicBool::new(false),
                 abstaining: AtomicBool::new(false),
                 stop: CancellationToken::new(),
@@ -161,7 +163,7 @@ impl Node {
         replica: ReplicaId,
         view: V,
     ) -> Result<Group<V>, OpenError> {
-        let _opening = self.claim(group)?;
+        let _claim = self.claim(group)?;
         let log = match self.0.store.group(group) {
             Some(log) => log,
             None => self.0.store.create_group(group, replica).await?,
@@ -179,25 +181,25 @@ impl Node {
             handle: Box::new(handle.clone()),
         };
         let replica = open.replica.clone();
-        self.0.groups.lock().insert(group, open);
-        if self.0.abstaining.load(Ordering::Acquire) {
-            replica.abstain(true);
+        if self.0.insert(group, open) {
+            return Ok(handle);
         }
-        Ok(handle)
+        // The node has closed what it had open.
+        if let Err(error) = replica.close().await {
+            tracing::warn!(%group, %error, "a group did not stop in order");
+        }
+        Err(OpenError::Stopping)
     }
 
     fn claim(&self, group: GroupId) -> Result<Claim, OpenError> {
         if self.0.stopping.load(Ordering::Acquire) {
             return Err(OpenError::Stopping);
         }
-        let mut opening = self.0.opening.lock();
-        if self.0.groups.lock().contains_key(&group) || !opening.insert(group) {
+        let mut claimed = self.0.claimed.lock();
+        if self.0.groups.lock().contains_key(&group) || claimed.contains_key(&group) {
             return Err(OpenError::IsOpen(group));
         }
-        Ok(Claim {
-            inner: Arc::clone(&self.0),
-            group,
-        })
+        Ok(Claim::new(&self.0, &mut claimed, group))
     }
 
     /// The handle of an open group, if it was opened with this view.
@@ -234,8 +236,13 @@ impl Node {
 
     /// Stops a group's tasks; its log and its view's state stay. True if it was open.
     pub async fn close_group(&self, group: GroupId) -> bool {
-        let open = self.0.groups.lock().remove(&group);
-        let Some(open) = open else { return false };
+        let (open, _claim) = {
+            let mut claimed = self.0.claimed.lock();
+            let Some(open) = self.0.groups.lock().remove(&group) else {
+                return false;
+            };
+            (open, Claim::new(&self.0, &mut claimed, group))
+        };
         if let Err(error) = open.replica.close().await {
             tracing::warn!(%group, %error, "a group did not stop in order");
         }
@@ -260,9 +267,10 @@ impl Node {
     /// From now on no replica here stands for election, nor takes leadership when it is handed
     /// over; or they do again. Those that lead go on until they resign.
     pub fn abstain(&self, yes: bool) {
+        let groups = self.0.groups.lock();
         self.0.abstaining.store(yes, Ordering::Release);
-        for replica in self.replicas() {
-            replica.abstain(yes);
+        for open in groups.values() {
+            open.replica.abstain(yes);
         }
     }
 
@@ -291,6 +299,19 @@ impl Node {
     }
 }
 
+#[cfg(any(test, feature = "sim"))]
+impl Node {
+    /// Ends what the node does for its peers where it stands, as the end of its process does.
+    pub(crate) fn abort(&self) {
+        self.0.restoring.cancel();
+        self.0.stop.cancel();
+        for replica in self.replicas() {
+            replica.abort();
+        }
+        self.heartbeats().abort();
+    }
+}
+
 /// Why a group's data is still there.
 #[derive(Debug, thiserror::Error)]
 pub enum DeleteError {
@@ -302,19 +323,51 @@ pub enum DeleteError {
     Kv(#[from] KvError),
 }
 
-/// A group that is being opened.
+/// A group that is being opened, closed or deleted. The node does not end before it is over.
 struct Claim {
     inner: Arc<Inner>,
     group: GroupId,
+    _running: TaskTrackerToken,
+}
+
+impl Claim {
+    fn new(inner: &Arc<Inner>, claimed: &mut BTreeMap<GroupId, usize>, group: GroupId) -> Self {
+        *claimed.entry(group).or_default() += 1;
+        Self {
+            inner: Arc::clone(inner),
+            group,
+            _running: inner.tasks.token(),
+        }
+    }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.inner.opening.lock().remove(&self.group);
+        let mut claimed = self.inner.claimed.lock();
+        if let Some(count) = claimed.get_mut(&self.group) {
+            *count -= 1;
+            if *count == 0 {
+                claimed.remove(&self.group);
+            }
+        }
     }
 }
 
 impl Inner {
+    /// Takes a replica in, unless the node is stopping: then what is open is closed already, or is
+    /// about to be.
+    fn insert(&self, group: GroupId, open: Open) -> bool {
+        let mut groups = self.groups.lock();
+        if self.stopping.load(Ordering::Acquire) {
+            return false;
+        }
+        if self.abstaining.load(Ordering::Acquire) {
+            open.replica.abstain(true);
+        }
+        groups.insert(group, open);
+        true
+    }
+
     /// Serves a copy of a log, of one whose group is not open too: that may be for damage of its
     /// own, and what it holds be all that another lacks.
     fn on_copy(&self, stream: PeerStream) {

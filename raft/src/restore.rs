@@ -135,8 +135,11 @@ impl Work {
         let group = self.log.group();
         for peer in &self.peers {
             match self.copies.fetch(&self.log, *peer, gap).await {
-                // Or the log has moved on, and what it lacks now is looked at anew.
-                Ok(()) | Err(FetchError::Copy(CopyError::Superseded)) => return true,
+                Ok(()) => return true,
+                // The log has moved on: what it lacks now is looked at anew.
+                Err(FetchError::Copy(CopyError::Superseded)) if !self.log.gaps().contains(&gap) => {
+                    return true;
+                }
                 Err(error @ FetchError::Copy(CopyError::Damaged(_))) => {
                     tracing::warn!(%group, %peer, %error, "a copy is refused");
                 }

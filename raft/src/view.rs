@@ -56,7 +56,13 @@ pub trait View: Send + 'static {
     }
 }
 
-/// A state that cannot be read back: the replica has to be placed anew.
+/// Why a state cannot be read back.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the view's state is unreadable: {0}")]
-pub struct ViewError(pub String);
+pub enum ViewError {
+    /// The replica has to be placed anew.
+    #[error("the view's state is unreadable: {0}")]
+    Unreadable(String),
+    /// It is whole, and a newer build reads it.
+    #[error("the view's state is of a newer build: {0}")]
+    Newer(String),
+}

@@ -7,6 +7,7 @@
 mod load;
 mod nodes;
 
+use std::path::Path;
 use std::process::Output;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use load::{Writer, await_writes, check, create};
 use nodes::Nodes;
 use tokio::time::Instant;
 use trilog_client::Client;
+use trilog_client::proto::StatusResponse;
 
 /// How long nothing must happen, where nothing may.
 const WATCH: Duration = Duration::from_secs(3);
@@ -136,4 +138,66 @@ async fn the_last_node_of_three_is_recovered_with_all_it_held() {
     check(&client, "orders", &acknowledged).await;
     nodes.stop();
     nodes.verify_logs();
+}
+
+/// Flips a bit near the end of the last segment of each group that was created last.
+fn damage_partitions(data: &Path) {
+    let folders = std::fs::read_dir(data.join("p")).unwrap();
+    let mut folders: Vec<_> = folders.map(|folder| folder.unwrap().path()).collect();
+    folders.sort_by_key(|path| {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        name.split('@').next().unwrap().parse::<u64>().unwrap()
+    });
+    for folder in folders.iter().rev().take(load::PARTITIONS as usize) {
+        let files = std::fs::read_dir(folder).unwrap();
+        let files = files.map(|file| file.unwrap().path());
+        let segments = files.filter(|path| path.extension().is_some_and(|kind| kind == "seg"));
+        let last = segments.max().unwrap();
+        let mut bytes = std::fs::read(&last).unwrap();
+        let at = bytes.len() - 20;
+        bytes[at] ^= 8;
+        std::fs::write(&last, bytes).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_damaged_of_one_topic_does_not_keep_the_rest_from_being_recovered() {
+    let mut nodes = Nodes::start(3).await;
+    let client = Client::connect(nodes.addresses()).await.unwrap();
+    create(&client, "orders", 0).await;
+    create(&client, "spoilt", 0).await;
+    // So that the third node holds everything that is acknowledged.
+    nodes.kill(0);
+    await_writes(&client, "spoilt").await;
+    let writer = Writer::start(&client, "orders");
+    await_writes(&client, "spoilt").await;
+    let acknowledged = writer.stop().await;
+    drop(client);
+    // In order, so that the log is in segments to its end.
+    nodes.stop_one(1);
+    nodes.stop_one(2);
+    nodes.wipe(0);
+    nodes.wipe(1);
+    damage_partitions(nodes.data(2));
+
+    let asked = recover(&nodes, &[]);
+    let plan = String::from_utf8_lossy(&asked.stdout);
+    assert!(plan.contains("cannot be used"), "{plan}");
+    let done = recover(&nodes, &["--accept-loss"]);
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{said}");
+    nodes.restart(2);
+    let deadline = Instant::now() + load::PATIENCE;
+    loop {
+        let status = nodes.status_of(2).await;
+        let led = |status: &StatusResponse| status.leaderless_partitions == load::PARTITIONS;
+        if status.as_ref().is_ok_and(led) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{status:?} {}", nodes.log(2));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let client = Client::connect([nodes.address(2)]).await.unwrap();
+    check(&client, "orders", &acknowledged).await;
+    await_writes(&client, "orders").await;
 }

@@ -382,6 +382,60 @@ fn a_node_alone_whose_controller_lost_its_state_says_what_to_do() {
     });
 }
 
+#[test]
+fn a_replica_whose_consensus_ended_is_opened_anew() {
+    for seed in seeds(2) {
+        block_on(async {
+            let mut all = three(seed).await;
+            let mut places = all.produce(TOPIC, 0, 20).await;
+            let (victim, partition) = all.leader(TOPIC).unwrap();
+            partition.group().end_consensus().await;
+            places.extend(all.produce(TOPIC, 20, 40).await);
+            all.until("it is open again", |all| {
+                let now = all.partition(victim, TOPIC);
+                now.is_some_and(|now| now.group().failure().is_none())
+            })
+            .await;
+            // It counts: with it, the others can do without one of them.
+            all.kill(victim % 3 + 1);
+            places.extend(all.produce(TOPIC, 40, 50).await);
+            all.check(victim, TOPIC, &places).await;
+        });
+    }
+}
+
+/// Two of three lost what their logs alone cannot give back. One of them may be given up; without
+/// the other there would be no majority to fetch from, so what it holds stays where it is.
+#[test]
+fn a_replica_that_lost_its_views_is_kept_where_no_majority_is_intact_without_it() {
+    for seed in seeds(2) {
+        block_on(async {
+            let mut all = three(seed).await;
+            all.produce(TOPIC, 0, 30).await;
+            for number in 1..=3 {
+                trim(&all, number).await;
+            }
+            all.produce(TOPIC, 30, 40).await;
+            for number in 1..=3 {
+                all.kill(number);
+            }
+            all.lose_views(2);
+            all.lose_views(3);
+            for number in 1..=3 {
+                all.boot(number).await;
+            }
+            all.until("every node is back", |all| (1..=3).all(|n| all.serves(n)))
+                .await;
+            all.run(Duration::from_secs(20)).await;
+            let kept = [all.stored_records(2).await, all.stored_records(3).await];
+            assert!(
+                kept.iter().any(|records| *records >= 40),
+                "seed {seed}: {kept:?}"
+            );
+        });
+    }
+}
+
 /// Has a node's replica keep nothing for consensus of what it has applied.
 async fn trim(all: &Machines, number: u32) {
     let partition = all.partition(number, TOPIC).unwrap();

@@ -41,6 +41,17 @@ pub enum CodecError {
     Frame(#[from] FrameError),
 }
 
+impl CodecError {
+    /// Whether a newer build may know what this one does not.
+    pub(crate) fn is_newer(&self) -> bool {
+        match self {
+            Self::Version(version) => *version > VERSION,
+            Self::Frame(error) => matches!(error, FrameError::Version(_) | FrameError::Kind(_)),
+            _ => false,
+        }
+    }
+}
+
 impl From<CodecError> for std::io::Error {
     fn from(error: CodecError) -> Self {
         Self::new(std::io::ErrorKind::InvalidData, error)

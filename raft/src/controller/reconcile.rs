@@ -15,9 +15,10 @@
 //!
 //! - A replica is closed only when the map lists it as retired, never because the map does not
 //!   mention it: the map may be older than the replica.
-//! - A leader changes or reports its membership only by a map proven current since it began to
-//!   lead ([`Action::ConfirmMap`]). Otherwise a new leader with an old map could make voters of
-//!   replicas that a late report of its predecessor is about to retire.
+//! - A leader begins a change of its membership, or reports one, only by a map proven current since
+//!   it began to lead ([`Action::ConfirmMap`]). Otherwise a new leader with an old map could make
+//!   voters of replicas that a late report of its predecessor is about to retire. What was begun is
+//!   finished by any map ([`Action::FinishChange`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -44,6 +45,8 @@ pub struct LocalGroup {
 pub enum LocalRole {
     /// On disk only, as every replica is after a start.
     Stopped,
+    /// On disk only, and not to be opened now: that failed a moment ago.
+    PutOff,
     Follower,
     /// Leads, and has applied the first entry of its own term.
     Leader(LeaderView),
@@ -61,6 +64,8 @@ pub struct LeaderView {
     pub learners: BTreeSet<ReplicaId>,
     /// A membership change is on its way.
     pub changing: bool,
+    /// Its joint step is committed, and whoever was to make the final one is gone.
+    pub half_done: bool,
     /// Of every other member.
     pub progress: BTreeMap<ReplicaId, Progress>,
     /// Nodes that could not lead if leadership were handed to them.
@@ -138,6 +143,10 @@ pub enum Action {
         group: GroupId,
         voters: BTreeSet<ReplicaId>,
         demoted: BTreeSet<ReplicaId>,
+    },
+    /// Make the final step of a change that nobody else makes.
+    FinishChange {
+        group: GroupId,
     },
     TransferLeader {
         group: GroupId,
@@ -342,6 +351,11 @@ impl Round<'_> {
 
     /// The next steps of a group this node leads.
     fn lead(&mut self, partition: &Partition, me: ReplicaId, view: &LeaderView) {
+        if view.half_done {
+            // Any map will do: what the change leads to is decided, and needs both sets until then.
+            let group = partition.group;
+            return self.plan.actions.push(Action::FinishChange { group });
+        }
         let voters = partition.target_set(Standing::Voter);
         let learners = partition.target_set(Standing::Learner);
         let reached = view.voters == voters && view.learners == learners;

@@ -153,6 +153,9 @@ refusals! {
     Exhausted { what: text in first }
     26 ("node {node} is the last active one")
     LastNode { node: node in number }
+    /// Giving a replica up deletes its log, which may hold what no other has.
+    27 ("group {group} has no intact majority without replica {replica}: what that one holds is kept")
+    LastCopies { group: number in number, replica: number in limit }
 }
 
 fn hint(nearest: Option<&str>) -> String {

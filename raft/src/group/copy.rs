@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 use trilog_model::{LogIndex, ReplicaId};
 use trilog_storage::log::{CopyError, CopySum, Gap, GroupLog, ReadError};
@@ -38,6 +38,8 @@ const VERSION: u8 = 1;
 const PIECE: usize = 256 << 10;
 /// Copies a node sends at the same time; more wait.
 const SERVED: usize = 4;
+/// Descriptors a node takes in at the same time, each in memory until it is installed.
+const INSTALLED: usize = 2;
 /// How long a receiver waits for the next message, or a sender for its request.
 const SILENCE: Duration = Duration::from_secs(20);
 /// How long the answer to a small question may take.
@@ -53,6 +55,7 @@ pub(crate) struct Copies {
     transport: Transport,
     throttle: Arc<Throttle>,
     served: Arc<Semaphore>,
+    installed: Arc<Semaphore>,
 }
 
 /// Why a replica did not give what was asked of it.
@@ -77,7 +80,15 @@ impl Copies {
             transport,
             throttle,
             served: Arc::new(Semaphore::new(SERVED)),
+            installed: Arc::new(Semaphore::new(INSTALLED)),
         }
+    }
+
+    /// Waits for the turn of a descriptor that a peer has begun to send; until then it is held by
+    /// the room of its stream.
+    pub(super) async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        // Never closed.
+        self.installed.acquire().await.ok()
     }
 
     /// Has another replica send what `log` lacks, and takes it in; durable on return.

@@ -15,6 +15,7 @@ use futures::Stream;
 use openraft::OptionalSend;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use parking_lot::Mutex;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use trilog_model::{EntryId, GroupId, LogIndex};
 use trilog_storage::frame::{Frame, FrameKind};
@@ -30,6 +31,8 @@ use crate::types::{
 const READ_BYTES: usize = 4 << 20;
 /// How long until damaged entries are looked at again.
 const DAMAGE_PAUSE: Duration = Duration::from_millis(100);
+/// How long a read that fails for another reason is tried: an error ends the group.
+const READ_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The log start that the state machine has prepared and the next purge makes real.
 pub(crate) type PlannedStart = Arc<Mutex<Option<LogStart>>>;
@@ -46,18 +49,18 @@ pub(crate) struct LogStore {
 
 /// What reading damaged entries does. Before the group runs it fails, and the group does not
 /// open; an error later would end the group, so a read waits until another replica's copy has
-/// taken their place, or the group stops.
+/// taken their place, or the group is closed.
 #[derive(Clone, Debug)]
 pub(crate) struct RepairPatience {
     runs: Arc<AtomicBool>,
-    stop: CancellationToken,
+    closing: CancellationToken,
 }
 
 impl RepairPatience {
-    pub(crate) fn new(stop: CancellationToken) -> Self {
+    pub(crate) fn new(closing: CancellationToken) -> Self {
         Self {
             runs: Arc::default(),
-            stop,
+            closing,
         }
     }
 
@@ -72,7 +75,7 @@ impl RepairPatience {
             return false;
         }
         let pause = tokio::time::sleep(DAMAGE_PAUSE);
-        self.stop.run_until_cancelled(pause).await.is_some()
+        self.closing.run_until_cancelled(pause).await.is_some()
     }
 }
 
@@ -114,9 +117,18 @@ impl LogStore {
     }
 
     async fn read(&self, from: LogIndex, to: LogIndex, max: usize) -> io::Result<Vec<Entry>> {
+        let mut failing = None;
         let frames = loop {
             match self.log.read(from, to, max).await {
                 Err(ReadError::Damaged { .. }) if self.patience.wait().await => {}
+                // Such as no free descriptor, or no memory: that passes, or the group is opened
+                // anew by whoever supervises it.
+                Err(error @ ReadError::Io { .. }) => {
+                    let since = *failing.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= READ_PATIENCE || !self.patience.wait().await {
+                        return Err(read_error(error));
+                    }
+                }
                 read => break read.map_err(read_error)?,
             }
         };
@@ -258,6 +270,12 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn save_vote(&mut self, vote: &RaftVote) -> io::Result<()> {
         let vote = stored_vote(vote);
         self.status.voting(&vote);
+        debug_assert!(
+            self.log.state().vote.is_none_or(|kept| {
+                (kept.term, kept.committed) != (vote.term, vote.committed) || kept == vote
+            }),
+            "two votes in one term"
+        );
         self.log.save_vote(vote).await.map_err(io::Error::other)?;
         self.status.voted(&vote);
         Ok(())

@@ -18,6 +18,9 @@ pub struct Members {
     pub learners: BTreeSet<ReplicaId>,
     /// This is not the last word: the change that led here is joint, or not yet applied.
     pub changing: bool,
+    /// Of a change, the joint step is applied and the final one is in no log yet. Whoever makes a
+    /// change makes both; if it is gone, nobody else does.
+    pub half_done: bool,
 }
 
 impl<V: View> Group<V> {
@@ -28,11 +31,13 @@ impl<V: View> Group<V> {
         let applied = self.replica.status.high_watermark().borrow().applied;
         let at = stored.log_id().as_ref().map(LogId::index);
         let membership = stored.membership();
+        let joint = membership.get_joint_config().len() > 1;
+        let applied = at <= applied.map(trilog_model::LogIndex::get);
         Members {
             voters: membership.voter_ids().map(ReplicaId).collect(),
             learners: membership.learner_ids().map(ReplicaId).collect(),
-            changing: membership.get_joint_config().len() > 1
-                || at > applied.map(trilog_model::LogIndex::get),
+            changing: joint || !applied,
+            half_done: joint && applied,
         }
     }
 
@@ -68,6 +73,18 @@ impl<V: View> Group<V> {
             return self.remove_learners(&removed).await;
         }
         Ok(())
+    }
+
+    /// Makes the final step of a change whose maker is gone: it gave up waiting, or stopped between
+    /// the steps. Voters that the change leaves out stay as learners.
+    pub async fn finish_change(&self) -> Result<(), MembershipError> {
+        let _busy = self.replica.rouse().await;
+        if !self.members().half_done {
+            return Ok(());
+        }
+        let change = ChangeMembers::AddVoterIds(BTreeSet::new());
+        let changed = self.replica.raft.change_membership(change, true).await;
+        changed.map(drop).map_err(MembershipError::from_change)
     }
 
     /// A replica that votes counts as one that holds the data; one that still copies it does not.

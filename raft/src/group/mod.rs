@@ -96,6 +96,8 @@ pub(crate) struct Replica {
     resting: Arc<Resting>,
     failover: Duration,
     copies: Copies,
+    /// Ends waits for repairs when the replica begins to close: none may come any more.
+    closing: CancellationToken,
     /// Ends the streams of peers when the replica closes.
     stop: CancellationToken,
     abstains: Arc<AtomicBool>,
@@ -130,8 +132,8 @@ impl Replica {
             starts.clone(),
         )
         .await?;
-        let stop = CancellationToken::new();
-        let patience = RepairPatience::new(stop.clone());
+        let closing = CancellationToken::new();
+        let patience = RepairPatience::new(closing.clone());
         let store = LogStore::new(
             log.clone(),
             Arc::clone(&status),
@@ -163,7 +165,8 @@ impl Replica {
             resting: Arc::new(resting),
             failover: parts.failover,
             copies: parts.copies.clone(),
-            stop,
+            closing,
+            stop: CancellationToken::new(),
             abstains: Arc::default(),
         })
     }
@@ -196,7 +199,8 @@ impl Replica {
         (all.collect(), self.status.leadership_now().leader)
     }
 
-    /// Hands leadership, if this replica has it, to the voter that holds most of its log.
+    /// Hands leadership, if this replica has it, to the voter that holds most of its log, of those
+    /// whose nodes are heard, if any are.
     pub(crate) async fn resign(&self) {
         if self.status.leadership_now().leader != Some(self.status.replica) {
             return;
@@ -207,7 +211,10 @@ impl Replica {
         let candidates = self.matched().into_iter();
         let candidates =
             candidates.filter(|(replica, _)| *replica != own && voters.contains(&replica.0));
-        let Some((best, _)) = candidates.max_by_key(|(_, matched)| *matched) else {
+        let fitness = |(replica, matched): &(ReplicaId, Option<LogIndex>)| {
+            (self.hears(replica.node()), *matched)
+        };
+        let Some((best, _)) = candidates.max_by_key(fitness) else {
             return;
         };
         if let Err(error) = self.transfer_leader(best).await {
@@ -295,6 +302,8 @@ impl Replica {
     /// Stops the tasks. What was proposed and is not answered has an unknown outcome.
     pub(crate) async fn close(&self) -> Result<(), StopError> {
         self.close_rest();
+        // The checkpoint takes its turn behind what is being applied.
+        self.closing.cancel();
         let checkpoint = self
             .raft
             .with_state_machine(|machine| Box::pin(async move { machine.checkpoint() }));
@@ -330,6 +339,23 @@ impl Replica {
     }
 }
 
+#[cfg(test)]
+impl Replica {
+    /// The log as consensus reads it.
+    fn patient_store(&self) -> LogStore {
+        let patience = RepairPatience::new(self.closing.clone());
+        patience.begin();
+        let (log, status) = (self.log.clone(), Arc::clone(&self.status));
+        LogStore::new(
+            log,
+            status,
+            Arc::clone(&self.starts.planned),
+            1 << 20,
+            patience,
+        )
+    }
+}
+
 #[cfg(any(test, feature = "sim"))]
 impl<V: View> Group<V> {
     /// As [`Group::trim`], but without asking the voters: for scenarios in which one of them is
@@ -345,6 +371,17 @@ impl<V: View> Group<V> {
 
 #[cfg(any(test, feature = "sim"))]
 impl Replica {
+    /// Ends consensus as an error of the storage would.
+    pub(crate) async fn end_consensus(&self) {
+        // It tells nobody, whatever comes of it.
+        let _ = self.raft.shutdown().await;
+    }
+
+    /// Ends what is served to peers where it stands.
+    pub(crate) fn abort(&self) {
+        self.stop.cancel();
+    }
+
     /// Panics unless purged <= descriptor <= applied <= committed <= last.
     pub(crate) fn check_positions(&self) {
         let metrics = self.raft.metrics();
@@ -427,6 +464,12 @@ impl<V: View> Group<V> {
     /// the leader's node vouches for it.
     pub fn rests(&self) -> bool {
         self.replica.rests()
+    }
+
+    /// Why this replica takes part in nothing any more, though nobody closed it. It has to be
+    /// closed and opened again; until then it answers as one that is stopped.
+    pub fn failure(&self) -> Option<String> {
+        self.replica.status.failure().map(str::to_owned)
     }
 
     /// Looks at the view. The group applies nothing meanwhile, so `f` has to be short.
@@ -520,5 +563,13 @@ impl<V: View> Group<V> {
         *replica.starts.wanted.lock() = Some(TrimTarget { purged, data_start });
         let asked = replica.raft.trigger().snapshot().await;
         asked.map_err(|_| TrimError::Stopped)
+    }
+}
+
+#[cfg(any(test, feature = "sim"))]
+impl<V: View> Group<V> {
+    /// Ends consensus as an error of the storage would.
+    pub async fn end_consensus(&self) {
+        self.replica.end_consensus().await;
     }
 }

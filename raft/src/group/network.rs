@@ -58,6 +58,8 @@ pub(crate) const WHOLE: Kind = Kind(Kind::FIRST_RAFT + 11);
 const CHUNK: usize = 1 << 20;
 /// The largest descriptor a replica takes: views larger than this are copied as files.
 pub(crate) const DESCRIPTOR_MAX: usize = 256 << 20;
+/// How long the next piece of one may take: few are taken in at the same time.
+const PIECE_PATIENCE: Duration = Duration::from_secs(10);
 
 type RpcError = RPCError<TypeConfig>;
 type AppendStream<'s> = BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RpcError>>;
@@ -392,7 +394,11 @@ pub(crate) async fn receive_snapshot(
     receiver: &mut StreamReceiver,
 ) -> Result<SnapshotMessage, ReceiveError> {
     let mut whole = BytesMut::new();
-    while let Some(piece) = receiver.recv().await? {
+    loop {
+        let piece = tokio::time::timeout(PIECE_PATIENCE, receiver.recv()).await;
+        let Some(piece) = piece.map_err(|_| ReceiveError::Silent)?? else {
+            break;
+        };
         if whole.len() + piece.len() > DESCRIPTOR_MAX {
             return Err(ReceiveError::TooLarge);
         }
@@ -406,6 +412,8 @@ pub(crate) async fn receive_snapshot(
 pub(crate) enum ReceiveError {
     #[error("a descriptor of more than {DESCRIPTOR_MAX} bytes")]
     TooLarge,
+    #[error("the rest of a descriptor does not come")]
+    Silent,
     #[error(transparent)]
     Peer(#[from] PeerError),
     #[error(transparent)]

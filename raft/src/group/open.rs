@@ -63,6 +63,20 @@ pub enum OpenError {
     Raft { group: GroupId, reason: String },
 }
 
+impl OpenError {
+    /// Whether the view's state is lost, so that only a new replica can take this one's place. Not
+    /// if it is whole and only this build too old to read it.
+    #[must_use]
+    pub fn is_loss(&self) -> bool {
+        match self {
+            Self::ViewLost { .. } => true,
+            Self::View(error) => matches!(error, ViewError::Unreadable(_)),
+            Self::Codec(error) => !error.is_newer(),
+            _ => false,
+        }
+    }
+}
+
 /// Brings a view and the log together.
 pub(super) async fn open(
     log: GroupLog,
@@ -130,7 +144,7 @@ fn load(
         Home::Checkpoint => {
             let state = checkpoints
                 .state(kv)?
-                .ok_or_else(|| ViewError("it has no checkpoint".to_owned()))?;
+                .ok_or_else(|| ViewError::Unreadable("it has no checkpoint".to_owned()))?;
             // The batch is for views that live in the store; this one has nothing to put there.
             view.restore(&state, &mut WriteBatch::default())?;
         }

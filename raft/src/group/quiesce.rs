@@ -256,6 +256,21 @@ impl Replica {
         self.change(|rest| rest.doubted(until));
     }
 
+    /// This replica is about to stand for election because its leader asks for that. It must not
+    /// come to lead with its timers off, should the leader's withdrawal arrive later.
+    pub(super) fn rise(&self) {
+        let now = Instant::now();
+        self.change(|rest| {
+            rest.doubted(now);
+            rest.passed(now);
+        });
+    }
+
+    /// Whether a node was heard lately.
+    pub(super) fn hears(&self, node: NodeId) -> bool {
+        self.resting.hub.hears(node)
+    }
+
     /// Nobody may rest on this replica any more.
     pub(super) fn close_rest(&self) {
         self.change(Rest::close);
@@ -279,7 +294,11 @@ impl Replica {
     /// Looks after a group now and then: whether its rest is still justified, and whether it may
     /// begin.
     pub(crate) fn look(&self, quiesce_after: Duration) -> Option<BoxFuture<'static, ()>> {
-        if self.has_failed() {
+        if let Some(why) = self.ended() {
+            // One that is being closed ends as it should.
+            if !self.closing.is_cancelled() {
+                self.status.failed(why);
+            }
             self.status.stopped();
         }
         let seen = self.look_now();
@@ -306,11 +325,15 @@ impl Replica {
         Some(async move { replica.make(offer).await }.boxed())
     }
 
-    /// Whether openraft's task has ended, which it says nobody.
-    fn has_failed(&self) -> bool {
+    /// Why openraft's task has ended, which it says nobody; none while it runs.
+    fn ended(&self) -> Option<String> {
         let mut metrics = self.raft.metrics();
-        let failed = metrics.borrow_and_update().running_state.is_err();
-        failed || matches!(metrics.changed().now_or_never(), Some(Err(_)))
+        let running = metrics.borrow_and_update().running_state.clone();
+        if let Err(fatal) = running {
+            return Some(fatal.to_string());
+        }
+        let gone = matches!(metrics.changed().now_or_never(), Some(Err(_)));
+        gone.then(|| "its task is gone".to_owned())
     }
 
     /// Whether this leader rests without a follower whose node is heard again.

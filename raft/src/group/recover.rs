@@ -75,8 +75,10 @@ pub struct Held {
 
 /// What a group's log and view hold, read from their files.
 pub async fn held(log: &GroupLog, kv: &Kv) -> Result<Held, RecoverError> {
-    let state = log.state();
     let members = members(log, &usable(log, kv)?).await?;
+    // Behind which a recovery writes.
+    End::of(log).await?;
+    let state = log.state();
     let voters = members.get_joint_config().iter().flatten();
     Ok(Held {
         replica: log.replica(),

@@ -50,6 +50,7 @@ pub(crate) async fn call(replica: &Replica, call: PeerCall) -> Result<Vec<Bytes>
         }
         TRANSFER => {
             let request = codec::decode_transfer(payload).map_err(failed)?;
+            replica.rise();
             let reply = raft.handle_transfer_leader(request).await;
             codec::encode_transfer_reply(&reply.map_err(failed)?)
         }
@@ -88,6 +89,9 @@ fn failed(error: impl std::fmt::Display) -> Refusal {
 /// How long a request with entries waits for memory before its stream ends. The leader then
 /// backs off, and meanwhile may purge what the stream was holding and send a descriptor instead.
 const ROOM_PATIENCE: Duration = Duration::from_millis(500);
+
+/// A descriptor that may be in memory beside those whose turn it is.
+const SMALL_DESCRIPTOR: usize = 1 << 20;
 
 /// What requests hold that openraft has taken and not answered yet, oldest first: the leader's
 /// credit, and memory here.
@@ -198,10 +202,13 @@ pub(crate) async fn snapshot(replica: &Replica, stream: PeerStream) {
         mut receiver,
         ..
     } = stream;
+    let turn = replica.copies.turn().await;
     let message = match receive_snapshot(&mut receiver).await {
         Ok(message) => message,
         Err(error) => return receiver.refuse(&failed(error)),
     };
+    // A small one holds up no other, however long its own log takes to make room for it.
+    let _turn = turn.filter(|_| message.descriptor.len() > SMALL_DESCRIPTOR);
     let snapshot = match Descriptor::decode(message.descriptor) {
         Ok(descriptor) => SnapshotOf::<TypeConfig, Descriptor> {
             meta: SnapshotMetaOf::<TypeConfig> {

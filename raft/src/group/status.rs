@@ -1,7 +1,7 @@
 //! What a group's tasks tell the rest of the process: who leads, and what is applied.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use tokio::sync::watch;
 use trilog_model::{EntryId, GroupId, LogIndex, Offset, ReplicaId, Term};
@@ -34,6 +34,8 @@ pub(crate) struct Status {
     high_watermark: watch::Sender<HighWatermark>,
     /// Elections that replicas of this node stood in, all groups together.
     elections: Arc<AtomicU64>,
+    /// Why consensus ended here, if it did though nobody asked for it.
+    failure: OnceLock<String>,
 }
 
 impl Status {
@@ -56,7 +58,20 @@ impl Status {
             leadership: watch::Sender::new(leadership),
             high_watermark: watch::Sender::default(),
             elections,
+            failure: OnceLock::new(),
         })
+    }
+
+    pub(crate) fn failure(&self) -> Option<&str> {
+        self.failure.get().map(String::as_str)
+    }
+
+    /// Consensus ended by itself: this replica takes part in nothing until it is opened anew.
+    pub(crate) fn failed(&self, why: String) {
+        self.failure.get_or_init(|| {
+            tracing::error!(group = %self.group, replica = %self.replica, why, "a replica failed");
+            why
+        });
     }
 
     pub(crate) fn leadership(&self) -> watch::Receiver<Leadership> {

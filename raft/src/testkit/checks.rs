@@ -105,9 +105,14 @@ impl Checks {
         }
     }
 
-    /// A replica stopped; what it knew is judged anew when it is back.
+    /// A node stopped; what its replicas knew is judged anew when it is back.
     pub fn stopped(&self, node: NodeId) {
         self.0.lock().progress.retain(|(who, _), _| *who != node);
+    }
+
+    /// As [`Checks::stopped`], of one replica.
+    pub fn closed(&self, node: NodeId, group: GroupId) {
+        self.0.lock().progress.remove(&(node, group));
     }
 
     /// A client knows, or gave up.

@@ -13,12 +13,12 @@ use trilog_model::{GroupId, NodeId, ReplicaId};
 use trilog_storage::env::{Clock, Entropy};
 use trilog_storage::io::sim::{PowerLoss, SimConfig, SimDisk};
 use trilog_storage::kv::{Kv, MemoryKv};
-use trilog_storage::log::StoreConfig;
+use trilog_storage::log::{ReadError, StoreConfig};
 use trilog_storage::store::{Store, StoreStats};
 
 use super::{Checks, Owner, SimClock, Witness};
 use crate::config::RaftConfig;
-use crate::group::{Group, Leadership};
+use crate::group::{Group, Leadership, OpenError};
 use crate::node::Node;
 use crate::transport::sim::{Crash, Path, SimNet};
 use crate::transport::{ClusterId, Transport, TransportConfig};
@@ -242,8 +242,8 @@ impl Cluster {
         let opening = process.node.open_group(group, replica, view);
         let opened = process.owner.scope(opening).await;
         let log = process.node.store().group(group);
-        let damaged = log.is_some_and(|log| !log.gaps().is_empty());
-        if opened.is_err() && damaged {
+        let damaged = log.is_some_and(|log| log.gaps().iter().any(|gap| gap.first.is_some()));
+        if damaged && opened.as_ref().is_err_and(is_damage) {
             // It opens when another replica's copy has taken the place of what is damaged.
             return;
         }
@@ -276,7 +276,7 @@ impl Cluster {
         running.close_group(group).await;
         let deleted = running.delete_group(group).await;
         deleted.unwrap_or_else(|error| panic!("node {node} cannot delete: {error}"));
-        self.checks.stopped(node);
+        self.checks.closed(node, group);
     }
 
     /// Kills a node and puts an empty disk in the place of its own. Its replicas are gone.
@@ -308,7 +308,7 @@ impl Cluster {
         process.groups.remove(&group);
         let running = process.node.clone();
         running.close_group(group).await;
-        self.checks.stopped(node);
+        self.checks.closed(node, group);
     }
 
     /// Starts a node that is down, on what its disk holds.
@@ -378,7 +378,7 @@ impl Cluster {
             return;
         };
         process.owner.abort_all();
-        process.node.heartbeats().abort();
+        process.node.abort();
         self.net.crash(node, how);
         disk(&host.disk);
         // The engine's memory goes with the process; a flush it began on its own may have ended.
@@ -588,5 +588,15 @@ impl Cluster {
             digest = digest.rotate_left(13) ^ host.disk.trace_hash();
         }
         digest
+    }
+}
+
+/// Whether a replica does not open for damage, which is repaired.
+fn is_damage(error: &OpenError) -> bool {
+    match error {
+        OpenError::Read(error) => matches!(error, ReadError::Damaged { .. }),
+        // What consensus reads as it starts; it passes on the words alone.
+        OpenError::Raft { reason, .. } => reason.contains("damaged"),
+        _ => false,
     }
 }

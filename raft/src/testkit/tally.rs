@@ -51,7 +51,7 @@ impl View for Tally {
     }
 
     fn restore(&mut self, mut state: &[u8], _batch: &mut WriteBatch) -> Result<(), ViewError> {
-        let short = |_| ViewError("too short".to_owned());
+        let short = |_| ViewError::Unreadable("too short".to_owned());
         self.entries = state.try_get_u64_le().map_err(short)?;
         self.records = state.try_get_u64_le().map_err(short)?;
         self.digest = state.try_get_u64_le().map_err(short)?;

@@ -117,7 +117,8 @@ fn controller(error: &ControllerError) -> Error {
         ControllerError::NodeIdTaken { .. } => ErrorCode::NodeExists,
         ControllerError::NodeHoldsReplicas { .. }
         | ControllerError::TopicProtected { .. }
-        | ControllerError::LastNode { .. } => ErrorCode::PolicyViolation,
+        | ControllerError::LastNode { .. }
+        | ControllerError::LastCopies { .. } => ErrorCode::PolicyViolation,
         ControllerError::InvalidTopicName { .. } | ControllerError::TopicCollides { .. } => {
             ErrorCode::InvalidTopic
         }

@@ -196,8 +196,10 @@ impl Server {
                 pressure: self.store.pressure(),
             },
             max_batch_bytes: config.limits.batch_size.as_usize(),
+            tasks: self.tasks.clone(),
+            stop: self.stop.clone(),
         };
-        self.tasks.spawn(agent.run(self.stop.clone()));
+        self.tasks.spawn(agent.run());
         let partitions = self.cluster.partitions().clone();
         let clock = Arc::clone(&self.clock);
         let retention = keep_retention(partitions, clock, self.stop.clone());

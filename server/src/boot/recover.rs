@@ -39,7 +39,8 @@ pub struct Request {
     pub cluster: Option<Uuid>,
 }
 
-/// A recovery that is ready to be carried out. Nothing has been changed yet.
+/// A recovery that is ready to be carried out. Nothing has been changed yet, but that opening a
+/// log sets damaged segments aside.
 #[derive(Debug)]
 pub struct Recovery {
     store: Store,
@@ -49,6 +50,8 @@ pub struct Recovery {
     file: RecoveryFile,
     map: Arc<ClusterMap>,
     left: BTreeSet<NodeId>,
+    /// Of what is held here. The report says so, and they are left as they are.
+    unusable: BTreeSet<GroupId>,
     pub report: Report,
 }
 
@@ -124,6 +127,7 @@ pub async fn prepare(config: &Config, request: Request) -> anyhow::Result<Recove
         file,
         map,
         left,
+        unusable: BTreeSet::new(),
     };
     recovery.check()?;
     recovery.look().await;
@@ -170,7 +174,8 @@ async fn open(config: &Config, identity: &Identity) -> anyhow::Result<(Store, Kv
         opened.with_context(|| format!("opening the log in {}", dir.display()))?;
     if let Some(damage) = report.damage {
         bail!(
-            "the log in {} is damaged ({damage}): nothing can be recovered from it",
+            "the log in {} is damaged ({damage}): nothing can be recovered from it; it was set \
+             aside beside it, as *.damaged-N",
             dir.display()
         );
     }
@@ -241,12 +246,16 @@ impl Recovery {
         let map = Arc::clone(&self.map);
         for topic in map.topics_by_name() {
             for (place, partition) in topic.partitions.iter().zip(0..) {
+                let fate = self.fate(place).await;
+                if fate == Fate::Unusable {
+                    self.unusable.insert(place.group);
+                }
                 let report = PartitionReport {
                     topic: topic.name.to_string(),
                     partition,
                     voters: settled_voters(place).len(),
                     left: remaining_voters(place, &self.left).len(),
-                    fate: self.fate(place).await,
+                    fate,
                 };
                 self.report.partitions.push(report);
             }
@@ -299,11 +308,12 @@ impl Recovery {
             .collect();
         self.file.save(&dir)?;
         for group in self.store.groups() {
-            if group != GroupId::CONTROLLER {
-                self.reduce(group)
-                    .await
-                    .with_context(|| format!("recovering group {group}"))?;
+            if group == GroupId::CONTROLLER || self.unusable.contains(&group) {
+                continue;
             }
+            self.reduce(group)
+                .await
+                .with_context(|| format!("recovering group {group}"))?;
         }
         self.reduce_controller()
             .await
@@ -323,11 +333,8 @@ impl Recovery {
         if !voters.contains(&log.replica()) {
             return Ok(());
         }
-        match recover::reduce(&log, &self.kv, &voters, None).await {
-            // Said already, in the report.
-            Ok(_) | Err(recover::RecoverError::ViewAhead { .. }) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        recover::reduce(&log, &self.kv, &voters, None).await?;
+        Ok(())
     }
 
     async fn reduce_controller(&self) -> anyhow::Result<()> {

@@ -10,6 +10,7 @@ use futures::future::join_all;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 use trilog_model::{GroupId, NodeId, ReplicaId, Term};
 
@@ -22,7 +23,7 @@ use trilog_raft::controller::reconcile::{
 use trilog_raft::controller::silence::Silence;
 use trilog_raft::{Group, Leadership, MembershipError, Node, OpenError, View};
 
-use super::{Cluster, PeerFile};
+use super::{Cluster, PeerFile, ProposeError};
 use crate::partition::{Intake, Limits as PartitionLimits, Partition};
 use crate::view::PartitionView;
 use trilog_storage::log::Retention;
@@ -36,6 +37,11 @@ const CHANGE_PATIENCE: Duration = Duration::from_secs(15);
 /// How long a replica that did not take leadership over is not asked again: while it is asked its
 /// group takes no records, and a node that is stopping would be asked in every round.
 const DECLINED_FOR: Duration = Duration::from_secs(5);
+/// How long a replica that came to nothing is left alone: each time twice as long, up to the
+/// longest, until it has been well for a while.
+const FIRST_PAUSE: Duration = INTERVAL;
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const WELL_AFTER: Duration = Duration::from_mins(1);
 
 /// The agent of one node.
 #[derive(Clone, Debug)]
@@ -50,6 +56,9 @@ pub struct Agent {
     pub clock_skew: Duration,
     pub progress: Arc<Mutex<Confirmations>>,
     pub peers: Arc<Mutex<PeerFile>>,
+    /// What the agent starts besides, which ends with `stop`.
+    pub tasks: TaskTracker,
+    pub stop: CancellationToken,
 }
 
 /// What the agent knows between rounds; losing it costs a round.
@@ -63,6 +72,8 @@ pub struct Confirmations {
     said: BTreeMap<NodeId, String>,
     /// Replicas that did not take leadership over, and when that was.
     declined: BTreeMap<(GroupId, ReplicaId), Instant>,
+    /// Replicas that did not open.
+    setbacks: BTreeMap<GroupId, Setback>,
     /// Said once, not in every round.
     unexplained: Vec<GroupId>,
     estranged: bool,
@@ -70,7 +81,38 @@ pub struct Confirmations {
     silence: Silence,
 }
 
+/// A replica that came to nothing.
+#[derive(Debug)]
+struct Setback {
+    again_at: Instant,
+    pause: Duration,
+    why: String,
+}
+
 impl Confirmations {
+    /// Leaves a replica alone for a while. True if the reason is another one than last time.
+    fn put_off(&mut self, group: GroupId, why: String) -> bool {
+        let now = Instant::now();
+        self.setbacks
+            .retain(|_, setback| now < setback.again_at + WELL_AFTER);
+        let last = self.setbacks.get(&group);
+        let pause = last.map_or(FIRST_PAUSE, |last| (last.pause * 2).min(LONGEST_PAUSE));
+        let news = last.is_none_or(|last| last.why != why);
+        let again_at = now + pause;
+        let setback = Setback {
+            again_at,
+            pause,
+            why,
+        };
+        self.setbacks.insert(group, setback);
+        news
+    }
+
+    fn is_put_off(&self, group: GroupId) -> bool {
+        let setback = self.setbacks.get(&group);
+        setback.is_some_and(|setback| Instant::now() < setback.again_at)
+    }
+
     /// Whether a change of a group may begin now; `heir` is who would lead after it.
     fn begin(&mut self, group: GroupId, heir: Option<(GroupId, ReplicaId)>) -> bool {
         self.declined
@@ -80,9 +122,19 @@ impl Confirmations {
     }
 }
 
+/// A group with a change on its way; over when dropped.
+struct Busy(Arc<Mutex<Confirmations>>, GroupId);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.lock().busy.remove(&self.1);
+    }
+}
+
 impl Agent {
     /// Runs until `stop`.
-    pub async fn run(self, stop: CancellationToken) {
+    pub async fn run(self) {
+        let stop = self.stop.clone();
         let mut changes = self.cluster.changes();
         let mut round = 0_u32;
         while !stop.is_cancelled() {
@@ -161,6 +213,7 @@ impl Agent {
         if map.cluster().is_none() {
             return;
         }
+        self.close_failed().await;
         let plan = match plan_node(&map, self.me, &self.local_groups(), &Limits::default()) {
             Ok(plan) => plan,
             Err(estranged) => {
@@ -180,6 +233,24 @@ impl Agent {
         join_all(opens.into_iter().map(|action| self.carry_out(action))).await;
         for action in rest {
             self.carry_out(action).await;
+        }
+    }
+
+    /// Closes replicas whose consensus ended by itself, so that they are opened anew. Where the
+    /// store failed the whole node ends, and nothing is tried again.
+    async fn close_failed(&self) {
+        if self.node.store().fatal().borrow().is_some() {
+            return;
+        }
+        for (id, partition) in self.cluster.partitions().all() {
+            let Some(why) = partition.group().failure() else {
+                continue;
+            };
+            warn!(group = %id, why, "a replica that failed is opened anew");
+            self.progress.lock().put_off(id, why);
+            self.cluster.partitions().remove(id);
+            partition.close();
+            self.node.close_group(id).await;
         }
     }
 
@@ -204,7 +275,11 @@ impl Agent {
                 (None, Some(log)) => local.push(LocalGroup {
                     group: id,
                     replica: log.replica(),
-                    role: LocalRole::Stopped,
+                    role: if self.progress.lock().is_put_off(id) {
+                        LocalRole::PutOff
+                    } else {
+                        LocalRole::Stopped
+                    },
                 }),
                 (None, None) => {}
             }
@@ -241,12 +316,14 @@ impl Agent {
         });
         let state = self.progress.lock();
         let confirmed = state.confirmed.get(&group.id());
+        let busy = state.busy.contains(&group.id());
         LeaderView {
             term: leadership.term,
             confirmed: confirmed
                 .filter(|(term, _)| *term == leadership.term)
                 .map(|(_, v)| *v),
-            changing: members.changing || state.busy.contains(&group.id()),
+            changing: members.changing || busy,
+            half_done: members.half_done && !busy,
             voters: members.voters,
             learners: members.learners,
             progress: progress.collect(),
@@ -286,21 +363,15 @@ impl Agent {
     }
 
     async fn open(&self, id: GroupId, replica: ReplicaId, kind: OpenKind) {
+        // The plan does not see one that is not in the store yet.
+        if self.progress.lock().is_put_off(id) {
+            return;
+        }
         let (view, state) = PartitionView::new();
         let group = match self.node.open_group(id, replica, view).await {
             Ok(group) => group,
             Err(OpenError::IsOpen(_) | OpenError::Stopping) => return,
-            Err(
-                error @ (OpenError::ViewLost { .. } | OpenError::View(_) | OpenError::Codec(_)),
-            ) => {
-                warn!(group = %id, %replica, %error, "a replica is given up and will come back anew");
-                self.give_up(id, replica).await;
-                return;
-            }
-            Err(error) => {
-                warn!(group = %id, %replica, %error, "a replica does not open");
-                return;
-            }
+            Err(error) => return self.not_opened(id, replica, &error).await,
         };
         if let OpenKind::Found(voters) = kind {
             match group.found(&voters).await {
@@ -317,8 +388,23 @@ impl Agent {
         self.cluster.partitions().insert(id, partition);
     }
 
+    async fn not_opened(&self, id: GroupId, replica: ReplicaId, error: &OpenError) {
+        let mut why = error.to_string();
+        if error.is_loss() {
+            let Err(refused) = self.give_up(id, replica).await else {
+                warn!(group = %id, %replica, why, "a replica is given up and will come back anew");
+                return;
+            };
+            why = format!("{why}; it is not given up: {refused}");
+        }
+        if self.progress.lock().put_off(id, why.clone()) {
+            warn!(group = %id, %replica, why, "a replica does not open, and is tried again");
+        }
+    }
+
     /// Has the cluster replace a replica whose state is lost: its log alone cannot give it back.
-    async fn give_up(&self, group: GroupId, replica: ReplicaId) {
+    /// Where that log is needed, because the others are gone too, it is kept for a recovery.
+    async fn give_up(&self, group: GroupId, replica: ReplicaId) -> Result<(), ProposeError> {
         let aside = Command::StepAside(StepAside {
             node: self.me.node.get(),
             identity: self.me.identity.to_wire(),
@@ -327,9 +413,7 @@ impl Agent {
                 replica: replica.0,
             }],
         });
-        if let Err(error) = self.cluster.propose(&aside).await {
-            info!(%group, %error, "giving a replica up is tried again");
-        }
+        self.cluster.propose(&aside).await.map(drop)
     }
 
     async fn close(&self, id: GroupId, replica: ReplicaId) {
@@ -354,7 +438,7 @@ impl Agent {
             .into_iter()
             .filter_map(|local| match local.role {
                 LocalRole::Leader(view) => Some((local.group, view.term)),
-                LocalRole::Follower | LocalRole::Stopped => None,
+                LocalRole::Follower | LocalRole::Stopped | LocalRole::PutOff => None,
             })
             .collect();
         let controller = self.cluster.controller();
@@ -376,6 +460,7 @@ impl Agent {
             Action::AddLearner { group, .. }
             | Action::RemoveLearner { group, .. }
             | Action::ChangeVoters { group, .. }
+            | Action::FinishChange { group }
             | Action::TransferLeader { group, .. } => *group,
             _ => return,
         };
@@ -386,8 +471,10 @@ impl Agent {
         if !self.progress.lock().begin(group, heir) {
             return;
         }
-        let this = self.clone();
-        tokio::spawn(async move {
+        let (this, stop) = (self.clone(), self.stop.clone());
+        let busy = Busy(Arc::clone(&self.progress), group);
+        let changing = async move {
+            let _busy = busy;
             let changed = if group == GroupId::CONTROLLER {
                 let group = this.cluster.controller().group().clone();
                 tokio::time::timeout(CHANGE_PATIENCE, change(&group, action)).await
@@ -405,11 +492,13 @@ impl Agent {
                 Ok(Err(error)) => info!(%group, %error, "a membership change is tried again"),
                 Err(_) => info!(%group, "a membership change takes long and is looked at anew"),
             }
-            let mut progress = this.progress.lock();
-            progress.busy.remove(&group);
             if let (Some(heir), false) = (heir, done) {
+                let mut progress = this.progress.lock();
                 progress.declined.insert(heir, Instant::now());
             }
+        };
+        self.tasks.spawn(async move {
+            stop.run_until_cancelled(changing).await;
         });
     }
 
@@ -445,7 +534,36 @@ async fn change<V: View>(group: &Group<V>, action: Action) -> Result<(), Members
         Action::ChangeVoters {
             voters, demoted, ..
         } => group.change_voters(&voters, &demoted).await,
+        Action::FinishChange { .. } => group.finish_change().await,
         Action::TransferLeader { to, .. } => group.transfer_leader(to).await,
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_replica_that_comes_to_nothing_is_tried_later_and_later() {
+        let (group, mut progress) = (GroupId(7), Confirmations::default());
+        let mut pauses = Vec::new();
+        for round in 0..8 {
+            let news = progress.put_off(group, "damaged".to_owned());
+            assert_eq!(news, round == 0, "said once");
+            let start = Instant::now();
+            while progress.is_put_off(group) {
+                tokio::time::advance(Duration::from_millis(100)).await;
+            }
+            pauses.push(start.elapsed());
+        }
+        assert_eq!(pauses[..3], [200, 400, 800].map(Duration::from_millis));
+        assert_eq!(pauses.last(), Some(&LONGEST_PAUSE));
+        assert!(progress.put_off(group, "lost".to_owned()));
+        // It was well for long, which makes up for what was before.
+        tokio::time::advance(WELL_AFTER + LONGEST_PAUSE).await;
+        assert!(progress.put_off(group, "lost".to_owned()));
+        tokio::time::advance(FIRST_PAUSE).await;
+        assert!(!progress.is_put_off(group));
     }
 }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use trilog_model::{NodeId, Offset, ReplicaId, Timestamp};
 use trilog_raft::controller::commands::{Command, Purpose};
 use trilog_raft::controller::{
-    ClusterMap, ControllerError, ControllerState, Outcome, Reply, decode_outcome,
+    ClusterMap, ControllerError, ControllerState, Outcome, Reply, RestoreError, decode_outcome,
 };
 use trilog_raft::transport::{
     Lane, PeerCall, PeerError, PeerHandler, PeerStream, Refusal, Route, Target, Transport,
@@ -95,7 +95,12 @@ impl View for ControllerView {
 
     fn restore(&mut self, state: &[u8], _: &mut WriteBatch) -> Result<(), ViewError> {
         let restored = self.state.restore(state);
-        restored.map_err(|error| ViewError(error.to_string()))?;
+        restored.map_err(|error| match error {
+            RestoreError::Damaged(_) => ViewError::Unreadable(error.to_string()),
+            RestoreError::Format(_) | RestoreError::Level { .. } => {
+                ViewError::Newer(error.to_string())
+            }
+        })?;
         self.publish();
         Ok(())
     }

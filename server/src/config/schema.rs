@@ -106,7 +106,7 @@ section! {
         /// heartbeats stand in for it. The next write wakes it.
         quiesce_after: Duration = Duration::from_secs(10),
         /// Bytes a second this node sends to replicas that are far behind, all together, so that
-        /// those which keep up are not held back. 0 sets no limit.
+        /// those which keep up are not held back. At least 1 MiB; 0 sets no limit.
         catch_up_rate: ByteSize = ByteSize::mib(100),
         /// A node whose clock is further than this from the others' gives up its leaderships and
         /// stands for none until it agrees again. A jump by more is not followed before they

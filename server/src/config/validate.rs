@@ -12,6 +12,9 @@ const WAL_BLOCK: u64 = 4096;
 /// One file is being written, one is reserved for votes, one is being released, one is free.
 const WAL_FILES_MIN: u32 = 4;
 const WAL_FILES_MAX: u32 = 1024;
+/// A replica gives a copy up that it hears nothing of for twenty seconds, and before each piece of
+/// it there may be a megabyte for every other replica that catches up.
+const CATCH_UP_RATE_MIN: ByteSize = ByteSize::mib(1);
 
 /// Everything wrong with a configuration, or nothing.
 pub(super) fn problems(loaded: &Loaded) -> Vec<Problem> {
@@ -216,6 +219,16 @@ impl Check<'_> {
         ];
         for (key, value, least, most) in spans {
             self.span(key, value, least, most);
+        }
+        if raft.catch_up_rate != ByteSize::kib(0) && raft.catch_up_rate < CATCH_UP_RATE_MIN {
+            let rate = raft.catch_up_rate;
+            self.refuse(
+                "raft.catch_up_rate",
+                format_args!(
+                    "is {rate}; below {CATCH_UP_RATE_MIN} replicas wait so long for one another \
+                     that copies begin anew again and again"
+                ),
+            );
         }
         if raft.election_timeout_min.get() < raft.heartbeat_interval.get() * 2 {
             let (shortest, beat) = (raft.election_timeout_min, raft.heartbeat_interval);

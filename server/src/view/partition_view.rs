@@ -48,8 +48,8 @@ impl View for PartitionView {
     }
 
     fn restore(&mut self, state: &[u8], _: &mut WriteBatch) -> Result<(), ViewError> {
-        let restored =
-            PartitionState::restore(state).map_err(|error| ViewError(error.to_string()))?;
+        let restored = PartitionState::restore(state)
+            .map_err(|error| ViewError::Unreadable(error.to_string()))?;
         *self.state.lock() = restored;
         Ok(())
     }

@@ -17,6 +17,10 @@ impl<I: Io> Worker<I> {
     /// its range is part of the log: what is left of it may be all there is.
     pub(super) async fn set_aside(&mut self, group: &Arc<Group>, segment: &Arc<Segment>) {
         self.close(group, segment);
+        if group.state.lock().segments.position(segment).is_none() {
+            // It left the log meanwhile, and its file is deleted, or was and another took the name.
+            return;
+        }
         self.shared.reads.forget(&segment.path).await;
         if let Err(error) = self.rename_aside(&segment.path).await {
             // It is not served, and will be found damaged again after a restart.
@@ -67,9 +71,10 @@ impl<I: Io> Worker<I> {
         let index = staged
             .index
             .encode(group.id, staged.header.base_index, staged.extent.bytes);
-        if !group.state.lock().takes(&staged) {
+        let takes = group.state.lock().takes(&staged);
+        if let Err(error) = takes {
             self.delete_file(&copy).await;
-            return Err(CopyError::Superseded);
+            return Err(error);
         }
         let named = self.name(group, &copy, &segment.path).await;
         if let Err(error) = named {
@@ -82,10 +87,10 @@ impl<I: Io> Worker<I> {
             tracing::debug!(path = %path.display(), %error, "an index is not written");
         }
         let adopted = group.adopt(staged, &segment);
-        if !adopted {
+        if let Err(error) = adopted {
             self.delete_file(&segment.path).await;
             self.delete_file(&path).await;
-            return Err(CopyError::Superseded);
+            return Err(error);
         }
         tracing::info!(
             path = %segment.path.display(),
@@ -108,11 +113,9 @@ impl<I: Io> Worker<I> {
 
 impl Group {
     /// Takes in a stretch whose file has its name, if it still has a place.
-    fn adopt(self: &Arc<Self>, staged: Staged, segment: &Arc<Segment>) -> bool {
+    fn adopt(self: &Arc<Self>, staged: Staged, segment: &Arc<Segment>) -> Result<(), CopyError> {
         let mut state = self.state.lock();
-        if !state.takes(&staged) {
-            return false;
-        }
+        state.takes(&staged)?;
         state.adopt(staged, Arc::clone(segment));
         let synced = state.segments.synced().next_index;
         state.runs.release(synced);
@@ -121,6 +124,6 @@ impl Group {
         drop(state);
         self.shared.indexes.keep(segment);
         self.shared.copied();
-        true
+        Ok(())
     }
 }

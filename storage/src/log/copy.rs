@@ -127,18 +127,27 @@ impl GroupState {
     }
 
     /// Whether a staged stretch still has its place, and joins what stands there.
-    pub(crate) fn takes(&self, staged: &Staged) -> bool {
-        match &staged.place {
+    pub(crate) fn takes(&self, staged: &Staged) -> Result<(), CopyError> {
+        let tip = &staged.extent.tip;
+        let placed = match &staged.place {
             Place::Below { era } => {
                 self.is_settled()
                     && self.is_short()
                     && self.segments.era() == *era
-                    && self.joins(&staged.extent.tip)
+                    && self.segments.first_index() == tip.next_index
             }
             Place::Of(segment, _) => {
                 self.life == Life::Here && self.segments.position(segment).is_some()
             }
+        };
+        if !placed {
+            return Err(CopyError::Superseded);
         }
+        // The sender's history is another one.
+        if matches!(staged.place, Place::Below { .. }) && !self.joins(tip) {
+            return Err(damaged("it does not join what stands behind it"));
+        }
+        Ok(())
     }
 
     /// Whether the log's first entry continues a chain that ends at `tip`.
@@ -156,10 +165,7 @@ impl GroupState {
         };
         let front = self.segments.links.front();
         let in_time = front.is_none_or(|link| tip.next_time <= link.segment.header.base_time);
-        follows
-            && in_time
-            && tip.next_index == first
-            && tip.next_offset == self.segments.data_start(None)
+        follows && in_time && tip.next_offset == self.segments.data_start(None)
     }
 
     /// Makes a stretch part of the log.

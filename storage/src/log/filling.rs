@@ -188,9 +188,11 @@ impl Group {
     }
 
     /// Takes a segment out of service and, if it is the active one, ends it. Its file is set aside
-    /// by the fill worker, and whoever restores data is told.
+    /// by the fill worker, and whoever restores data is told. Nothing happens to one that is no
+    /// part of the log any more: under its name may stand another.
     pub(crate) fn quarantine(self: &Arc<Self>, segment: &Arc<Segment>, why: &dyn fmt::Display) {
-        if !segment.quarantine() {
+        let mut state = self.state.lock();
+        if state.segments.position(segment).is_none() || !segment.quarantine() {
             return;
         }
         tracing::error!(
@@ -199,7 +201,6 @@ impl Group {
             %why,
             "a segment is damaged and quarantined"
         );
-        let mut state = self.state.lock();
         if let Some(active) = state.segments.active()
             && Arc::ptr_eq(&active.segment, segment)
         {

@@ -322,11 +322,14 @@ impl GroupLog {
         Ok(())
     }
 
-    /// Keeps the vote; durable on return.
+    /// Keeps the vote; durable on return, as is all that was submitted before. One that ranks
+    /// below what is kept changes nothing: whoever brings it read it before that one came.
     pub async fn save_vote(&self, vote: Vote) -> Result<(), StoreError> {
         let durable = {
             let wal = self.0.shared.wal()?;
             let mut state = self.0.alive()?;
+            let kept = state.vote.filter(|kept| kept.rank() > vote.rank());
+            let vote = kept.unwrap_or(vote);
             state.vote = Some(vote);
             let settle = move |state: &mut GroupState, _: &_| state.settled.vote = Some(vote);
             self.0.submit_note(&wal, &Note::Vote(vote), settle)

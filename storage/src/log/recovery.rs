@@ -247,8 +247,7 @@ impl Replay {
     }
 
     fn vote(&mut self, vote: Vote) {
-        let rank = |vote: Vote| (vote.term, vote.committed);
-        if self.record.vote.is_none_or(|old| rank(old) <= rank(vote)) {
+        if self.record.vote.is_none_or(|old| old.rank() <= vote.rank()) {
             self.record.vote = Some(vote);
         }
     }

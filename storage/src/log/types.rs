@@ -19,6 +19,13 @@ pub struct Vote {
     pub committed: bool,
 }
 
+impl Vote {
+    /// Votes of a replica only rise.
+    pub(crate) fn rank(&self) -> (Term, bool) {
+        (self.term, self.committed)
+    }
+}
+
 /// Where a group's log begins: the purge point X of consensus and the data start S, which may lie
 /// below it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -46,6 +46,7 @@ fn leading(state: &ControllerState, node: u32, group: u64) -> LocalGroup {
             voters,
             learners: settled(Standing::Learner),
             changing: false,
+            half_done: false,
             unfit: BTreeSet::new(),
         }),
     }
@@ -54,7 +55,7 @@ fn leading(state: &ControllerState, node: u32, group: u64) -> LocalGroup {
 fn view(local: &mut LocalGroup) -> &mut LeaderView {
     match &mut local.role {
         LocalRole::Leader(view) => view,
-        LocalRole::Follower | LocalRole::Stopped => panic!("no leader"),
+        LocalRole::Follower | LocalRole::Stopped | LocalRole::PutOff => panic!("no leader"),
     }
 }
 
@@ -66,6 +67,7 @@ fn about(actions: Vec<Action>, wanted: u64) -> Vec<Action> {
         | Action::AddLearner { group, .. }
         | Action::RemoveLearner { group, .. }
         | Action::ChangeVoters { group, .. }
+        | Action::FinishChange { group }
         | Action::TransferLeader { group, .. } => *group,
         Action::Report(Command::ReportSettled(report)) => GroupId(report.group),
         Action::ConfirmMap | Action::Report(_) => GroupId(wanted),
@@ -199,6 +201,27 @@ fn a_move_goes_from_learner_to_joint_change_to_report() {
     };
     done(&mut state, report);
     assert!(about(plan(&state, gone.node().get(), &[]), 2).is_empty());
+}
+
+#[test]
+fn a_change_whose_maker_is_gone_is_finished_by_any_map() {
+    let mut state = cluster(4);
+    done(&mut state, &create(1, "a", 1, 3));
+    let node = partition(&state, 2).preferred.get();
+    let mut leader = leading(&state, node, 2);
+    let group = GroupId(2);
+    let finish = [Action::FinishChange { group }];
+    *view(&mut leader) = LeaderView {
+        changing: true,
+        half_done: true,
+        confirmed: None,
+        ..view(&mut leader).clone()
+    };
+    assert_eq!(about(plan(&state, node, &[leader.clone()]), 2), finish);
+    // Whatever else is due comes after it.
+    let moving = assign(&state, 2, &[node]);
+    done(&mut state, &moving);
+    assert_eq!(about(plan(&state, node, &[leader]), 2), finish);
 }
 
 #[test]

@@ -130,6 +130,9 @@ impl ControllerState {
         let damaged = replica_set(&command.replicas);
         let mut replicas = self.live_replicas(id);
         replicas.retain(|replica| damaged.contains(replica));
+        for (group, replica) in &replicas {
+            self.check_spare(*group, *replica)?;
+        }
         self.reserve(0, count(&replicas))?;
         let stranded = self.renew(&replicas);
         self.registered(id, stranded)
@@ -336,6 +339,22 @@ impl ControllerState {
                 ),
             }),
         }
+    }
+
+    /// Refuses to give up a replica without which its group has no intact majority: there is
+    /// nobody to fetch from what it holds, and once given up it is deleted.
+    fn check_spare(&self, group: GroupId, replica: ReplicaId) -> Result<(), ControllerError> {
+        let mut replicas = self.partition(group)?.replicas.clone();
+        for lost in replicas.iter_mut().filter(|held| held.id == replica) {
+            lost.lost = true;
+        }
+        if is_stranded(&replicas) {
+            return Err(ControllerError::LastCopies {
+                group: group.get(),
+                replica: replica.0,
+            });
+        }
+        Ok(())
     }
 
     /// Every replica on a node that is not given up.

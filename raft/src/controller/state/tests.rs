@@ -504,6 +504,57 @@ fn a_replaced_node_gets_new_replicas_for_all_it_held() {
     refused(&mut state, &Command::RegisterNode(registration(3, 3, "")));
 }
 
+/// `node` gives up its replica of a group.
+fn aside(state: &ControllerState, node: u8, group: u64) -> Command {
+    let held = partition(state, group);
+    let replica = held.wanted_on(NodeId(node.into())).unwrap().id;
+    Command::StepAside(StepAside {
+        node: node.into(),
+        identity: identity(node),
+        replicas: vec![ReplicaRef {
+            group,
+            replica: replica.0,
+        }],
+    })
+}
+
+fn identity(node: u8) -> Bytes {
+    Bytes::copy_from_slice(&[node; 16])
+}
+
+#[test]
+fn a_replica_without_which_no_majority_is_intact_is_not_given_up() {
+    let mut state = cluster(3);
+    done(&mut state, &create(1, "a", 1, 1));
+    done(&mut state, &create(2, "b", 1, 3));
+    let keeper = u8::try_from(partition(&state, 2).preferred.get()).unwrap();
+    let alone = aside(&state, keeper, 2);
+    let snapshot = state.snapshot();
+    let error = refused(&mut state, &alone);
+    assert!(
+        matches!(error, ControllerError::LastCopies { group: 2, .. }),
+        "{error:?}"
+    );
+    assert_eq!(state.snapshot(), snapshot);
+    assert!(state.map().retired(NodeId(keeper.into())).is_none());
+
+    // One of three goes; the next only when its successor has a vote.
+    let first = aside(&state, 1, 3);
+    done(&mut state, &first);
+    let second = aside(&state, 2, 3);
+    let error = refused(&mut state, &second);
+    assert!(
+        matches!(error, ControllerError::LastCopies { group: 3, .. }),
+        "{error:?}"
+    );
+    let report = settle(&state, 3);
+    done(&mut state, &report);
+    done(&mut state, &second);
+    let snapshot = state.snapshot();
+    done(&mut state, &second);
+    assert_eq!(state.snapshot(), snapshot, "stepping aside twice is once");
+}
+
 #[test]
 fn groups_without_an_intact_majority_are_named() {
     let mut state = cluster(3);
@@ -514,26 +565,15 @@ fn groups_without_an_intact_majority_are_named() {
         .filter(|p| p.group != GroupId::CONTROLLER && p.preferred == NodeId(2))
         .map(|p| p.group)
         .collect();
-    let replicas = alone
-        .iter()
-        .map(|group| ReplicaRef {
-            group: group.get(),
-            replica: partition(&state, group.get()).replicas[0].id.0,
-        })
-        .collect();
-    let aside = Command::StepAside(StepAside {
-        node: 2,
-        identity: Bytes::from_static(&[2; 16]),
-        replicas,
+    // The disk is gone, whatever was on it alone.
+    let replace = Command::ReplaceNode(ReplaceNode {
+        node: registration(2, 22, ""),
+        old_identity: identity(2),
     });
-    let Reply::Registered { stranded, .. } = done(&mut state, &aside) else {
+    let Reply::Registered { stranded, .. } = done(&mut state, &replace) else {
         panic!("not registered");
     };
     assert_eq!(stranded, alone);
-    assert_eq!(state.map().retired(NodeId(2)).unwrap().len(), alone.len());
-    let snapshot = state.snapshot();
-    done(&mut state, &aside);
-    assert_eq!(state.snapshot(), snapshot, "stepping aside twice is once");
 }
 
 #[test]

@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use openraft::storage::RaftLogReader;
 use rand::Rng;
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
+use tokio::time::timeout;
 use trilog_model::{GroupId, LogIndex, NodeId, Offset, ReplicaId};
 use trilog_storage::io::sim::SimDisk;
 use trilog_storage::log::{ReadError, StoreConfig};
@@ -228,6 +230,61 @@ fn a_replica_that_cannot_open_for_damage_is_repaired_before_it_opens() {
         assert_eq!(cluster.disk(victim).read(&path), Some(whole));
         propose(&cluster, 60, 70).await;
         cluster.converge(GROUP).await;
+    });
+}
+
+#[test]
+fn a_read_that_fails_for_a_while_ends_no_group() {
+    block_on(async {
+        let (mut cluster, leader) = founded(config(13, tiny_store)).await;
+        let laggard = followers(&cluster, leader)[0];
+        cluster.kill(laggard);
+        propose(&cluster, 1, 100).await;
+        let term = cluster.leader(GROUP).unwrap().1.term;
+        let store = cluster.node(leader).unwrap().store().clone();
+        store.checkpoint().await.unwrap();
+        let disk = cluster.disk(leader).clone();
+        disk.configure(|config| config.no_descriptors = true);
+        cluster.boot(laggard).await;
+        cluster.run(Duration::from_secs(3)).await;
+        let group = cluster.group(leader, GROUP).unwrap();
+        assert_eq!(group.failure(), None);
+        disk.configure(|config| config.no_descriptors = false);
+        cluster.converge(GROUP).await;
+        assert_eq!(cluster.leader(GROUP).unwrap().1.term, term);
+        assert_eq!(asides(&disk), 0, "nothing is damaged");
+    });
+}
+
+/// Nobody may be left to repair it, and what reads for consensus does so in its one worker.
+#[test]
+fn a_replica_that_waits_for_a_repair_can_be_closed() {
+    block_on(async {
+        let (cluster, leader) = founded(config(12, tiny_store)).await;
+        propose(&cluster, 1, 60).await;
+        let victim = followers(&cluster, leader)[0];
+        let node = cluster.node(victim).unwrap().clone();
+        node.store().checkpoint().await.unwrap();
+        cluster.net.isolate(victim);
+        let disk = cluster.disk(victim);
+        disk.flip_bit(&segment_files(disk)[0], 5_000, 1);
+        let replica = cluster.group(victim, GROUP).unwrap();
+        let replica = replica.replica_handle().clone();
+        let mut store = replica.patient_store();
+        let applying = tokio::spawn(async move {
+            let read = replica.raft.with_state_machine(move |_| {
+                Box::pin(async move { store.try_get_log_entries(0..60).await.is_err() })
+            });
+            read.await
+        });
+        cluster
+            .until("the damage is found and set aside", |_| asides(disk) == 1)
+            .await;
+        cluster.run(Duration::from_secs(1)).await;
+        assert!(!applying.is_finished(), "it waits for a repair");
+        let closing = timeout(Duration::from_secs(10), node.close_group(GROUP));
+        assert_eq!(closing.await, Ok(true), "it closes all the same");
+        assert!(applying.await.unwrap().unwrap(), "the read failed");
     });
 }
 

@@ -248,9 +248,7 @@ fn a_group_that_died_in_a_living_node_is_not_vouched_for_for_ever() {
             }
             rest.cluster.await_rest(GROUP).await;
             if core_only {
-                // The task ends and tells nobody, as after an error of its storage.
-                let replica = rest.group(rest.leader).replica_handle().clone();
-                replica.raft.shutdown().await.unwrap();
+                rest.group(rest.leader).end_consensus().await;
             } else {
                 rest.cluster.close(rest.leader, GROUP).await;
             }
@@ -262,8 +260,32 @@ fn a_group_that_died_in_a_living_node_is_not_vouched_for_for_ever() {
             for group in &others {
                 assert!(rest.cluster.rests(*group), "{group} was woken for nothing");
             }
+            if core_only {
+                // Whoever supervises it sees that, and opens it anew.
+                assert!(rest.group(rest.leader).failure().is_some());
+                rest.cluster.close(rest.leader, GROUP).await;
+            }
+            assert!(rest.cluster.open_all().await);
+            rest.cluster.converge(GROUP).await;
+            assert_eq!(rest.group(rest.leader).failure(), None);
         });
     }
+}
+
+/// The withdrawal of a leader's word travels apart from its call to stand for election.
+#[test]
+fn a_replica_that_takes_leadership_over_does_not_rest_on_its_predecessor() {
+    block_on(async {
+        let rest = resting(16).await;
+        rest_past_the_lease(&rest.cluster).await;
+        let heir = rest.group(rest.followers[0]);
+        let node = rest.cluster.node(rest.leader).unwrap();
+        node.heartbeats().abort();
+        let leader = rest.group(rest.leader);
+        leader.transfer_leader(heir.replica()).await.unwrap();
+        assert!(!heir.rests(), "a leader without timers");
+        propose(&rest.cluster, GROUP, 2).await;
+    });
 }
 
 #[test]

@@ -1,24 +1,16 @@
 //! The pulses of one peer and what they say of its groups.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use bytes::Bytes;
-use futures::future::BoxFuture;
-use futures::stream::{FuturesUnordered, StreamExt};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use trilog_model::{GroupId, NodeId};
 
 use super::ledger::Ledger;
-use super::wire::{Answer, Pulse, WireBeat};
-use super::{Beat, Hub, WakeReason};
+use super::wire::{Answer, Pulse};
+use super::{Hub, WakeReason};
 use crate::transport::peer::{PeerError, PeerStream, Refusal};
-
-/// Beats being answered at once for one peer; more than that many groups do not beat.
-const MAX_BUSY: usize = 100_000;
-
-type Replying = BoxFuture<'static, (GroupId, u64, Option<Bytes>)>;
 
 #[derive(Debug, Default)]
 struct State {
@@ -80,9 +72,6 @@ impl Inbound {
     /// Serves one stream of pulses to its end.
     pub(super) async fn serve(&self, hub: &Hub, mut stream: PeerStream) {
         let number = self.start_over();
-        let mut replying: FuturesUnordered<Replying> = FuturesUnordered::new();
-        // Groups whose last beat is still being answered: a newer one is not taken meanwhile.
-        let mut busy: BTreeMap<GroupId, u64> = BTreeMap::new();
         let mut answer = Answer::default();
         let mut due: Option<Instant> = None;
         loop {
@@ -101,19 +90,9 @@ impl Inbound {
                         return;
                     };
                     answer.sequence = pulse.sequence;
-                    let Some(beats) = self.on_pulse(hub, number, pulse) else {
+                    if !self.on_pulse(hub, number, pulse) {
                         return;
-                    };
-                    for beat in beats {
-                        self.start_beat(hub, beat, &replying, &mut busy);
                     }
-                    due.get_or_insert_with(|| Instant::now() + hub.config.tick);
-                }
-                Some((group, id, reply)) = replying.next(), if !replying.is_empty() => {
-                    if busy.get(&group) == Some(&id) {
-                        busy.remove(&group);
-                    }
-                    answer.replies.extend(reply.map(|reply| (id, reply)));
                     due.get_or_insert_with(|| Instant::now() + hub.config.tick);
                 }
                 () = self.filled.notified() => {
@@ -121,44 +100,18 @@ impl Inbound {
                 }
                 () = flush, if due.is_some() => {}
             }
-            let nothing_pending = replying.is_empty();
-            let Some(deadline) = due else { continue };
-            if !nothing_pending && Instant::now() < deadline {
+            if due.take().is_none() {
                 continue;
             }
-            due = None;
             answer.clock = hub.clock.now();
             answer.refused = self.take_refused(number);
-            let full = std::mem::take(&mut answer);
-            answer.sequence = full.sequence;
-            if let Err(error) = stream.sender.send(vec![full.encode()]).await {
+            if let Err(error) = stream.sender.send(vec![answer.encode()]).await {
                 if !matches!(error, PeerError::Broken { .. } | PeerError::Closed) {
                     tracing::warn!(node = %self.node, %error, "cannot answer pulses");
                 }
                 return;
             }
         }
-    }
-
-    fn start_beat(
-        &self,
-        hub: &Hub,
-        beat: WireBeat,
-        replying: &FuturesUnordered<Replying>,
-        busy: &mut BTreeMap<GroupId, u64>,
-    ) {
-        let WireBeat { id, route, payload } = beat;
-        let group = route.group;
-        if busy.len() >= MAX_BUSY || busy.contains_key(&group) {
-            return;
-        }
-        busy.insert(group, id);
-        let handled = hub.handler.on_beat(Beat {
-            peer: self.node,
-            route,
-            payload,
-        });
-        replying.push(Box::pin(async move { (group, id, handled.await) }));
     }
 
     fn start_over(&self) -> u64 {
@@ -174,14 +127,14 @@ impl Inbound {
         state.stream
     }
 
-    /// Takes what a pulse says; returns its beats, or `None` if its stream counts no more.
-    fn on_pulse(&self, hub: &Hub, number: u64, pulse: Pulse) -> Option<Vec<WireBeat>> {
+    /// Takes what a pulse says; false if its stream counts no more.
+    fn on_pulse(&self, hub: &Hub, number: u64, pulse: Pulse) -> bool {
         let mut woken = Vec::new();
         hub.lives.heard(self.node, pulse.boot);
         {
             let mut state = self.state.lock();
             if state.stream != number {
-                return None;
+                return false;
             }
             let known_boot = std::mem::replace(&mut state.boot, pulse.boot);
             if known_boot != pulse.boot {
@@ -201,15 +154,18 @@ impl Inbound {
             let group = vouch.route.group;
             let ours = vouch.route.from.node() == self.node
                 && vouch.route.to.node() == hub.transport.node();
+            {
+                // On record first: once it agreed, the replica may refuse at any moment.
+                let mut state = self.state.lock();
+                state.vouched.insert(vouch);
+                state.refused.remove(&group);
+                state.to_refuse.remove(&group);
+            }
             // Asked without the lock: the replica may call back.
             let agreed = ours && hub.handler.on_vouch(&vouch);
             let mut state = self.state.lock();
-            state.vouched.insert(vouch);
             let rested = state.unconfirmed.remove(&group);
-            if agreed {
-                state.refused.remove(&group);
-                state.to_refuse.remove(&group);
-            } else {
+            if !agreed {
                 state.refused.insert(group);
                 state.to_refuse.insert(group);
                 if rested {
@@ -221,7 +177,7 @@ impl Inbound {
         for (group, reason) in woken {
             hub.handler.on_wake(group, reason);
         }
-        Some(pulse.beats)
+        true
     }
 
     /// Compares what both sides have on record.

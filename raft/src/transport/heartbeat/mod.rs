@@ -1,17 +1,17 @@
-//! Heartbeats of many groups as one message per peer and tick, the liveness of nodes, and what a
-//! node vouches for while its groups rest.
+//! The liveness of nodes, and what a node vouches for while its groups rest.
 //!
 //! ```text
-//!   leader:   beat(group) ─┐                          ┌─> on_beat ─> reply ─┐
-//!             beat(group) ─┴─ 10 ms ─> pulse ─ stream ┴─> on_beat ─> reply ─┴─> answer
-//!             vouch(group) ──────────> pulse ───────────> on_vouch: agree, or refuse ─> answer
+//!   leader:   vouch(group) ─┐ 10 ms
+//!             vouch(group) ─┴─> pulse ── stream ──> on_vouch: agree, or refuse ──> answer
 //!   silence of a node, its restart, a digest that differs, a withdrawal ─> on_wake
 //! ```
 //!
-//! Every node sends each peer a pulse per interval even when no group beats. A quiesced group is
-//! covered by its leader's node: the leader vouches for (group, term, leader) once, and each pulse
-//! carries the count and digest of everything vouched. Whatever makes that doubtful wakes the
-//! group on both sides; Raft decides what follows.
+//! Every node sends each peer a pulse per interval even when there is nothing to say. A quiesced
+//! group is covered by its leader's node: the leader vouches for (group, term, leader) once, and
+//! each pulse carries the count and digest of everything vouched. Whatever makes that doubtful
+//! wakes the group on both sides; Raft decides what follows. The heartbeats of groups that are
+//! awake travel as calls: one that waits for others to share its message would wake a resting
+//! group too slowly.
 
 mod inbound;
 mod ledger;
@@ -43,7 +43,7 @@ pub use self::liveness::NodeLife;
 /// When pulses are sent and when a node counts as dead.
 #[derive(Clone, Copy, Debug)]
 pub struct HeartbeatConfig {
-    /// How long a beat may wait for others to share its message.
+    /// How long a word may wait for others to share its message.
     pub tick: Duration,
     /// A node sends a pulse at least this often.
     pub interval: Duration,
@@ -67,14 +67,6 @@ impl Default for HeartbeatConfig {
 pub struct Vouch {
     pub term: Term,
     pub route: Route,
-}
-
-/// One group's heartbeat as its follower gets it.
-#[derive(Clone, Debug)]
-pub struct Beat {
-    pub peer: NodeId,
-    pub route: Route,
-    pub payload: Bytes,
 }
 
 /// How another node's wall clock differs from ours.
@@ -102,10 +94,7 @@ pub enum WakeReason {
 }
 
 /// What the Raft layer does for the hub. No method may block.
-pub trait BeatHandler: Send + Sync + 'static {
-    /// A leader's heartbeat; the reply goes back with those of other groups. `None` for no reply.
-    fn on_beat(&self, beat: Beat) -> BoxFuture<'static, Option<Bytes>>;
-
+pub trait VouchHandler: Send + Sync + 'static {
     /// A leader vouches for its group. True if the follower here agrees, and rests from now on.
     fn on_vouch(&self, vouch: &Vouch) -> bool;
 
@@ -123,7 +112,7 @@ pub(super) struct Hub {
     transport: Transport,
     config: HeartbeatConfig,
     clock: Arc<dyn Clock>,
-    handler: Arc<dyn BeatHandler>,
+    handler: Arc<dyn VouchHandler>,
     /// Tells this process from its predecessors.
     boot: u64,
     outbound: Mutex<BTreeMap<NodeId, Arc<Outbound>>>,
@@ -150,7 +139,7 @@ impl HeartbeatHub {
         config: HeartbeatConfig,
         clock: Arc<dyn Clock>,
         entropy: &Entropy,
-        handler: Arc<dyn BeatHandler>,
+        handler: Arc<dyn VouchHandler>,
     ) -> Self {
         let hub = Arc::new(Hub {
             boot: entropy.next_u64(),
@@ -172,20 +161,6 @@ impl HeartbeatHub {
         let running = Arc::clone(&hub);
         hub.spawn(async move { running.watch_lives().await });
         Self { hub }
-    }
-
-    /// Sends one group's heartbeat with the next pulse to the follower's node and waits for the
-    /// reply. A newer beat of the same group to the same node replaces one that still waits.
-    pub async fn beat(
-        &self,
-        route: Route,
-        payload: Bytes,
-        timeout: Duration,
-    ) -> Result<Bytes, PeerError> {
-        let outbound = self.hub.outbound(route.to.node())?;
-        tokio::time::timeout(timeout, outbound.beat(route, payload))
-            .await
-            .unwrap_or(Err(PeerError::Timeout))
     }
 
     /// Vouches for a resting group to one follower; resolves when that follower agreed. From then

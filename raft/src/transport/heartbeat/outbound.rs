@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use trilog_model::{GroupId, NodeId, Timestamp};
 
 use super::ledger::Ledger;
-use super::wire::{Answer, Pulse, WireBeat};
+use super::wire::{Answer, Pulse};
 use super::{ClockOffset, Hub, Vouch, WakeReason};
 use crate::transport::peer::{Kind, Lane, PeerError, Refusal, Route, Target};
 use crate::transport::stream::{StreamReceiver, StreamSender};
@@ -20,16 +20,9 @@ const MAX_PULSE: usize = 128 * 1024;
 /// Pulses whose answers still tell something about clocks.
 const MAX_SENT: usize = 16;
 
-type Waiting<T> = oneshot::Sender<Result<T, PeerError>>;
-
 #[derive(Debug, Default)]
 struct State {
-    next_id: u64,
     sequence: u64,
-    /// Beats for the next pulse, at most one per group.
-    beats: BTreeMap<GroupId, WireBeat>,
-    /// Who waits for the reply to which beat.
-    replies: BTreeMap<u64, Waiting<Bytes>>,
     /// Everything vouched for to this peer.
     vouched: Ledger,
     /// What of it the peer has been told on the present stream.
@@ -53,7 +46,7 @@ struct Sent {
 #[derive(Debug)]
 struct Agreement {
     told_in: Option<u64>,
-    waiting: Waiting<()>,
+    waiting: oneshot::Sender<Result<(), PeerError>>,
 }
 
 impl State {
@@ -102,26 +95,6 @@ impl Outbound {
     /// The node left the address book.
     pub(super) fn stop(&self) {
         self.gone.cancel();
-    }
-
-    pub(super) async fn beat(&self, route: Route, payload: Bytes) -> Result<Bytes, PeerError> {
-        let (reply, replied) = oneshot::channel();
-        let id = {
-            let mut state = self.state.lock();
-            state.next_id += 1;
-            let id = state.next_id;
-            let beat = WireBeat { id, route, payload };
-            if let Some(old) = state.beats.insert(route.group, beat) {
-                state.replies.remove(&old.id);
-            }
-            state.replies.insert(id, reply);
-            id
-        };
-        let _forget = Forget(|| {
-            self.state.lock().replies.remove(&id);
-        });
-        self.filled.notify_one();
-        replied.await.unwrap_or(Err(PeerError::Timeout))
     }
 
     pub(super) async fn vouch(&self, vouch: Vouch) -> Result<(), PeerError> {
@@ -174,11 +147,12 @@ impl Outbound {
                     route: Route::default(),
                 };
                 let opened = hub.transport.open_stream(target, hub.config.timeout).await;
-                let ended = match opened {
-                    Ok((sender, receiver)) => self.session(hub, sender, receiver).await,
-                    Err(error) => error,
-                };
-                self.fail_waiting(&ended);
+                if let Ok((sender, receiver)) = opened {
+                    // What is vouched for stays, and is told again on the next stream, unless
+                    // the node dies first.
+                    let ended = self.session(hub, sender, receiver).await;
+                    tracing::debug!(node = %self.node, %ended, "a stream of pulses ended");
+                }
                 tokio::time::sleep(hub.config.interval).await;
             }
         };
@@ -189,20 +163,6 @@ impl Outbound {
         }
         for group in self.forget() {
             hub.handler.on_wake(group, WakeReason::NodeDead(self.node));
-        }
-        self.fail_waiting(&PeerError::Closed);
-    }
-
-    /// What waits for the peer fails at once, so that Raft backs off; what is vouched for stays
-    /// and is told again on the next stream, unless the node dies first.
-    fn fail_waiting(&self, why: &PeerError) {
-        let mut state = self.state.lock();
-        state.beats.clear();
-        let replies = std::mem::take(&mut state.replies);
-        drop(state);
-        for reply in replies.into_values() {
-            // Whoever waited may have given up.
-            let _ = reply.send(Err(why.clone()));
         }
     }
 
@@ -287,12 +247,6 @@ impl Outbound {
         });
         let mut len = 0;
         while len < MAX_PULSE
-            && let Some((_, beat)) = state.beats.pop_first()
-        {
-            len += Pulse::beat_len(&beat.payload);
-            pulse.beats.push(beat);
-        }
-        while len < MAX_PULSE
             && let Some(group) = state.changed.pop_first()
         {
             len += 32;
@@ -308,8 +262,7 @@ impl Outbound {
         }
         pulse.synced = state.changed.is_empty();
         (pulse.vouched, pulse.digest) = state.told.summary();
-        let more = !state.beats.is_empty() || !pulse.synced;
-        (pulse.encode(), more)
+        (pulse.encode(), !pulse.synced)
     }
 
     fn on_answer(&self, hub: &Hub, answer: Answer) {
@@ -317,11 +270,6 @@ impl Outbound {
         {
             let mut state = self.state.lock();
             state.measure(answer.sequence, answer.clock);
-            for (id, reply) in answer.replies {
-                if let Some(waiting) = state.replies.remove(&id) {
-                    let _ = waiting.send(Ok(reply));
-                }
-            }
             for group in answer.refused {
                 if let Some(agreement) = state.agreements.remove(&group) {
                     let refused = PeerError::Refused(Refusal::Failed("not agreed".into()));
@@ -345,14 +293,5 @@ impl Outbound {
             self.filled.notify_one();
             hub.handler.on_wake(group, WakeReason::Refused(self.node));
         }
-    }
-}
-
-/// Runs a closure when dropped.
-struct Forget<F: FnMut()>(F);
-
-impl<F: FnMut()> Drop for Forget<F> {
-    fn drop(&mut self) {
-        (self.0)();
     }
 }

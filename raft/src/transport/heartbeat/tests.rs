@@ -21,11 +21,12 @@ impl Clock for OffsetClock {
     }
 }
 
-/// Replies to beats with their payload, agrees to vouches unless told not to.
+/// Agrees to vouches unless told not to.
 #[derive(Default)]
 pub(super) struct Groups {
-    hang: Mutex<BTreeSet<GroupId>>,
     disagree: Mutex<BTreeSet<GroupId>>,
+    /// Agrees to a vouch, and wakes before that is said.
+    restless: Mutex<Option<HeartbeatHub>>,
     resting: Mutex<BTreeSet<GroupId>>,
     woken: Mutex<Vec<(GroupId, WakeReason)>>,
 }
@@ -46,22 +47,15 @@ impl Groups {
     }
 }
 
-impl BeatHandler for Groups {
-    fn on_beat(&self, beat: Beat) -> BoxFuture<'static, Option<Bytes>> {
-        let hang = self.hang.lock().contains(&beat.route.group);
-        Box::pin(async move {
-            if hang {
-                std::future::pending::<()>().await;
-            }
-            Some(beat.payload)
-        })
-    }
-
+impl VouchHandler for Groups {
     fn on_vouch(&self, vouch: &Vouch) -> bool {
         let group = vouch.route.group;
         let agreed = !self.disagree.lock().contains(&group);
         if agreed {
             self.resting.lock().insert(group);
+        }
+        if let Some(hub) = &*self.restless.lock() {
+            hub.refuse(group);
         }
         agreed
     }
@@ -93,7 +87,7 @@ pub(super) fn node(net: &SimNet, id: NodeId, seed: u64) -> Node {
         HeartbeatConfig::default(),
         Arc::new(clock),
         &Entropy::from_seed(seed + u64::from(id.get())),
-        Arc::clone(&groups) as Arc<dyn BeatHandler>,
+        Arc::clone(&groups) as Arc<dyn VouchHandler>,
     );
     Node {
         transport,
@@ -139,57 +133,6 @@ async fn trio(seed: u64) -> (SimNet, Node, Node, Node) {
         }
     }
     (net, a, b, c)
-}
-
-#[tokio::test(start_paused = true)]
-async fn beats_of_many_groups_share_a_message_and_each_gets_its_own_reply() {
-    let (_net, a, _b, _c) = trio(1).await;
-    let before = a.transport.stats();
-    let beats = (0..500).map(|group| {
-        let hub = a.hub.clone();
-        async move {
-            let payload = Bytes::from(format!("beat {group}"));
-            let reply = hub.beat(route(A, B, group), payload.clone(), WAIT).await;
-            assert_eq!(reply.unwrap(), payload);
-        }
-    });
-    futures::future::join_all(beats).await;
-    let frames = a.transport.stats().frames_out - before.frames_out;
-    assert!(frames < 10, "500 beats took {frames} frames");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_group_that_does_not_answer_holds_up_no_other() {
-    let (_net, a, b, _c) = trio(2).await;
-    b.groups.hang.lock().insert(GroupId(7));
-    let short = Duration::from_millis(300);
-    let stuck = a.hub.beat(route(A, B, 7), Bytes::new(), short);
-    let start = tokio::time::Instant::now();
-    let fine = async {
-        let reply = a
-            .hub
-            .beat(route(A, B, 8), Bytes::from_static(b"x"), short)
-            .await;
-        (reply, start.elapsed())
-    };
-    let (stuck, (fine, took)) = tokio::join!(stuck, fine);
-    assert_eq!(stuck, Err(PeerError::Timeout));
-    assert_eq!(fine.unwrap(), "x");
-    assert!(took < Duration::from_millis(50), "{took:?}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_beat_to_an_unreachable_node_fails_soon_and_says_so() {
-    let (net, a, _b, _c) = trio(3).await;
-    net.crash(B, Crash::Process);
-    dead(&a, B).await;
-    let start = tokio::time::Instant::now();
-    let beat = a.hub.beat(route(A, B, 1), Bytes::new(), WAIT).await;
-    assert!(
-        matches!(beat, Err(PeerError::Unreachable { .. })),
-        "{beat:?}"
-    );
-    assert!(start.elapsed() < Duration::from_secs(1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -254,6 +197,17 @@ async fn a_follower_may_refuse_at_once_or_later() {
     // Having taken its word back, it can give it again.
     a.hub.vouch(vouch(A, B, 2), WAIT).await.unwrap();
     assert!(b.groups.woken.lock().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_follower_that_wakes_while_it_agrees_is_heard() {
+    let (_net, a, b, _c) = trio(15).await;
+    *b.groups.restless.lock() = Some(b.hub.clone());
+    let refused = a.hub.vouch(vouch(A, B, 1), WAIT).await;
+    assert!(matches!(refused, Err(PeerError::Refused(_))), "{refused:?}");
+    // The hub holds the groups, which must not hold it.
+    *b.groups.restless.lock() = None;
+    a.hub.vouch(vouch(A, B, 1), WAIT).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -363,6 +317,6 @@ async fn a_node_that_leaves_the_address_book_is_no_longer_vouched_to() {
         !a.groups.woken.lock().is_empty() && b.groups.resting.lock().is_empty()
     })
     .await;
-    let gone = a.hub.beat(route(A, B, 1), Bytes::new(), WAIT).await;
+    let gone = a.hub.vouch(vouch(A, B, 1), WAIT).await;
     assert!(matches!(gone, Err(PeerError::Unreachable { .. })));
 }

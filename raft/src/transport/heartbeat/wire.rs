@@ -3,11 +3,11 @@
 //! ```text
 //! pulse    sequence u64   wall clock ns u64   boot u64   flags u8
 //!          vouched u64    digest u64
-//!          beats u32      of { id u64, route 3 x u64, length u32, bytes }
+//!          reserved u32   zero
 //!          vouches u32    of { term u64, route 3 x u64 }
 //!          withdrawn u32  of { group u64 }
 //! answer   sequence u64   wall clock ns u64
-//!          replies u32    of { id u64, length u32, bytes }
+//!          reserved u32   zero
 //!          refused u32    of { group u64 }
 //! ```
 //!
@@ -24,14 +24,6 @@ const FLAG_FIRST: u8 = 1;
 const FLAG_SYNCED: u8 = 2;
 const ROUTE_LEN: usize = 24;
 
-/// One group's heartbeat on its way to a follower.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct WireBeat {
-    pub(super) id: u64,
-    pub(super) route: Route,
-    pub(super) payload: Bytes,
-}
-
 /// What a node says every interval, and sooner when groups have something to say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Pulse {
@@ -46,7 +38,6 @@ pub(super) struct Pulse {
     /// digest over them.
     pub(super) vouched: u64,
     pub(super) digest: u64,
-    pub(super) beats: Vec<WireBeat>,
     pub(super) vouches: Vec<Vouch>,
     pub(super) withdrawn: Vec<GroupId>,
 }
@@ -57,24 +48,13 @@ pub(super) struct Answer {
     /// The latest pulse whose vouches this answers.
     pub(super) sequence: u64,
     pub(super) clock: Timestamp,
-    pub(super) replies: Vec<(u64, Bytes)>,
     pub(super) refused: Vec<GroupId>,
 }
 
 impl Pulse {
-    /// Bytes of a beat in a pulse.
-    pub(super) fn beat_len(payload: &Bytes) -> usize {
-        8 + ROUTE_LEN + 4 + payload.len()
-    }
-
     pub(super) fn encode(&self) -> Bytes {
-        let beats: usize = self
-            .beats
-            .iter()
-            .map(|beat| Self::beat_len(&beat.payload))
-            .sum();
         let vouches = self.vouches.len() * (8 + ROUTE_LEN);
-        let len = 53 + beats + vouches + self.withdrawn.len() * 8;
+        let len = 53 + vouches + self.withdrawn.len() * 8;
         let mut out = BytesMut::with_capacity(len);
         out.put_u64_le(self.sequence);
         out.put_u64_le(self.clock.nanos());
@@ -84,12 +64,7 @@ impl Pulse {
         out.put_u8(first | synced);
         out.put_u64_le(self.vouched);
         out.put_u64_le(self.digest);
-        put_count(&mut out, self.beats.len());
-        for beat in &self.beats {
-            out.put_u64_le(beat.id);
-            put_route(&mut out, &beat.route);
-            put_bytes(&mut out, &beat.payload);
-        }
+        put_count(&mut out, 0);
         put_count(&mut out, self.vouches.len());
         for vouch in &self.vouches {
             out.put_u64_le(vouch.term.get());
@@ -107,14 +82,7 @@ impl Pulse {
         let flags = from.try_get_u8().ok()?;
         let vouched = from.try_get_u64_le().ok()?;
         let digest = from.try_get_u64_le().ok()?;
-        let mut beats = Vec::with_capacity(count(from, 8 + ROUTE_LEN + 4)?);
-        for _ in 0..beats.capacity() {
-            beats.push(WireBeat {
-                id: from.try_get_u64_le().ok()?,
-                route: get_route(from)?,
-                payload: get_bytes(from)?,
-            });
-        }
+        reserved(from)?;
         let mut vouches = Vec::with_capacity(count(from, 8 + ROUTE_LEN)?);
         for _ in 0..vouches.capacity() {
             vouches.push(Vouch {
@@ -131,7 +99,6 @@ impl Pulse {
             synced: flags & FLAG_SYNCED != 0,
             vouched,
             digest,
-            beats,
             vouches,
             withdrawn,
         })
@@ -140,15 +107,10 @@ impl Pulse {
 
 impl Answer {
     pub(super) fn encode(&self) -> Bytes {
-        let replies: usize = self.replies.iter().map(|(_, reply)| 12 + reply.len()).sum();
-        let mut out = BytesMut::with_capacity(24 + replies + self.refused.len() * 8);
+        let mut out = BytesMut::with_capacity(24 + self.refused.len() * 8);
         out.put_u64_le(self.sequence);
         out.put_u64_le(self.clock.nanos());
-        put_count(&mut out, self.replies.len());
-        for (id, reply) in &self.replies {
-            out.put_u64_le(*id);
-            put_bytes(&mut out, reply);
-        }
+        put_count(&mut out, 0);
         put_groups(&mut out, &self.refused);
         out.freeze()
     }
@@ -157,15 +119,11 @@ impl Answer {
         let from = &mut bytes;
         let sequence = from.try_get_u64_le().ok()?;
         let clock = Timestamp(from.try_get_u64_le().ok()?);
-        let mut replies = Vec::with_capacity(count(from, 12)?);
-        for _ in 0..replies.capacity() {
-            replies.push((from.try_get_u64_le().ok()?, get_bytes(from)?));
-        }
+        reserved(from)?;
         let refused = get_groups(from)?;
         bytes.is_empty().then_some(Self {
             sequence,
             clock,
-            replies,
             refused,
         })
     }
@@ -174,11 +132,6 @@ impl Answer {
 fn put_count(out: &mut BytesMut, count: usize) {
     // Messages are cut far below this.
     out.put_u32_le(u32::try_from(count).unwrap_or(u32::MAX));
-}
-
-fn put_bytes(out: &mut BytesMut, bytes: &Bytes) {
-    put_count(out, bytes.len());
-    out.put_slice(bytes);
 }
 
 fn put_route(out: &mut BytesMut, route: &Route) {
@@ -194,15 +147,15 @@ fn put_groups(out: &mut BytesMut, groups: &[GroupId]) {
     }
 }
 
+/// A list that this version knows nothing of, and that has to be empty.
+fn reserved(from: &mut Bytes) -> Option<()> {
+    (from.try_get_u32_le().ok()? == 0).then_some(())
+}
+
 /// A count of things that take at least `each` bytes.
 fn count(from: &mut Bytes, each: usize) -> Option<usize> {
     let count = from.try_get_u32_le().ok()? as usize;
     (count <= from.len() / each).then_some(count)
-}
-
-fn get_bytes(from: &mut Bytes) -> Option<Bytes> {
-    let len = from.try_get_u32_le().ok()? as usize;
-    (len <= from.len()).then(|| from.split_to(len))
 }
 
 fn get_route(from: &mut Bytes) -> Option<Route> {
@@ -233,15 +186,10 @@ mod tests {
         })
     }
 
-    fn payload() -> impl Strategy<Value = Bytes> {
-        prop::collection::vec(any::<u8>(), 0..40).prop_map(Bytes::from)
-    }
-
     prop_compose! {
         fn pulse()(
             head in any::<(u64, u64, u64, u64, u64)>(),
             flags in any::<(bool, bool)>(),
-            beats in prop::collection::vec((any::<u64>(), route(), payload()), 0..5),
             vouches in prop::collection::vec((any::<u64>(), route()), 0..5),
             withdrawn in prop::collection::vec(any::<u64>(), 0..5),
         ) -> Pulse {
@@ -253,10 +201,6 @@ mod tests {
                 synced: flags.1,
                 vouched: head.3,
                 digest: head.4,
-                beats: beats
-                    .into_iter()
-                    .map(|(id, route, payload)| WireBeat { id, route, payload })
-                    .collect(),
                 vouches: vouches
                     .into_iter()
                     .map(|(term, route)| Vouch { term: Term(term), route })
@@ -279,13 +223,11 @@ mod tests {
         #[test]
         fn answers_survive_the_round_trip_and_no_truncation_does(
             head in any::<(u64, u64)>(),
-            replies in prop::collection::vec((any::<u64>(), payload()), 0..5),
             refused in prop::collection::vec(any::<u64>(), 0..5),
         ) {
             let answer = Answer {
                 sequence: head.0,
                 clock: Timestamp(head.1),
-                replies,
                 refused: refused.into_iter().map(GroupId).collect(),
             };
             let bytes = answer.encode();
@@ -305,9 +247,12 @@ mod tests {
 
     #[test]
     fn a_count_beyond_the_bytes_left_allocates_nothing() {
-        let mut bytes = Pulse::default().encode().to_vec();
-        let beats_at = 8 + 8 + 8 + 1 + 8 + 8;
-        bytes[beats_at..beats_at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
-        assert_eq!(Pulse::decode(bytes.into()), None);
+        let bytes = Pulse::default().encode().to_vec();
+        let reserved_at = 8 + 8 + 8 + 1 + 8 + 8;
+        for at in [reserved_at, reserved_at + 4] {
+            let mut bytes = bytes.clone();
+            bytes[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
+            assert_eq!(Pulse::decode(bytes.into()), None);
+        }
     }
 }

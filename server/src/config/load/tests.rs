@@ -196,6 +196,7 @@ fn values_out_of_bounds_or_at_odds_are_refused() {
             "at least twice",
         ),
         ("[raft]\nelection_timeout_max = \"300ms\"\n", "not above"),
+        ("[raft]\ncatch_up_rate = \"64KiB\"\n", "begin anew"),
         (
             "[limits]\ninflight_size = \"1KiB\"\n",
             "smaller than limits.batch_size",

@@ -19,6 +19,8 @@ pub struct SimConfig {
     /// A sync fails and drops unsynced data.
     pub sync_error_chance: u32,
     pub read_error_chance: u32,
+    /// No file can be opened for reading: the process has no descriptor left.
+    pub no_descriptors: bool,
     /// A read returns one wrong bit; the next read of the same bytes may be right.
     pub read_flip_chance: u32,
     /// A read returns another place's bytes.
@@ -37,6 +39,7 @@ impl Default for SimConfig {
             write_error_chance: 0,
             sync_error_chance: 0,
             read_error_chance: 0,
+            no_descriptors: false,
             read_flip_chance: 0,
             read_misdirect_chance: 0,
         }

@@ -124,6 +124,9 @@ impl State {
         if self.names.is_dir(path) {
             return Err(Errno::ISDIR.into());
         }
+        if self.config.no_descriptors && mode == OpenMode::Read {
+            return Err(Errno::MFILE.into());
+        }
         let file = match (self.names.file(path), mode) {
             (Some(_), OpenMode::Create) => return Err(ErrorKind::AlreadyExists.into()),
             (Some(file), OpenMode::Read | OpenMode::Write) => file,

@@ -4,7 +4,7 @@ use trilog_model::Offset;
 
 use super::*;
 use crate::io::sim::{PowerLoss, SimConfig, block_on};
-use crate::log::{LogStart, ReadError, Vote};
+use crate::log::{Checkpoint, LogStart, ReadError, Vote};
 
 fn disk() -> SimDisk {
     SimDisk::with_config(3, SimConfig::instant())
@@ -117,6 +117,34 @@ fn votes_cuts_and_log_starts_survive() {
         assert_eq!(state.data_start, Offset(1_000));
         let below = log.read(LogIndex(99), LogIndex(105), 100).await;
         assert!(matches!(below, Err(ReadError::BelowStart { .. })));
+    });
+}
+
+#[test]
+fn an_older_vote_does_not_take_the_place_of_a_newer_one() {
+    block_on(async {
+        let disk = disk();
+        let (store, _) = open(&disk, small()).await;
+        let log = store.create_group(GROUP, REPLICA).await.unwrap();
+        let vote = |term, committed| Vote {
+            term: trilog_model::Term(term),
+            node: REPLICA,
+            committed,
+        };
+        log.save_vote(vote(5, true)).await.unwrap();
+        for older in [vote(4, true), vote(5, false)] {
+            log.save_vote(older).await.unwrap();
+            assert_eq!(log.state().vote, Some(vote(5, true)));
+        }
+        // What a restart knows when the file of the write-ahead log is recycled.
+        store.checkpoint().await.unwrap();
+        let saved = disk.read(std::path::Path::new("/data/checkpoint")).unwrap();
+        let saved = Checkpoint::decode(&saved.into()).unwrap();
+        assert_eq!(saved.groups[0].vote, Some(vote(5, true)));
+        store.close().await.unwrap();
+        let (store, _) = open(&disk.reopen(), small()).await;
+        let log = store.group(GROUP).unwrap();
+        assert_eq!(log.state().vote, Some(vote(5, true)));
     });
 }
 

@@ -94,18 +94,28 @@ async fn descriptor(log: &GroupLog, x: u64, data_start: u64) -> LogStart {
 
 /// A replica that installed the descriptor and has the entries behind X.
 async fn laggard(disk: &SimDisk, leader: &GroupLog, data_start: u64) -> (Store, GroupLog) {
+    let (store, log) = beginner(disk, leader).await;
+    install(&log, leader, data_start).await;
+    (store, log)
+}
+
+/// A replica with the first entries in a segment.
+async fn beginner(disk: &SimDisk, leader: &GroupLog) -> (Store, GroupLog) {
     let (store, _) = open(disk, small()).await;
     let log = store.create_group(GROUP, ReplicaId(72)).await.unwrap();
-    // It had something of its own, which goes.
     follow(&log, read_all(leader, 0, 1 << 20).await[..20].to_vec()).await;
     log.commit(LogIndex(19));
     store.checkpoint().await.unwrap();
+    (store, log)
+}
+
+/// Installs the descriptor, for which what the replica had goes, and takes what is behind X.
+async fn install(log: &GroupLog, leader: &GroupLog, data_start: u64) {
     let start = descriptor(leader, X, data_start).await;
     log.set_log_start(start).await.unwrap();
     let tail = read_all(leader, X + 1, 1 << 20).await;
-    follow(&log, tail).await;
+    follow(log, tail).await;
     log.commit(LogIndex(LAST));
-    (store, log)
 }
 
 async fn images(log: &GroupLog, from: LogIndex) -> Vec<Vec<u8>> {
@@ -205,6 +215,38 @@ fn a_copy_goes_on_after_a_restart_where_it_was() {
     });
 }
 
+#[test]
+fn a_reader_from_before_a_descriptor_sets_nothing_aside_that_came_after() {
+    block_on(async {
+        let (_leader_store, leader) = leader(10).await;
+        let disk = disk(11);
+        let (store, log) = beginner(&disk, &leader).await;
+        let first = |log: &GroupLog| {
+            let state = log.0.state.lock();
+            Arc::clone(&state.segments.links[0].segment)
+        };
+        let old = first(&log);
+        install(&log, &leader, 0).await;
+        copy_all(&leader, &log).await;
+        let new = first(&log);
+        assert_eq!(old.path, new.path, "the name must be used again");
+
+        // It finds another file than it began to read.
+        log.0.quarantine(&old, &"another frame stands there");
+        store.checkpoint().await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(disk.read(&new.path).is_some(), "the file has its name");
+        assert_eq!(log.gaps(), []);
+        assert_eq!(assert_same(&log, &leader).await, LogIndex(0));
+
+        // One that went bad before the descriptor is not dealt with after it either.
+        let task = crate::log::FillTask::SetAside(Arc::clone(&log.0), old);
+        log.0.shared.send_fill(GROUP, task);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(disk.read(&new.path).is_some(), "the file has its name");
+    });
+}
+
 type Sent = (Vec<Bytes>, CopySum);
 
 fn sum_of(pieces: &[Bytes]) -> CopySum {
@@ -278,7 +320,7 @@ fn damaged_foreign_and_incomplete_copies_are_refused_and_leave_nothing() {
         for (n, sent) in wrong(gap, &good, &all).into_iter().enumerate() {
             let outcome = send(&log, gap, sent).await;
             assert!(
-                matches!(outcome, Err(CopyError::Damaged(_) | CopyError::Superseded)),
+                matches!(outcome, Err(CopyError::Damaged(_))),
                 "case {n}: {outcome:?}"
             );
             assert_eq!(log.gaps(), [gap], "case {n}");

@@ -31,6 +31,8 @@ struct Change {
     demoted: BTreeSet<ReplicaId>,
     /// The length of a log that holds it.
     at: u64,
+    /// Whose caller makes its final step.
+    term: u64,
 }
 
 /// One Raft group, with its log as a length.
@@ -62,6 +64,27 @@ impl ToyGroup {
         let pending = self.pending.iter().flat_map(|change| &change.voters);
         let all = self.voters.iter().chain(&self.learners).chain(pending);
         all.copied().collect()
+    }
+
+    /// The joint step is committed, and who would make the final one is gone.
+    fn is_half_done(&self) -> bool {
+        let committed = |change: &Change| {
+            change.term != self.term && self.has_majority(|id| self.length(id) >= change.at)
+        };
+        self.pending.as_ref().is_some_and(committed)
+    }
+
+    /// Makes the final step. `retain` keeps who loses the vote.
+    fn finish(&mut self, retain: bool) {
+        let Some(change) = self.pending.take() else {
+            return;
+        };
+        let old = std::mem::replace(&mut self.voters, change.voters);
+        let left = old.difference(&self.voters).copied();
+        let left = left.filter(|id| retain || change.demoted.contains(id));
+        self.learners.extend(left);
+        self.learners = self.learners.difference(&self.voters).copied().collect();
+        self.leader = self.leader.filter(|id| self.voters.contains(id));
     }
 
     fn length(&self, id: ReplicaId) -> u64 {
@@ -191,6 +214,7 @@ impl World {
             voters: group.voters.clone(),
             learners: group.learners.clone(),
             changing: group.pending.is_some(),
+            half_done: group.is_half_done(),
             progress: progress.collect(),
             unfit: BTreeSet::new(),
         })
@@ -247,7 +271,12 @@ impl World {
                     voters,
                     demoted,
                     at,
+                    term: group.term,
                 });
+            }),
+            Action::FinishChange { group } => self.as_leader(id, group, |group, _| {
+                assert!(group.is_half_done(), "a change that others make");
+                group.finish(true);
             }),
             Action::TransferLeader { group, to } => {
                 let runs = self.runs(group, to);
@@ -436,20 +465,16 @@ fn elect(group: &mut ToyGroup, runs: &impl Fn(ReplicaId) -> bool) {
     }
 }
 
-/// A change is made once a majority of both sets holds it, and undone by a leader without it.
+/// A change is made once a majority of both sets holds it, if the leader that began it still
+/// leads, and undone by a leader without it.
 fn finish_change(group: &mut ToyGroup, leader: ReplicaId) {
     let Some(change) = group.pending.clone() else {
         return;
     };
     if group.length(leader) < change.at {
         group.pending = None;
-    } else if group.has_majority(|id| group.length(id) >= change.at) {
-        let new = change.voters;
-        group.learners = group.learners.difference(&new).copied().collect();
-        group.learners.extend(change.demoted);
-        group.voters = new;
-        group.pending = None;
-        group.leader = group.leader.filter(|id| group.voters.contains(id));
+    } else if !group.is_half_done() && group.has_majority(|id| group.length(id) >= change.at) {
+        group.finish(false);
     }
 }
 
