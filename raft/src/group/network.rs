@@ -314,6 +314,10 @@ where
 {
     while let Some(request) = requests.next().await {
         let last = request.entries.last().map(|entry| entry.entry_id().index);
+        if last.is_none() {
+            // It only says what is committed. Whoever waits for that commit here goes first.
+            tokio::task::yield_now().await;
+        }
         let payload = codec::encode_append(request).map_err(unreachable_peer)?;
         if let Some(network) = &bulk {
             let bytes: usize = payload.iter().map(Bytes::len).sum();

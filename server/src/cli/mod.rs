@@ -25,6 +25,7 @@ mod server;
 mod topic;
 
 use std::io;
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -113,10 +114,16 @@ fn run(command: Command) -> anyhow::Result<()> {
     }
 }
 
+/// One worker less than there are processors, for the threads that read and write files have to
+/// run somewhere too; where two are all there are, work that never crosses between workers is a
+/// third cheaper besides. `TOKIO_WORKER_THREADS` says otherwise.
 fn runtime() -> io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if std::env::var_os("TOKIO_WORKER_THREADS").is_none() {
+        let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        builder.worker_threads(processors.saturating_sub(1).max(1));
+    }
+    builder.enable_all().build()
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

@@ -16,9 +16,18 @@ use super::storage::as_f64;
 
 const TOPIC: &str = "lone";
 
-/// Sends `count` records, one each `period`; returns the times to their answers.
+/// Sends `count` records, one each `period`; returns the times to their answers. In a task, as a
+/// program would: the thread that blocks on the runtime is woken through the kernel, twice.
 async fn paced(
     producer: &Producer,
+    period: Duration,
+    count: u32,
+) -> anyhow::Result<Histogram<u64>> {
+    tokio::spawn(send_paced(producer.clone(), period, count)).await?
+}
+
+async fn send_paced(
+    producer: Producer,
     period: Duration,
     count: u32,
 ) -> anyhow::Result<Histogram<u64>> {
