@@ -44,6 +44,15 @@ const SERVER_LAYERS: &[(&str, &[&str], &[&str])] = &[
             "trilog_wire",
         ],
     ),
+    (
+        "group",
+        &["view", "partition", "cluster"],
+        &[
+            "trilog_model",
+            "trilog_raft::controller",
+            "trilog_storage::env",
+        ],
+    ),
     // The edges. They reach the log through `partition` and `cluster`, never through raft or
     // storage: of those they may name only the words that an answer is made of.
     ("http", &["listen"], &[]),
@@ -67,6 +76,7 @@ const SERVER_LAYERS: &[(&str, &[&str], &[&str])] = &[
             "view",
             "partition",
             "cluster",
+            "group",
             "http",
             "admin",
         ],

@@ -10,6 +10,7 @@ pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod dev;
+pub mod group;
 pub mod http;
 pub mod listen;
 pub mod partition;

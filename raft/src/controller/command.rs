@@ -14,7 +14,7 @@
 use bytes::Bytes;
 use prost::Message;
 
-use super::level::BASE_LEVEL;
+use super::level::{BASE_LEVEL, INTERNAL_LEVEL};
 
 /// The longest command that is read, in bytes.
 pub const MAX_COMMAND_BYTES: usize = 1 << 20;
@@ -433,6 +433,9 @@ impl Command {
     #[must_use]
     pub fn level(&self) -> u32 {
         match self {
+            Self::CreateTopic(topic) if topic.kind == i32::from(TopicKind::Internal) => {
+                INTERNAL_LEVEL
+            }
             Self::Bootstrap(_)
             | Self::RegisterNode(_)
             | Self::ReplaceNode(_)

@@ -47,15 +47,24 @@ pub(super) fn create(number: u32, name: &str, partitions: u32, replication: u32)
 
 /// A cluster of `nodes` nodes without racks, identities equal to ids.
 pub(super) fn cluster(nodes: u8) -> ControllerState {
+    cluster_at(nodes, 1)
+}
+
+/// As [`cluster`], at a feature level.
+pub(super) fn cluster_at(nodes: u8, level: u32) -> ControllerState {
     let mut state = ControllerState::new();
+    let registration = |node: u8| RegisterNode {
+        max_level: level,
+        ..registration(node.into(), node, "")
+    };
     let bootstrap = Bootstrap {
         cluster: ClusterId::from_bytes([9; 16]).unwrap().to_wire(),
-        node: registration(1, 1, ""),
-        level: 1,
+        node: registration(1),
+        level,
     };
     done(&mut state, &Command::Bootstrap(bootstrap));
     for node in 2..=nodes {
-        let register = registration(node.into(), node, "");
+        let register = registration(node);
         done(&mut state, &Command::RegisterNode(register));
     }
     state

@@ -10,8 +10,11 @@
 /// The level every build follows.
 pub const BASE_LEVEL: u32 = 1;
 
+/// From here on there are internal topics, and their names are the system's.
+pub const INTERNAL_LEVEL: u32 = 2;
+
 /// The newest level this build can follow.
-pub const BUILD_LEVEL: u32 = 1;
+pub const BUILD_LEVEL: u32 = INTERNAL_LEVEL;
 
 /// The levels a build can follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -38,7 +38,7 @@ pub(super) fn append(cluster: &Cluster, error: &AppendError) -> Error {
         AppendError::TooLarge { .. } => ErrorCode::TooLarge,
         AppendError::OutOfOrder { .. } => ErrorCode::OutOfOrderSequence,
         AppendError::Fenced { .. } => ErrorCode::ProducerFenced,
-        AppendError::OffsetMismatch { .. } => ErrorCode::PolicyViolation,
+        AppendError::OffsetMismatch { .. } | AppendError::Internal => ErrorCode::PolicyViolation,
         AppendError::Busy(_) => ErrorCode::Overloaded,
         AppendError::Closed => ErrorCode::ShuttingDown,
     };

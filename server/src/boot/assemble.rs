@@ -28,6 +28,7 @@ use crate::cluster::{
     Timekeeper, find_peers, kinds,
 };
 use crate::config::Config;
+use crate::group::{Coordinator, Settings as GroupSettings};
 use crate::listen::RequestMemory;
 use crate::partition::{Intake, Partitions, keep_retention};
 
@@ -63,6 +64,7 @@ pub struct Server {
     pub(super) node: Node,
     pub(super) transport: Transport,
     pub(super) cluster: Cluster,
+    coordinator: Coordinator,
     pub(super) uring_fallback: bool,
     pub(super) timekeeper: Timekeeper,
     /// What the requests of all dialects share.
@@ -108,6 +110,8 @@ impl Server {
             },
         );
         server.run_timekeeper();
+        let coordinator = server.coordinator.clone();
+        server.tasks.spawn(coordinator.keep(server.stop.clone()));
         joining::register(config, &server.cluster, &identity).await?;
         // From here on the map knows this node, and tells it of the others.
         found.cancel();
@@ -146,11 +150,18 @@ impl Server {
             leaders: Leaders::default(),
             liveness: Liveness::new(node.heartbeats().clone()),
         });
+        let coordinator = Coordinator::new(
+            cluster.clone(),
+            group_settings(config),
+            Arc::clone(&clock),
+            Entropy::from_seed(entropy.next_u64()),
+        );
         let server = Self {
             store,
             node,
             transport,
             cluster,
+            coordinator,
             uring_fallback,
             timekeeper: Timekeeper::new(steady, config.raft.clock_skew_max.get()),
             requests: RequestMemory::new(config.limits.request_memory.as_usize()),
@@ -264,6 +275,12 @@ impl Server {
         &self.cluster
     }
 
+    /// The coordinator of the groups whose partitions this node leads.
+    #[must_use]
+    pub fn coordinator(&self) -> &Coordinator {
+        &self.coordinator
+    }
+
     /// Whether this node's clock can be relied on.
     #[must_use]
     pub fn timekeeper(&self) -> &Timekeeper {
@@ -322,6 +339,19 @@ impl Server {
         if tokio::time::timeout(patience, ending).await.is_err() {
             warn!("the stop took too long and was cut short");
         }
+    }
+}
+
+fn group_settings(config: &Config) -> GroupSettings {
+    let groups = &config.groups;
+    GroupSettings {
+        partitions: groups.partitions,
+        initial_rebalance_delay: groups.initial_rebalance_delay.get(),
+        session_timeout_min: groups.session_timeout_min.get(),
+        session_timeout_max: groups.session_timeout_max.get(),
+        members_max: usize::try_from(groups.members_max).unwrap_or(usize::MAX),
+        offset_retention: groups.offset_retention.get(),
+        offset_metadata_max: groups.offset_metadata_max.as_usize(),
     }
 }
 

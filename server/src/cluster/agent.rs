@@ -14,18 +14,19 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 use trilog_model::{GroupId, NodeId, ReplicaId, Term};
 
-use trilog_raft::controller::TopicConfig;
 use trilog_raft::controller::balance::plan_balance;
+use trilog_raft::controller::commands::TopicKind;
 use trilog_raft::controller::commands::{Command, Purpose, ReplicaRef, StepAside};
 use trilog_raft::controller::reconcile::{
     Action, LeaderView, Limits, LocalGroup, LocalRole, Myself, OpenKind, Progress, plan_node,
 };
 use trilog_raft::controller::silence::Silence;
+use trilog_raft::controller::{ClusterMap, GroupPlace, InternalTopic, TopicConfig};
 use trilog_raft::{Group, Leadership, MembershipError, Node, OpenError, View};
 
 use super::{Cluster, PeerFile, ProposeError};
 use crate::partition::{Intake, Limits as PartitionLimits, Partition};
-use crate::view::PartitionView;
+use crate::view::{PartitionView, ViewKind};
 use trilog_storage::log::Retention;
 
 /// How often a round is planned when nothing asks for one.
@@ -367,7 +368,11 @@ impl Agent {
         if self.progress.lock().is_put_off(id) {
             return;
         }
-        let (view, state) = PartitionView::new();
+        let Some(meaning) = view_kind(&self.cluster.map(), id) else {
+            debug!(group = %id, "this build has no view for the replica");
+            return;
+        };
+        let (view, state) = PartitionView::of(meaning);
         let group = match self.node.open_group(id, replica, view).await {
             Ok(group) => group,
             Err(OpenError::IsOpen(_) | OpenError::Stopping) => return,
@@ -522,6 +527,22 @@ impl Agent {
                 return;
             }
         }
+    }
+}
+
+/// What the entries of a group mean, by the topic it belongs to; nothing if this build does not
+/// know.
+fn view_kind(map: &ClusterMap, group: GroupId) -> Option<ViewKind> {
+    let Some(GroupPlace::Partition { topic, .. }) = map.place(group) else {
+        return None;
+    };
+    let topic = map.topic(topic)?;
+    if topic.kind != TopicKind::Internal {
+        return Some(ViewKind::Records);
+    }
+    match InternalTopic::named(&topic.name)? {
+        InternalTopic::Groups => Some(ViewKind::Groups),
+        InternalTopic::Transactions => None,
     }
 }
 

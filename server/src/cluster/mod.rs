@@ -7,6 +7,7 @@
 mod agent;
 mod controller;
 mod identity;
+mod internal;
 pub mod kinds;
 mod leaders;
 mod liveness;
@@ -27,6 +28,7 @@ use trilog_raft::controller::{ClusterMap, Partition as Place, Reply, Topic, Topi
 pub use agent::Agent;
 pub use controller::{ControllerHandle, ControllerView, ProposeError};
 pub use identity::{Identity, IdentityError};
+pub use internal::InternalError;
 pub use leaders::Leaders;
 pub use liveness::Liveness;
 pub use membership::{Applicant, Membership, MembershipError, Receptionist, find_peers};
@@ -174,6 +176,15 @@ impl Cluster {
             true => Ok(topic),
             false if current => Err(LookupError::Replaced(name.to_owned())),
             false => Err(LookupError::Doubtful(name.to_owned())),
+        }
+    }
+
+    /// Brings this node's map up to date; false if it cannot be known to be.
+    pub async fn is_current(&self) -> bool {
+        let controller = self.controller();
+        match controller.current_version().await {
+            Some(version) => controller.await_version(version).await,
+            None => false,
         }
     }
 

@@ -116,6 +116,27 @@ section! {
 }
 
 section! {
+    /// Consumer groups.
+    Groups {
+        /// Partitions of the internal topic that holds groups and their offsets. It decides only
+        /// how the topic is created, at its first use.
+        partitions: u32 = 16,
+        /// How long the first members of a group are waited for before it is balanced.
+        initial_rebalance_delay: Duration = Duration::from_secs(3),
+        /// Shortest session timeout a member may ask for.
+        session_timeout_min: Duration = Duration::from_secs(6),
+        /// Longest session timeout a member may ask for.
+        session_timeout_max: Duration = Duration::from_secs(1800),
+        /// Members of one group at most.
+        members_max: u32 = 2000,
+        /// How long offsets are kept after the last member has left.
+        offset_retention: Duration = Duration::from_secs(604_800),
+        /// Longest note that a client may commit with an offset.
+        offset_metadata_max: ByteSize = ByteSize::kib(4),
+    }
+}
+
+section! {
     /// What one client may ask for.
     Limits {
         /// Largest record batch, in every dialect.
@@ -224,6 +245,7 @@ config! {
     advertise: Advertise,
     storage: Storage,
     raft: Raft,
+    groups: Groups,
     limits: Limits,
     log: Log,
 }

@@ -28,6 +28,7 @@ pub(super) fn problems(loaded: &Loaded) -> Vec<Problem> {
     check.addresses(config);
     check.storage(config);
     check.raft(config);
+    check.groups(config);
     check.limits(config);
     check.problems
 }
@@ -111,6 +112,52 @@ impl Check<'_> {
                 self.refuse(key, format_args!("is {address}, as is {other}"));
             }
         }
+    }
+
+    fn groups(&mut self, config: &Config) {
+        let groups = &config.groups;
+        if groups.partitions == 0 || groups.partitions > 1_000 {
+            let partitions = groups.partitions;
+            self.refuse(
+                "groups.partitions",
+                format_args!("is {partitions}; it can be 1 to 1000"),
+            );
+        }
+        if groups.members_max == 0 || groups.members_max > 100_000 {
+            let members = groups.members_max;
+            self.refuse(
+                "groups.members_max",
+                format_args!("is {members}; it can be 1 to 100000"),
+            );
+        }
+        let (second, minute, day) = (
+            Duration::from_secs(1),
+            Duration::from_secs(60),
+            Duration::from_secs(86_400),
+        );
+        let delay = groups.initial_rebalance_delay;
+        self.span(
+            "groups.initial_rebalance_delay",
+            delay,
+            Duration::default(),
+            minute,
+        );
+        let (least, most) = (groups.session_timeout_min, groups.session_timeout_max);
+        let shortest = Duration::from_millis(100);
+        self.span("groups.session_timeout_min", least, shortest, most);
+        self.span("groups.session_timeout_max", most, least, day);
+        self.span(
+            "groups.offset_retention",
+            groups.offset_retention,
+            second,
+            Duration::from_secs(3_650 * 86_400),
+        );
+        self.size(
+            "groups.offset_metadata_max",
+            groups.offset_metadata_max,
+            ByteSize::default(),
+            ByteSize::kib(64),
+        );
     }
 
     fn addresses(&mut self, config: &Config) {

@@ -15,7 +15,7 @@ use trilog_raft::{Leadership, Proposal, ProposeError};
 
 use super::{AppendError, Appended, Group};
 use crate::view::producers::{Drain, Place, Publisher, Verdict};
-use crate::view::{PartitionCommand, PartitionState, SharedState};
+use crate::view::{PartitionState, SharedState};
 
 /// The most entries in one drain; Raft merges about as many.
 const MAX_ENTRIES: usize = 4096;
@@ -38,14 +38,19 @@ pub(super) enum Work {
         /// Append only if this is the next offset.
         expect: Option<Offset>,
     },
-    Command(PartitionCommand),
+    Command {
+        encoded: Bytes,
+        /// The term it was judged in, if whoever judged it remembers more than is applied: in
+        /// another one it is refused.
+        term: Option<Term>,
+    },
 }
 
 impl Request {
     fn bytes(&self) -> usize {
         match &self.work {
             Work::Batch { bytes, .. } => bytes.len(),
-            Work::Command(_) => 0,
+            Work::Command { encoded, .. } => encoded.len(),
         }
     }
 
@@ -67,7 +72,7 @@ pub(super) async fn run(group: Group, state: SharedState, mut queue: mpsc::Recei
         };
         let (proposals, waiting) = {
             let applied = state.lock();
-            admit(&applied, requests.drain(..))
+            admit(&applied, term, requests.drain(..))
         };
         if proposals.is_empty() {
             continue;
@@ -142,6 +147,7 @@ async fn await_other_term(leadership: &mut watch::Receiver<Leadership>, term: Te
 /// the rest wait for the proposal they stand in.
 fn admit(
     applied: &PartitionState,
+    now: Term,
     requests: impl Iterator<Item = Request>,
 ) -> (Vec<Proposal>, Vec<(usize, Request)>) {
     let mut proposals = Vec::new();
@@ -150,7 +156,7 @@ fn admit(
     let mut next = applied.next_offset();
     for request in requests {
         let slot = proposals.len();
-        match judge(&request.work, &mut producers, slot, next) {
+        match judge(&request.work, now, &mut producers, slot, next) {
             Judged::Append(proposal) => {
                 next = next.plus(u64::from(proposal.record_count));
                 proposals.push(proposal);
@@ -170,13 +176,16 @@ enum Judged {
     Answer(Result<Appended, AppendError>),
 }
 
-fn judge(work: &Work, producers: &mut Drain<'_>, slot: usize, next: Offset) -> Judged {
+fn judge(work: &Work, now: Term, producers: &mut Drain<'_>, slot: usize, next: Offset) -> Judged {
     let (bytes, records, publisher, expect) = match work {
-        Work::Command(command) => {
+        Work::Command { term, .. } if term.is_some_and(|term| term != now) => {
+            return Judged::Answer(Err(AppendError::NotLeader { leader: None }));
+        }
+        Work::Command { encoded, .. } => {
             return Judged::Append(Proposal {
                 records: Bytes::new(),
                 record_count: 0,
-                command: command.encoded(),
+                command: encoded.clone(),
             });
         }
         Work::Batch {

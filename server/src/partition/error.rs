@@ -25,6 +25,8 @@ pub enum AppendError {
     /// Nothing was appended; try again later.
     #[error("the node takes no writes now: {0}")]
     Busy(&'static str),
+    #[error("the topic is the system's own and takes no records")]
+    Internal,
     #[error("the partition is being closed")]
     Closed,
 }

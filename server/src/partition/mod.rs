@@ -25,7 +25,7 @@ pub use registry::Partitions;
 pub use retention::keep as keep_retention;
 
 use crate::view::producers::Publisher;
-use crate::view::{PartitionCommand, PartitionView, SharedState};
+use crate::view::{PartitionCommand, PartitionState, PartitionView, SharedState, ViewKind};
 use drain::{Request, Work};
 
 /// The Raft group under a partition.
@@ -36,6 +36,9 @@ const QUEUE_LEN: usize = 16_384;
 
 /// How long an append waits for storage to catch up before it is refused.
 const ROOM_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a leader may take to apply what it knows to be committed.
+const CONFIRM_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The most one batch may decompress to, in bytes.
 const MAX_DECODED: usize = 64 << 20;
@@ -120,6 +123,7 @@ struct Inner {
     queue: mpsc::Sender<Request>,
     intake: Intake,
     limits: watch::Sender<Limits>,
+    kind: ViewKind,
     drain: JoinHandle<()>,
 }
 
@@ -136,12 +140,14 @@ impl Partition {
         let (queue, requests) = mpsc::channel(QUEUE_LEN);
         let drain = tokio::spawn(drain::run(group.clone(), Arc::clone(&state), requests));
         let limits = watch::Sender::new(limits);
+        let kind = state.lock().kind();
         let inner = Inner {
             group,
             state,
             queue,
             intake,
             limits,
+            kind,
             drain,
         };
         Self {
@@ -185,10 +191,69 @@ impl Partition {
 
     /// Proposes a command of the partition's own views and waits for its commit.
     pub async fn propose(&self, command: PartitionCommand) -> Result<Appended, AppendError> {
-        self.submit(Work::Command(command)).await?.committed().await
+        let work = Work::Command {
+            encoded: command.encoded(),
+            term: None,
+        };
+        self.submit(work).await?.committed().await
+    }
+
+    /// Queues a command that was judged in `term`, in the order of these calls, or refuses it at
+    /// once. For a coordinator, which judges by more than what is applied: in another term the
+    /// command is not appended.
+    pub fn try_propose(
+        &self,
+        command: &PartitionCommand,
+        term: Term,
+    ) -> Result<Ticket, AppendError> {
+        let (reply, answer) = oneshot::channel();
+        let request = Request {
+            work: Work::Command {
+                encoded: command.encoded(),
+                term: Some(term),
+            },
+            reply,
+            _permits: None,
+        };
+        match self.inner.queue.try_send(request) {
+            Ok(()) => Ok(Ticket(answer)),
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                Err(AppendError::Busy("too much is waiting to be judged"))
+            }
+            Err(mpsc::error::TrySendError::Closed(_)) => Err(AppendError::Closed),
+        }
+    }
+
+    /// Waits until what is applied here is all that was acknowledged before the call, and proves
+    /// that this replica leads: then it may be read as current.
+    pub async fn confirm(&self) -> Result<(), ReadError> {
+        let index = self.inner.group.lease_read().await.map_err(|_| {
+            let (leader, _) = self.leader();
+            ReadError::NotLeader { leader }
+        })?;
+        let mut watch = self.watch();
+        let applied = watch.wait_for(|now| now.applied >= Some(index));
+        match tokio::time::timeout(CONFIRM_PATIENCE, applied).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(ReadError::Unavailable("it has not caught up".to_owned())),
+        }
+    }
+
+    /// Looks at the replicated state; briefly, for nothing is applied meanwhile.
+    pub fn with_state<T>(&self, look: impl FnOnce(&PartitionState) -> T) -> T {
+        look(&self.inner.state.lock())
+    }
+
+    /// What its entries mean.
+    #[must_use]
+    pub fn kind(&self) -> ViewKind {
+        self.inner.kind
     }
 
     fn check(&self, bytes: &Bytes) -> Result<BatchHeader, AppendError> {
+        if self.inner.kind != ViewKind::Records {
+            return Err(AppendError::Internal);
+        }
         let limit = self.inner.limits.borrow().max_batch_bytes;
         if bytes.len() > limit {
             return Err(AppendError::TooLarge {
@@ -208,7 +273,7 @@ impl Partition {
             });
         }
         let permits = match &work {
-            Work::Command(_) => None,
+            Work::Command { .. } => None,
             Work::Batch { bytes, .. } => {
                 inner.intake.await_room().await?;
                 let bytes = u32::try_from(bytes.len()).unwrap_or(u32::MAX);

@@ -10,10 +10,13 @@ use trilog_storage::env::Clock;
 use trilog_storage::log::SegmentInfo;
 
 use super::{Partition, Partitions};
-use crate::view::PartitionCommand;
+use crate::view::{PartitionCommand, ViewKind};
 
 /// How often a partition is looked at.
 const INTERVAL: Duration = Duration::from_secs(10);
+/// Segments of a view's own log that are kept for replicas that are a little behind; older ones
+/// stand in the view's state.
+const VIEW_SEGMENTS: usize = 2;
 
 /// Looks after all partitions of a node until `stop`.
 pub async fn keep(partitions: Partitions, clock: Arc<dyn Clock>, stop: CancellationToken) {
@@ -30,8 +33,31 @@ impl Partition {
     /// time, and purges what the replicated log start has left behind here. `wall` decides only
     /// whether an idle partition is due for an entry that moves its own time on.
     pub async fn retain(&self, wall: Timestamp) {
-        self.propose_trim(wall).await;
-        self.purge().await;
+        match self.kind() {
+            ViewKind::Records => {
+                self.propose_trim(wall).await;
+                self.purge().await;
+            }
+            ViewKind::Groups => self.purge_commands().await,
+        }
+    }
+
+    /// A view's own log has no records, so nothing of it is data that others would have to copy:
+    /// each replica lets go of what its view's state includes.
+    async fn purge_commands(&self) {
+        let log = self.inner.group.log();
+        let segments = log.segments();
+        let kept = segments.len().checked_sub(VIEW_SEGMENTS);
+        let kept = kept.and_then(|first| segments.get(first));
+        let Some(purged) = kept.and_then(|kept| kept.base_index.get().checked_sub(1)) else {
+            return;
+        };
+        let known = log.state().log_start.map(|start| start.purged.index);
+        if known < Some(LogIndex(purged))
+            && let Err(error) = self.inner.group.trim(LogIndex(purged), Offset(0)).await
+        {
+            tracing::info!(group = %log.group(), %error, "a log start is moved later");
+        }
     }
 
     async fn propose_trim(&self, wall: Timestamp) {

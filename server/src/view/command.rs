@@ -1,4 +1,4 @@
-//! The commands a partition's own views understand: the `Command` part of a log entry.
+//! The commands a partition's views understand: the `Command` part of a log entry.
 //!
 //! Protobuf, so that a newer minor may add to it; a command this build does not know must have
 //! been held back by the feature gate, so meeting one stops the replica rather than letting it
@@ -8,10 +8,12 @@ use bytes::Bytes;
 use prost::Message;
 use trilog_model::Offset;
 
-/// One command of a data partition.
+use super::group::GroupCommand;
+
+/// One command of a partition.
 #[derive(Clone, PartialEq, Eq, Hash, Message)]
 pub struct PartitionCommand {
-    #[prost(oneof = "Action", tags = "1, 2")]
+    #[prost(oneof = "Action", tags = "1, 2, 3")]
     pub action: Option<Action>,
 }
 
@@ -23,6 +25,9 @@ pub enum Action {
     /// Nothing but its own append time, which moves partition time on.
     #[prost(message, tag = "2")]
     Tick(Tick),
+    /// Of partitions that hold groups.
+    #[prost(message, tag = "3")]
+    Group(GroupCommand),
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Message)]
@@ -49,6 +54,13 @@ impl PartitionCommand {
     pub fn tick() -> Self {
         Self {
             action: Some(Action::Tick(Tick {})),
+        }
+    }
+
+    #[must_use]
+    pub fn group(command: GroupCommand) -> Self {
+        Self {
+            action: Some(Action::Group(command)),
         }
     }
 

@@ -6,9 +6,20 @@
 //! commits. Views know no dialect, no socket and no file.
 
 pub mod command;
+pub mod group;
 pub mod partition_state;
 mod partition_view;
 pub mod producers;
+
+/// What the entries of a partition mean, beyond where it starts and ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ViewKind {
+    /// Records, and no more.
+    #[default]
+    Records,
+    /// Consumer groups and their offsets.
+    Groups,
+}
 
 pub use command::PartitionCommand;
 pub use partition_state::{PartitionState, SharedState};

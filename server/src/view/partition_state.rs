@@ -1,5 +1,5 @@
-//! The replicated state of one data partition: where it starts and ends, its time, and the
-//! windows of its producers.
+//! The replicated state of one partition: where it starts and ends, its time, the windows of its
+//! producers, and, where it is a view's own log, what that view holds.
 //!
 //! Rebuilt by replaying committed entries in order; kept in the key-value store between flushes,
 //! so that a restart replays only what came after. Equal entries give an equal state, and
@@ -14,7 +14,9 @@ use trilog_model::batch::BatchHeader;
 use trilog_model::{Offset, Timestamp};
 use trilog_storage::frame::FrameHeader;
 
+use super::ViewKind;
 use super::command::{Action, PartitionCommand};
+use super::group::{At, Groups};
 use super::producers::{Change, Producers, Publisher, Window};
 
 /// The state as its view and its partition share it.
@@ -27,6 +29,8 @@ pub struct PartitionState {
     next_offset: Offset,
     time: Timestamp,
     producers: Producers,
+    /// Only of partitions that hold groups.
+    groups: Option<Groups>,
 }
 
 /// What one entry changed beyond the position, for the store.
@@ -47,6 +51,32 @@ pub enum StateError {
 }
 
 impl PartitionState {
+    /// An empty one.
+    #[must_use]
+    pub fn of(kind: ViewKind) -> Self {
+        Self {
+            groups: match kind {
+                ViewKind::Records => None,
+                ViewKind::Groups => Some(Groups::default()),
+            },
+            ..Self::default()
+        }
+    }
+
+    #[must_use]
+    pub fn kind(&self) -> ViewKind {
+        match self.groups {
+            None => ViewKind::Records,
+            Some(_) => ViewKind::Groups,
+        }
+    }
+
+    /// The groups, where it holds such.
+    #[must_use]
+    pub fn groups(&self) -> Option<&Groups> {
+        self.groups.as_ref()
+    }
+
     /// Folds one committed entry.
     pub fn replay(
         &mut self,
@@ -61,7 +91,7 @@ impl PartitionState {
             self.next_offset = header.next_offset();
         }
         if !command.is_empty() {
-            self.replay_command(command)?;
+            self.replay_command(header, command)?;
         }
         Ok(replayed)
     }
@@ -89,7 +119,7 @@ impl PartitionState {
         )))
     }
 
-    fn replay_command(&mut self, command: &[u8]) -> Result<(), StateError> {
+    fn replay_command(&mut self, header: &FrameHeader, command: &[u8]) -> Result<(), StateError> {
         let command = PartitionCommand::decode(command).map_err(|_| StateError::Command)?;
         match command.action.ok_or(StateError::Command)? {
             Action::Trim(trim) => {
@@ -97,6 +127,16 @@ impl PartitionState {
                 self.log_start = self.log_start.max(wanted);
             }
             Action::Tick(_) => {}
+            Action::Group(command) => {
+                let groups = self.groups.as_mut().ok_or(StateError::Command)?;
+                let at = At {
+                    index: header.id().index,
+                    time: header.append_time,
+                };
+                if !groups.replay(&command, at) {
+                    return Err(StateError::Command);
+                }
+            }
         }
         Ok(())
     }
@@ -150,6 +190,7 @@ impl PartitionState {
             next_offset: Offset(number(8)?),
             time: Timestamp(number(16)?),
             producers: Producers::default(),
+            groups: None,
         };
         for (id, window) in windows {
             let window = Window::decode(window).ok_or(StateError::Stored)?;
@@ -168,6 +209,7 @@ impl PartitionState {
         StoredState {
             position: self.encode_position().to_vec(),
             producers: producers.collect(),
+            groups: self.groups.as_ref().map(Groups::snapshot),
         }
         .encode_to_vec()
     }
@@ -179,7 +221,12 @@ impl PartitionState {
             .producers
             .iter()
             .map(|p| (p.producer_id, p.window.as_slice()));
-        Self::from_stored(&stored.position, windows)
+        let mut state = Self::from_stored(&stored.position, windows)?;
+        if let Some(groups) = &stored.groups {
+            let groups = Groups::restore(groups).map_err(|_| StateError::Stored)?;
+            state.groups = Some(groups);
+        }
+        Ok(state)
     }
 
     /// Equal on every replica at equal applied index.
@@ -212,6 +259,8 @@ struct StoredState {
     position: Vec<u8>,
     #[prost(message, repeated, tag = "2")]
     producers: Vec<StoredProducer>,
+    #[prost(bytes = "vec", optional, tag = "3")]
+    groups: Option<Vec<u8>>,
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]

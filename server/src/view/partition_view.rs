@@ -6,6 +6,7 @@ use bytes::Bytes;
 use trilog_raft::{Committed, View, ViewError};
 use trilog_storage::kv::WriteBatch;
 
+use super::ViewKind;
 use super::partition_state::{PartitionState, SharedState};
 
 /// Replays committed entries into the state it shares with the partition's admission.
@@ -15,10 +16,16 @@ pub struct PartitionView {
 }
 
 impl PartitionView {
-    /// An empty partition's view, and the state it will keep.
+    /// An empty data partition's view, and the state it will keep.
     #[must_use]
     pub fn new() -> (Self, SharedState) {
-        let state = SharedState::default();
+        Self::of(ViewKind::Records)
+    }
+
+    /// An empty partition's view of this kind, and the state it will keep.
+    #[must_use]
+    pub fn of(kind: ViewKind) -> (Self, SharedState) {
+        let state = SharedState::new(PartitionState::of(kind).into());
         (
             Self {
                 state: Arc::clone(&state),
@@ -50,7 +57,12 @@ impl View for PartitionView {
     fn restore(&mut self, state: &[u8], _: &mut WriteBatch) -> Result<(), ViewError> {
         let restored = PartitionState::restore(state)
             .map_err(|error| ViewError::Unreadable(error.to_string()))?;
-        *self.state.lock() = restored;
+        let mut state = self.state.lock();
+        if restored.kind() != state.kind() {
+            let text = "it is of another kind of partition".to_owned();
+            return Err(ViewError::Unreadable(text));
+        }
+        *state = restored;
         Ok(())
     }
 

@@ -9,9 +9,12 @@ use super::super::command::{
     ReplicaRef, ReportClosed, ReportSilent, SetClusterConfig, StepAside, TopicKind,
 };
 use super::super::fixtures::{
-    assign, cluster, create, done, partition, refused, registration, settle, topic_id, voters,
+    assign, cluster, cluster_at, create, done, partition, refused, registration, settle, topic_id,
+    voters,
 };
 use super::super::ids::{NodeIdentity, TopicId};
+use super::super::internal::InternalTopic;
+use super::super::level::INTERNAL_LEVEL;
 use super::super::reply::decode_outcome;
 use super::*;
 
@@ -372,6 +375,50 @@ fn topics_of_the_system_cannot_be_deleted() {
 }
 
 #[test]
+fn internal_topics_belong_to_the_system() {
+    let mut state = cluster_at(2, INTERNAL_LEVEL);
+    let name = InternalTopic::Groups.name();
+    let Command::CreateTopic(theirs) = create(1, name, 16, 0) else {
+        unreachable!()
+    };
+    let ours = CreateTopic {
+        kind: TopicKind::Internal.into(),
+        ..theirs.clone()
+    };
+    let strange = CreateTopic {
+        name: "orders".into(),
+        ..ours.clone()
+    };
+    for refused_topic in [theirs, strange] {
+        let refusal = refused(&mut state, &Command::CreateTopic(refused_topic));
+        assert!(
+            matches!(refusal, ControllerError::InvalidTopicName { .. }),
+            "{refusal:?}"
+        );
+    }
+    done(&mut state, &Command::CreateTopic(ours.clone()));
+    let more = AlterTopic {
+        id: topic_id(1).to_wire(),
+        configs: vec![],
+        partitions: 17,
+        assignments: vec![],
+        replication: 0,
+    };
+    let refusal = refused(&mut state, &Command::AlterTopic(more));
+    assert!(matches!(refusal, ControllerError::InvalidPartitions { .. }));
+    let delete = DeleteTopic {
+        id: topic_id(1).to_wire(),
+    };
+    let refusal = refused(&mut state, &Command::DeleteTopic(delete));
+    assert!(matches!(refusal, ControllerError::TopicProtected { .. }));
+
+    let mut older = cluster(1);
+    let refusal = refused(&mut older, &Command::CreateTopic(ours));
+    assert!(matches!(refusal, ControllerError::LevelNotActive { .. }));
+    done(&mut older, &create(1, name, 1, 1));
+}
+
+#[test]
 fn a_move_is_done_when_the_leader_reports_exactly_the_assigned_set() {
     let mut state = cluster(4);
     done(&mut state, &create(1, "a", 1, 3));
@@ -662,7 +709,10 @@ fn a_level_is_activated_when_every_node_follows_it() {
     assert_eq!(state.map().level(), 2);
     assert_eq!(state.unsupported_level(), None);
     refused(&mut state, &Command::RegisterNode(registration(2, 2, "")));
-    let older = ControllerState::new();
+    let older = ControllerState {
+        build_level: 1,
+        ..ControllerState::new()
+    };
     assert!(matches!(
         older.restored(&state.snapshot()),
         Err(RestoreError::Level {

@@ -13,6 +13,8 @@ use super::super::command::{
     AlterTopic, Assignment, ConfigEntry, CreateTopic, DeleteTopic, TopicKind,
 };
 use super::super::ids::TopicId;
+use super::super::internal::is_reserved;
+use super::super::level::INTERNAL_LEVEL;
 use super::super::names::{check_topic_name, collision_key};
 use super::super::placement::place;
 use super::super::reply::{ControllerError, Outcome, Reply};
@@ -28,6 +30,7 @@ impl ControllerState {
         let kind =
             TopicKind::try_from(command.kind).map_err(|_| malformed("unknown kind of topic"))?;
         check_topic_name(&command.name)?;
+        self.check_owner(kind, &command.name)?;
         if let Some(done) = self.already_created(id, &command.name)? {
             return Ok(done);
         }
@@ -71,6 +74,12 @@ impl ControllerState {
         if command.replication > 0 {
             self.check_replication(command.replication)?;
         }
+        let level = self.tables.level;
+        if command.partitions > 0 && topic.kind == TopicKind::Internal && level >= INTERNAL_LEVEL {
+            return Err(ControllerError::InvalidPartitions {
+                reason: "a topic of the system keeps what it was created with".to_owned(),
+            });
+        }
         let added = self.added_sets(&topic, command)?;
         let partitions = self.new_partitions(&added)?;
         let old = len(&topic.partitions);
@@ -86,6 +95,21 @@ impl ControllerState {
             self.touch();
         }
         Ok(Reply::Done)
+    }
+
+    /// The system's names are for the system's topics, and the other way round.
+    fn check_owner(&self, kind: TopicKind, name: &str) -> Result<(), ControllerError> {
+        if self.tables.level < INTERNAL_LEVEL || (kind == TopicKind::Internal) == is_reserved(name)
+        {
+            return Ok(());
+        }
+        Err(ControllerError::InvalidTopicName {
+            name: name.to_owned(),
+            reason: match kind {
+                TopicKind::Internal => "it is not one of the system's".to_owned(),
+                TopicKind::User | TopicKind::BuiltIn => "it is kept for the system".to_owned(),
+            },
+        })
     }
 
     pub(super) fn delete_topic(&mut self, command: &DeleteTopic) -> Outcome {
