@@ -13,6 +13,8 @@ const SERVER_LAYERS: &[(&str, &[&str], &[&str])] = &[
     ("config", &[], &[]),
     // Connections of whatever edge, bounded.
     ("listen", &[], &[]),
+    // What edges count.
+    ("meter", &[], &[]),
     (
         "view",
         &[],
@@ -49,7 +51,18 @@ const SERVER_LAYERS: &[(&str, &[&str], &[&str])] = &[
     ("http", &["listen"], &[]),
     (
         "admin",
-        &["cluster", "partition", "listen"],
+        &["cluster", "partition", "listen", "meter"],
+        &[
+            "trilog_model",
+            "trilog_wire",
+            "trilog_raft::controller",
+            "trilog_storage::env",
+            "trilog_storage::frame",
+        ],
+    ),
+    (
+        "kafka",
+        &["cluster", "partition", "listen", "meter"],
         &[
             "trilog_model",
             "trilog_wire",
@@ -61,7 +74,9 @@ const SERVER_LAYERS: &[(&str, &[&str], &[&str])] = &[
     // Puts a node together: sees everything below.
     (
         "boot",
-        &["config", "view", "partition", "cluster", "http", "admin"],
+        &[
+            "config", "view", "partition", "cluster", "http", "admin", "kafka",
+        ],
         &[
             "trilog_model",
             "trilog_raft",

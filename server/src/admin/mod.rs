@@ -5,7 +5,6 @@ mod cluster;
 mod errors;
 mod fetch;
 mod incoming;
-mod meter;
 mod plain;
 mod producer;
 mod topics;
@@ -25,8 +24,10 @@ use trilog_wire::v1::producer_server::ProducerServer;
 use trilog_wire::v1::topics_server::TopicsServer;
 
 use crate::cluster::Cluster;
-use meter::Meters;
+use crate::meter::Meters;
 
+/// The value of the label `dialect`.
+const DIALECT: &str = "native";
 /// What a message may hold beyond its record batch.
 const MESSAGE_OVERHEAD: usize = 64 << 10;
 /// HTTP/2 flow control: bytes in flight per stream, and per connection.
@@ -73,7 +74,7 @@ impl Api {
             clock,
             entropy,
             limits,
-            meters: Meters::default(),
+            meters: Meters::new(DIALECT),
         }
     }
 

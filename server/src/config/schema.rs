@@ -49,7 +49,7 @@ section! {
         peer: SocketAddr = loopback(7401),
         /// Metrics and health.
         http: SocketAddr = loopback(8222),
-        /// Reserved for Kafka clients.
+        /// Kafka clients.
         kafka: SocketAddr = loopback(9092),
         /// Reserved for NATS clients.
         nats: SocketAddr = loopback(4222),
@@ -65,6 +65,8 @@ section! {
         grpc: Option<String> = None,
         /// For the other nodes.
         peer: Option<String> = None,
+        /// For Kafka clients, which go to the node that leads a partition.
+        kafka: Option<String> = None,
     }
 }
 
@@ -124,6 +126,19 @@ section! {
         connections: u32 = 4096,
         /// Bytes one connection may have on their way into the log.
         inflight_size: ByteSize = ByteSize::mib(16),
+    }
+}
+
+section! {
+    /// Kafka clients, beyond what holds for all.
+    Kafka {
+        /// Connections of Kafka clients at once.
+        connections: u32 = 8192,
+        /// Largest request.
+        request_size: ByteSize = ByteSize::mib(32),
+        /// Memory for the requests of all Kafka clients together, and as much again for records
+        /// on their way to them.
+        memory: ByteSize = ByteSize::mib(256),
     }
 }
 
@@ -222,6 +237,7 @@ config! {
     storage: Storage,
     raft: Raft,
     limits: Limits,
+    kafka: Kafka,
     log: Log,
 }
 
@@ -236,6 +252,12 @@ impl Config {
     pub fn advertised_peer(&self) -> String {
         let advertised = self.advertise.peer.clone();
         advertised.unwrap_or_else(|| self.listen.peer.to_string())
+    }
+
+    /// Where Kafka clients are told to connect.
+    pub fn advertised_kafka(&self) -> String {
+        let advertised = self.advertise.kafka.clone();
+        advertised.unwrap_or_else(|| self.listen.kafka.to_string())
     }
 
     /// Every key as `section.field`.
