@@ -13,6 +13,8 @@ const SERVER_LAYERS: &[(&str, &[&str], &[&str])] = &[
     ("config", &[], &[]),
     // Connections of whatever edge, bounded.
     ("listen", &[], &[]),
+    // What edges count.
+    ("meter", &[], &[]),
     (
         "view",
         &[],
@@ -58,7 +60,18 @@ const SERVER_LAYERS: &[(&str, &[&str], &[&str])] = &[
     ("http", &["listen"], &[]),
     (
         "admin",
-        &["cluster", "partition", "listen"],
+        &["cluster", "partition", "listen", "meter"],
+        &[
+            "trilog_model",
+            "trilog_wire",
+            "trilog_raft::controller",
+            "trilog_storage::env",
+            "trilog_storage::frame",
+        ],
+    ),
+    (
+        "kafka",
+        &["cluster", "partition", "listen", "meter"],
         &[
             "trilog_model",
             "trilog_wire",
@@ -79,6 +92,7 @@ const SERVER_LAYERS: &[(&str, &[&str], &[&str])] = &[
             "group",
             "http",
             "admin",
+            "kafka",
         ],
         &[
             "trilog_model",

@@ -1,8 +1,8 @@
 //! The Trilog server and command line: one binary.
 //!
 //! Modules point downward only: `cli` over `dev` over `boot`, which alone sees everything; below
-//! it the edges (`http` and the dialects), which never import one another; `config` and `listen` see
-//! none of them.
+//! it the edges (`http` and the dialects), which never import one another; `config`, `listen` and `meter`
+//! see none of them.
 
 pub mod admin;
 pub mod boot;
@@ -12,6 +12,8 @@ pub mod config;
 pub mod dev;
 pub mod group;
 pub mod http;
+pub mod kafka;
 pub mod listen;
+pub mod meter;
 pub mod partition;
 pub mod view;

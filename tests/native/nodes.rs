@@ -87,6 +87,7 @@ fn config(dir: &TempDir, node: usize, ports: &[u16], seeds: &str) -> Config {
             set("cluster.seeds", seeds.to_owned()),
             set("listen.grpc", format!("127.0.0.1:{}", ports[0])),
             set("listen.peer", format!("127.0.0.1:{}", ports[1])),
+            set("listen.kafka", "127.0.0.1:0".to_owned()),
             set("storage.wal_file_size", "4MiB".to_owned()),
             set("storage.wal_files", "8".to_owned()),
         ],

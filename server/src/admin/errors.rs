@@ -8,6 +8,13 @@ use trilog_wire::v1::{Error, ErrorCode, Leader};
 use crate::cluster::{Cluster, LookupError, ProposeError, ProxyError};
 use crate::partition::{AppendError, ReadError};
 
+/// What a metric calls the error.
+pub(super) fn reason(error: &Error) -> String {
+    let reason = error.code().as_str_name();
+    let reason = reason.strip_prefix("ERROR_CODE_").unwrap_or(reason);
+    reason.to_lowercase()
+}
+
 /// Where to go for a partition that this node does not lead.
 pub(super) fn not_leader(cluster: &Cluster, leader: Option<NodeId>) -> Error {
     let Some(node) = leader else {

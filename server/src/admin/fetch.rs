@@ -16,8 +16,8 @@ use trilog_wire::v1::{
     Error, ErrorCode, FetchRequest, FetchResponse, FetchedBatch, ResolveRequest, ResolveResponse,
 };
 
-use super::meter::{ApiMeter, TopicMeter};
-use super::{Api, errors, plain};
+use super::{Api, DIALECT, errors, plain};
+use crate::meter::{ApiMeter, TopicMeter};
 use crate::partition::{Fetched, Partition, ReadError, Start};
 
 /// Responses read ahead of a caller, beyond its flow-control window.
@@ -51,7 +51,7 @@ impl Fetch for Api {
             max_wait: bounded_wait(request.max_wait_ms),
             plain: request.plain_records,
             topic: self.meters.topic(&request.topic),
-            meter: ApiMeter::new("fetch"),
+            meter: ApiMeter::new(DIALECT, "fetch"),
             api: self.clone(),
             partition,
             next,
@@ -166,7 +166,7 @@ impl Reader {
                     slot.send(Ok(response))
                 }
                 Err(error) => {
-                    self.meter.refused(&error);
+                    self.meter.refused(errors::reason(&error));
                     let next_offset = self.next.get();
                     let response = FetchResponse {
                         next_offset,

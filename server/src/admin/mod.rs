@@ -6,7 +6,6 @@ mod errors;
 mod fetch;
 mod gate;
 mod incoming;
-mod meter;
 mod plain;
 mod producer;
 mod topics;
@@ -27,9 +26,11 @@ use trilog_wire::v1::topics_server::TopicsServer;
 
 use crate::cluster::Cluster;
 use crate::listen::RequestMemory;
+use crate::meter::Meters;
 use gate::Gate;
-use meter::Meters;
 
+/// The value of the label `dialect`.
+const DIALECT: &str = "native";
 /// What a message may hold beyond its record batch.
 const MESSAGE_OVERHEAD: usize = 64 << 10;
 /// Bytes of an HTTP/2 frame: a batch of the usual 64 KiB comes in one instead of five.
@@ -87,7 +88,7 @@ impl Api {
             entropy,
             limits,
             memory,
-            meters: Meters::default(),
+            meters: Meters::new(DIALECT),
         }
     }
 

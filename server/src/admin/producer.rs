@@ -20,9 +20,9 @@ use trilog_wire::v1::{
     PublishRequest, PublishResponse,
 };
 
-use super::meter::{ApiMeter, TopicMeter};
-use super::{Api, errors};
+use super::{Api, DIALECT, errors};
 use crate::cluster::LookupError;
+use crate::meter::{ApiMeter, TopicMeter};
 use crate::partition::{AppendError, Appended, Partition, Ticket};
 
 /// Answers a produce stream may have waiting for its reader.
@@ -61,9 +61,9 @@ impl Producer for Api {
         &self,
         request: Request<PublishRequest>,
     ) -> Result<Response<PublishResponse>, Status> {
-        let (meter, since) = (ApiMeter::new("publish"), Instant::now());
+        let (meter, since) = (ApiMeter::new(DIALECT, "publish"), Instant::now());
         let published = self.publish_one(request.into_inner()).await;
-        let published = published.inspect_err(|error| meter.refused(error))?;
+        let published = published.inspect_err(|error| meter.refused(errors::reason(error)))?;
         meter.answered(since);
         Ok(Response::new(published))
     }
@@ -177,7 +177,7 @@ impl ProduceStream {
             api,
             answers,
             partitions: BTreeMap::new(),
-            meter: ApiMeter::new("produce"),
+            meter: ApiMeter::new(DIALECT, "produce"),
             inflight_bytes: 0,
         }
     }
@@ -207,7 +207,7 @@ impl ProduceStream {
                         }
                         Err(refusal) => {
                             if let Some(error) = &refusal.error {
-                                self.meter.refused(error);
+                                self.meter.refused(errors::reason(error));
                             }
                             self.send(refusal).await
                         }
@@ -288,7 +288,7 @@ impl ProduceStream {
             }
             Err(error) => {
                 let error = errors::append(&self.api.cluster, &error);
-                self.meter.refused(&error);
+                self.meter.refused(errors::reason(&error));
                 ProduceResponse {
                     request_id,
                     error: Some(error),

@@ -29,6 +29,7 @@ use crate::cluster::{
 };
 use crate::config::Config;
 use crate::group::{Coordinator, Settings as GroupSettings};
+use crate::kafka::{Kafka, Limits as KafkaLimits};
 use crate::listen::RequestMemory;
 use crate::partition::{Intake, Partitions, keep_retention};
 
@@ -41,6 +42,7 @@ const IN_FLIGHT_BYTES: usize = 256 << 20;
 #[derive(Debug)]
 pub struct Listeners {
     grpc: TcpListener,
+    kafka: TcpListener,
     peer: std::net::SocketAddr,
 }
 
@@ -50,8 +52,13 @@ impl Listeners {
         let grpc = TcpListener::bind(address)
             .await
             .with_context(|| format!("listening for gRPC on {address}"))?;
+        let address = config.listen.kafka;
+        let kafka = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("listening for Kafka clients on {address}"))?;
         Ok(Self {
             grpc,
+            kafka,
             peer: config.listen.peer,
         })
     }
@@ -81,9 +88,13 @@ impl Server {
     /// Opens the data directory, joins or forms the cluster, and serves. Waits for the seeds for
     /// as long as it takes.
     pub async fn start(config: &Config, listeners: Listeners) -> anyhow::Result<Self> {
-        let ground = Ground::open(config, listeners.peer).await?;
-        let server = Self::start_on(config, ground).await?;
-        server.run_api(config, listeners.grpc);
+        let mut config = config.clone();
+        // The port that was bound is the one to tell others of, where any was asked for.
+        config.listen.kafka = listeners.kafka.local_addr()?;
+        let ground = Ground::open(&config, listeners.peer).await?;
+        let server = Box::pin(Self::start_on(&config, ground)).await?;
+        server.run_api(&config, listeners.grpc);
+        server.run_kafka(&config, listeners.kafka);
         Ok(server)
     }
 
@@ -248,6 +259,17 @@ impl Server {
                 warn!(%error, "the gRPC port stopped");
             }
         });
+    }
+
+    fn run_kafka(&self, config: &Config, socket: TcpListener) {
+        let limits = KafkaLimits {
+            connections: usize::try_from(config.kafka.connections).unwrap_or(usize::MAX),
+            request_bytes: config.kafka.request_size.as_usize(),
+            inflight_bytes: config.limits.inflight_size.as_usize(),
+            memory: config.kafka.memory.as_usize(),
+        };
+        let kafka = Kafka::new(self.cluster.clone(), self.entropy.clone(), limits);
+        self.tasks.spawn(kafka.serve(socket, self.stop.clone()));
     }
 
     /// Fires once storage can no longer be trusted.

@@ -200,6 +200,7 @@ fn endpoints(config: &Config) -> Vec<Endpoint> {
         (Purpose::Peer, config.advertised_peer()),
         (Purpose::Grpc, config.advertised_grpc()),
         (Purpose::Http, http),
+        (Purpose::Kafka, config.advertised_kafka()),
     ];
     let endpoints = all.iter().filter_map(|(purpose, address)| {
         let (host, port) = address.rsplit_once(':')?;

@@ -155,7 +155,7 @@ impl ControllerHandle {
     async fn propose_bytes(&self, command: Bytes) -> Result<(Reply, u64), ProposeError> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let answer = match self.leader_node() {
+            let answer = match self.leader() {
                 Some(node) if node == self.transport.node() => {
                     self.propose_here(command.clone()).await
                 }
@@ -173,7 +173,9 @@ impl ControllerHandle {
         }
     }
 
-    fn leader_node(&self) -> Option<NodeId> {
+    /// The node that leads the controller, as far as this one knows.
+    #[must_use]
+    pub fn leader(&self) -> Option<NodeId> {
         self.group.leadership().borrow().leader.map(ReplicaId::node)
     }
 
@@ -240,7 +242,7 @@ impl ControllerHandle {
     /// The version of the map that was current at some moment after this call began, as the
     /// controller's leader proves it to itself; nothing if it cannot now.
     pub async fn current_version(&self) -> Option<u64> {
-        match self.leader_node()? {
+        match self.leader()? {
             node if node == self.transport.node() => self.prove_version().await,
             node => {
                 let (lane, kind, route) = (Lane::Control, CONFIRM, Route::default());

@@ -49,7 +49,7 @@ section! {
         peer: SocketAddr = loopback(7401),
         /// Metrics and health.
         http: SocketAddr = loopback(8222),
-        /// Reserved for Kafka clients.
+        /// Kafka clients.
         kafka: SocketAddr = loopback(9092),
         /// Reserved for NATS clients.
         nats: SocketAddr = loopback(4222),
@@ -65,6 +65,8 @@ section! {
         grpc: Option<String> = None,
         /// For the other nodes.
         peer: Option<String> = None,
+        /// For Kafka clients, which go to the node that leads a partition.
+        kafka: Option<String> = None,
     }
 }
 
@@ -148,6 +150,19 @@ section! {
         /// Memory for requests that are coming in, of all connections of all dialects together.
         /// When it is taken, further requests wait, and are refused after ten seconds.
         request_memory: ByteSize = ByteSize::mib(128),
+    }
+}
+
+section! {
+    /// Kafka clients, beyond what holds for all.
+    Kafka {
+        /// Connections of Kafka clients at once.
+        connections: u32 = 8192,
+        /// Largest request.
+        request_size: ByteSize = ByteSize::mib(32),
+        /// Memory for the requests of all Kafka clients together, and as much again for records
+        /// on their way to them.
+        memory: ByteSize = ByteSize::mib(256),
     }
 }
 
@@ -247,6 +262,7 @@ config! {
     raft: Raft,
     groups: Groups,
     limits: Limits,
+    kafka: Kafka,
     log: Log,
 }
 
@@ -261,6 +277,12 @@ impl Config {
     pub fn advertised_peer(&self) -> String {
         let advertised = self.advertise.peer.clone();
         advertised.unwrap_or_else(|| self.listen.peer.to_string())
+    }
+
+    /// Where Kafka clients are told to connect.
+    pub fn advertised_kafka(&self) -> String {
+        let advertised = self.advertise.kafka.clone();
+        advertised.unwrap_or_else(|| self.listen.kafka.to_string())
     }
 
     /// Every key as `section.field`.

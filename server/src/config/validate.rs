@@ -30,6 +30,7 @@ pub(super) fn problems(loaded: &Loaded) -> Vec<Problem> {
     check.raft(config);
     check.groups(config);
     check.limits(config);
+    check.kafka(config);
     check.problems
 }
 
@@ -164,6 +165,7 @@ impl Check<'_> {
         let advertised = [
             ("advertise.grpc", &config.advertise.grpc),
             ("advertise.peer", &config.advertise.peer),
+            ("advertise.kafka", &config.advertise.kafka),
         ];
         for (key, address) in advertised {
             if let Some(address) = address
@@ -295,6 +297,25 @@ impl Check<'_> {
         }
         if raft.election_timeout_max > minute {
             self.refuse("raft.election_timeout_max", "is above 60s");
+        }
+    }
+
+    fn kafka(&mut self, config: &Config) {
+        let (kafka, batch) = (&config.kafka, config.limits.batch_size);
+        let most = ByteSize::mib(1024);
+        self.size(
+            "kafka.request_size",
+            kafka.request_size,
+            ByteSize::kib(64),
+            most,
+        );
+        if kafka.request_size < batch {
+            self.refuse("kafka.request_size", "is smaller than limits.batch_size");
+        }
+        let most = ByteSize::mib(1 << 20);
+        self.size("kafka.memory", kafka.memory, kafka.request_size, most);
+        if kafka.connections == 0 {
+            self.refuse("kafka.connections", "is 0: nobody could connect");
         }
     }
 

@@ -77,9 +77,13 @@ impl Place {
         (Ipv4Addr::LOCALHOST, self.http).into()
     }
 
+    pub fn kafka_addr(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.kafka).into()
+    }
+
     /// The ports that a node binds.
-    fn ports(&self) -> [u16; 3] {
-        [self.grpc, self.peer, self.http]
+    fn ports(&self) -> [u16; 4] {
+        [self.grpc, self.peer, self.http, self.kafka]
     }
 }
 

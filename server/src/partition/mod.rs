@@ -4,6 +4,7 @@
 //! file; below it are the Raft group and its log.
 
 mod drain;
+mod epochs;
 mod error;
 mod registry;
 mod retention;
@@ -20,6 +21,7 @@ use trilog_raft::{HighWatermark, Leadership};
 use trilog_storage::frame::Frame;
 use trilog_storage::log::{Pressure, Retention};
 
+pub use epochs::Dated;
 pub use error::{AppendError, ReadError};
 pub use registry::Partitions;
 pub use retention::keep as keep_retention;
@@ -298,6 +300,24 @@ impl Partition {
             .await
             .map_err(|_| AppendError::Closed)?;
         Ok(Ticket(answer))
+    }
+
+    /// Where the log begins and ends, for a reader at `from`, which must lie within; no records.
+    pub fn bounds(&self, from: Offset) -> Result<Fetched, ReadError> {
+        let high_watermark = self.inner.group.high_watermark().borrow().offset;
+        let log_start = self.log_start();
+        if from < log_start || from > high_watermark {
+            return Err(ReadError::OutOfRange {
+                asked: from,
+                start: log_start,
+                end: high_watermark,
+            });
+        }
+        Ok(Fetched {
+            frames: Vec::new(),
+            high_watermark,
+            log_start,
+        })
     }
 
     /// Committed records from `from` on, at least one batch if there is one, whatever its size.

@@ -367,6 +367,7 @@ impl Node {
         let text = format!(
             "[node]\nid = {}\ndata_dir = \"{}\"\n[cluster]\nseeds = [{seeds}]\n[listen]\n\
              grpc = \"127.0.0.1:{}\"\npeer = \"127.0.0.1:{}\"\nhttp = \"127.0.0.1:{}\"\n\
+             kafka = \"127.0.0.1:0\"\n\
              [storage]\nwal_file_size = \"16MiB\"\nwal_files = 8\n{storage}\n",
             node + 1,
             data.display(),

@@ -4,6 +4,8 @@
 //! Byte fields are `bytes::Bytes`, shared with the buffer a message was read from.
 
 pub mod error;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 
 /// The definitions of everything here, as tools that ask a node for them expect it: an encoded
 /// `google.protobuf.FileDescriptorSet`.

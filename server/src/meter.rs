@@ -1,4 +1,4 @@
-//! What the native API counts: requests by kind, records and bytes by topic.
+//! What every edge counts: requests by kind, records and bytes by topic.
 //!
 //! Handles are looked up once per stream and topic; what happens per batch is an addition.
 
@@ -8,24 +8,22 @@ use std::sync::Arc;
 use metrics::{Counter, Histogram, counter, histogram};
 use parking_lot::Mutex;
 use tokio::time::Instant;
-use trilog_wire::v1::Error;
 
-/// The value of the label `dialect`.
-const DIALECT: &str = "native";
 /// Topics that are counted apart; the rest are counted together, so that nobody can fill the
 /// registry by making topics.
 const TOPICS: usize = 1000;
 const OTHER: &str = "_other";
 
-/// The meters of one node's native API.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Meters {
+/// The meters of one dialect of a node.
+#[derive(Clone, Debug)]
+pub struct Meters {
+    dialect: &'static str,
     topics: Arc<Mutex<BTreeSet<String>>>,
 }
 
 /// One topic's counters.
 #[derive(Clone, Debug)]
-pub(super) struct TopicMeter {
+pub struct TopicMeter {
     messages_in: Counter,
     bytes_in: Counter,
     messages_out: Counter,
@@ -34,14 +32,25 @@ pub(super) struct TopicMeter {
 
 /// One kind of request.
 #[derive(Clone, Debug)]
-pub(super) struct ApiMeter {
+pub struct ApiMeter {
+    dialect: &'static str,
     api: &'static str,
     requests: Counter,
     duration: Histogram,
 }
 
 impl Meters {
-    pub(super) fn topic(&self, name: &str) -> TopicMeter {
+    /// Of the dialect with this label.
+    #[must_use]
+    pub fn new(dialect: &'static str) -> Self {
+        Self {
+            dialect,
+            topics: Arc::default(),
+        }
+    }
+
+    #[must_use]
+    pub fn topic(&self, name: &str) -> TopicMeter {
         let mut topics = self.topics.lock();
         let known = topics.contains(name);
         let topic = if known || topics.len() < TOPICS {
@@ -52,8 +61,9 @@ impl Meters {
         } else {
             OTHER.to_owned()
         };
+        let dialect = self.dialect;
         let count =
-            |name: &'static str| counter!(name, "dialect" => DIALECT, "topic" => topic.clone());
+            |name: &'static str| counter!(name, "dialect" => dialect, "topic" => topic.clone());
         TopicMeter {
             messages_in: count("trilog_messages_in_total"),
             bytes_in: count("trilog_bytes_in_total"),
@@ -65,42 +75,42 @@ impl Meters {
 
 impl TopicMeter {
     /// A batch was acknowledged.
-    pub(super) fn came(&self, records: u64, bytes: u64) {
+    pub fn came(&self, records: u64, bytes: u64) {
         self.messages_in.increment(records);
         self.bytes_in.increment(bytes);
     }
 
     /// A batch was sent.
-    pub(super) fn left(&self, records: u64, bytes: u64) {
+    pub fn left(&self, records: u64, bytes: u64) {
         self.messages_out.increment(records);
         self.bytes_out.increment(bytes);
     }
 }
 
 impl ApiMeter {
-    pub(super) fn new(api: &'static str) -> Self {
+    #[must_use]
+    pub fn new(dialect: &'static str, api: &'static str) -> Self {
         Self {
+            dialect,
             api,
-            requests: counter!("trilog_requests_total", "dialect" => DIALECT, "api" => api),
+            requests: counter!("trilog_requests_total", "dialect" => dialect, "api" => api),
             duration: histogram!(
-                "trilog_request_duration_seconds", "dialect" => DIALECT, "api" => api
+                "trilog_request_duration_seconds", "dialect" => dialect, "api" => api
             ),
         }
     }
 
     /// A request that came at `since` was answered.
-    pub(super) fn answered(&self, since: Instant) {
+    pub fn answered(&self, since: Instant) {
         self.requests.increment(1);
         self.duration.record(since.elapsed());
     }
 
     /// It was answered with an error, which is rare enough to look its counter up.
-    pub(super) fn refused(&self, error: &Error) {
-        let reason = error.code().as_str_name();
-        let reason = reason.strip_prefix("ERROR_CODE_").unwrap_or(reason);
+    pub fn refused(&self, reason: String) {
         counter!(
             "trilog_request_errors_total",
-            "dialect" => DIALECT, "api" => self.api, "reason" => reason.to_lowercase()
+            "dialect" => self.dialect, "api" => self.api, "reason" => reason
         )
         .increment(1);
     }
@@ -112,7 +122,7 @@ mod tests {
 
     #[test]
     fn topics_beyond_the_limit_are_counted_together() {
-        let meters = Meters::default();
+        let meters = Meters::new("test");
         for topic in 0..TOPICS + 10 {
             meters.topic(&format!("topic-{topic}")).came(1, 1);
         }

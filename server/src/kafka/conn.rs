@@ -1,0 +1,286 @@
+//! One connection: requests in, answers out in the order of the requests.
+//!
+//! ```text
+//! read -> begin (in order: a produce takes its places in the partitions' queues) -> wait, many at
+//! once (commits, long polls) -> answers in request order, all that are ready in one vectored write
+//! ```
+//!
+//! One task does it all. It does not read on while the connection has too much unanswered, and it
+//! ends a connection whose peer does not take its answers.
+
+use std::collections::VecDeque;
+use std::io;
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use futures::future::BoxFuture;
+use futures::stream::FuturesOrdered;
+use futures::{FutureExt, StreamExt};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::AsyncWriteExt;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+use trilog_wire::kafka::{Answer, FrameError, Malformed, Opened, Request, Unanswerable};
+
+use super::handlers;
+use super::input::{Arrived, Input};
+use super::session::Session;
+use super::{Kafka, handlers::Begun};
+use crate::listen::Connection;
+
+/// Requests of one connection that may be unanswered.
+const MAX_PIPELINED: usize = 1024;
+/// Slices of one vectored write.
+const MAX_SLICES: usize = 256;
+/// How long a client may take for its answers, and the rate beyond which it gets longer.
+const WRITE_PATIENCE: Duration = Duration::from_secs(30);
+const SLOWEST_BYTES_PER_SECOND: u64 = 64 << 10;
+/// When a silent peer is asked whether it is still there.
+const KEEPALIVE: Duration = Duration::from_mins(1);
+
+/// Why a connection was ended from this side, or broke.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Ended {
+    #[error("nothing came in time")]
+    Silent,
+    #[error("it was closed inside a request")]
+    Torn,
+    #[error("its answers were not taken in time")]
+    Unread,
+    #[error("the node stops")]
+    Stopped,
+    #[error("a produce without acknowledgement failed")]
+    Unacknowledged,
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    #[error(transparent)]
+    Unanswerable(#[from] Unanswerable),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// What becomes of a request.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    Answer(Answer),
+    /// An answer with records, and what they hold of the node's budget until they are sent.
+    Records(Answer, Vec<OwnedSemaphorePermit>),
+    /// There is nothing to say, as with a produce that wants no acknowledgement.
+    Silence,
+    Close(Ended),
+}
+
+impl From<Result<Answer, Ended>> for Outcome {
+    fn from(answer: Result<Answer, Ended>) -> Self {
+        match answer {
+            Ok(answer) => Self::Answer(answer),
+            Err(ended) => Self::Close(ended),
+        }
+    }
+}
+
+/// An outcome, and what is freed and counted when it is sent.
+struct Done {
+    outcome: Outcome,
+    receipt: Receipt,
+}
+
+struct Receipt {
+    room: OwnedSemaphorePermit,
+    since: Instant,
+    /// Its place in the table of apis; none for one that could not be read.
+    api: Option<usize>,
+}
+
+type Beginning = Pin<Box<dyn Future<Output = (Session, Begun, Receipt)> + Send>>;
+
+/// Serves a connection until either side ends it.
+pub(super) async fn serve(kafka: Kafka, connection: Connection) -> Result<(), Ended> {
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE);
+    SockRef::from(connection.stream()).set_tcp_keepalive(&keepalive)?;
+    let local = connection.stream().local_addr().ok();
+    let limits = kafka.inner.limits;
+    let requests = kafka.inner.requests.clone();
+    let mut serving = Serving {
+        input: Input::new(connection, limits.request_bytes, requests),
+        session: Some(Session::new(kafka.clone(), local)),
+        beginning: None,
+        waiting: FuturesOrdered::new(),
+        unanswered_bytes: 0,
+        output: VecDeque::new(),
+        kafka,
+    };
+    serving.run().await
+}
+
+struct Serving {
+    kafka: Kafka,
+    input: Input,
+    /// Here unless a request is being begun with it.
+    session: Option<Session>,
+    beginning: Option<Beginning>,
+    waiting: FuturesOrdered<BoxFuture<'static, Done>>,
+    unanswered_bytes: usize,
+    output: VecDeque<Bytes>,
+}
+
+impl Serving {
+    async fn run(&mut self) -> Result<(), Ended> {
+        let mut open = true;
+        while open || self.beginning.is_some() || !self.waiting.is_empty() {
+            let reading = open
+                && self.beginning.is_none()
+                && self.waiting.len() < MAX_PIPELINED
+                && self.unanswered_bytes < self.kafka.inner.limits.inflight_bytes;
+            tokio::select! {
+                biased;
+                Some(done) = self.waiting.next(), if !self.waiting.is_empty() => {
+                    self.send_ready(done).await?;
+                }
+                (session, begun, receipt) = poll_beginning(&mut self.beginning) => {
+                    self.beginning = None;
+                    self.session = Some(session);
+                    self.await_outcome(begun, receipt);
+                }
+                arrived = self.input.next(), if reading => match arrived? {
+                    Some(arrived) => self.begin(arrived)?,
+                    None => open = false,
+                },
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts on a request. The first step is taken at once: most are finished with it, or have
+    /// their places in the queues.
+    fn begin(&mut self, arrived: Arrived) -> Result<(), Ended> {
+        let Arrived { message, room } = arrived;
+        self.unanswered_bytes += room.num_permits();
+        let since = Instant::now();
+        let request = match Request::open(&message)? {
+            Opened::Request(request) => request,
+            Opened::VersionsUnsupported { correlation_id } => {
+                let answer = handlers::versions_unsupported(correlation_id)?;
+                let receipt = Receipt {
+                    room,
+                    since,
+                    api: None,
+                };
+                self.await_outcome(Begun::Done(Outcome::Answer(answer)), receipt);
+                return Ok(());
+            }
+        };
+        let receipt = Receipt {
+            room,
+            since,
+            api: Some(request.api.place()),
+        };
+        let Some(mut session) = self.session.take() else {
+            return Err(Ended::Stopped);
+        };
+        let mut beginning: Beginning = Box::pin(async move {
+            let begun = handlers::begin(&mut session, request).await;
+            (session, begun, receipt)
+        });
+        match (&mut beginning).now_or_never() {
+            Some((session, begun, receipt)) => {
+                self.session = Some(session);
+                self.await_outcome(begun, receipt);
+            }
+            None => self.beginning = Some(beginning),
+        }
+        Ok(())
+    }
+
+    fn await_outcome(&mut self, begun: Begun, receipt: Receipt) {
+        let waiting = match begun {
+            Begun::Done(outcome) => futures::future::ready(Done { outcome, receipt }).boxed(),
+            Begun::Later(outcome) => outcome.map(|outcome| Done { outcome, receipt }).boxed(),
+        };
+        self.waiting.push_back(waiting);
+    }
+
+    /// Sends this answer and those behind it that are ready, too.
+    async fn send_ready(&mut self, first: Done) -> Result<(), Ended> {
+        let (mut held, mut records) = (Vec::new(), Vec::new());
+        let mut next = Some(first);
+        while let Some(Done { outcome, receipt }) = next {
+            match outcome {
+                Outcome::Answer(answer) => self.output.extend(answer.0),
+                Outcome::Records(answer, room) => {
+                    self.output.extend(answer.0);
+                    records.extend(room);
+                }
+                Outcome::Silence => {}
+                Outcome::Close(ended) => {
+                    self.write_out().await?;
+                    return Err(ended);
+                }
+            }
+            held.push(receipt);
+            next = if self.output.len() < MAX_SLICES {
+                self.waiting.next().now_or_never().flatten()
+            } else {
+                None
+            };
+        }
+        self.write_out().await?;
+        drop(records);
+        for receipt in held {
+            self.unanswered_bytes -= receipt.room.num_permits();
+            if let Some(meter) = receipt
+                .api
+                .and_then(|api| self.kafka.inner.api_meters.get(api))
+            {
+                meter.answered(receipt.since);
+            }
+        }
+        self.input.touch();
+        Ok(())
+    }
+
+    async fn write_out(&mut self) -> Result<(), Ended> {
+        let bytes: usize = self.output.iter().map(Bytes::len).sum();
+        let longer = bytes as u64 / SLOWEST_BYTES_PER_SECOND;
+        let patience = WRITE_PATIENCE + Duration::from_secs(longer);
+        let writing = write_all(&mut self.input.connection, &mut self.output);
+        tokio::time::timeout(patience, writing)
+            .await
+            .map_err(|_| Ended::Unread)?
+    }
+}
+
+async fn poll_beginning(beginning: &mut Option<Beginning>) -> (Session, Begun, Receipt) {
+    match beginning {
+        Some(beginning) => beginning.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn write_all(connection: &mut Connection, output: &mut VecDeque<Bytes>) -> Result<(), Ended> {
+    while !output.is_empty() {
+        let mut slices = [io::IoSlice::new(&[]); MAX_SLICES];
+        let mut used = 0;
+        for (slot, bytes) in slices.iter_mut().zip(output.iter()) {
+            *slot = io::IoSlice::new(bytes);
+            used += 1;
+        }
+        let slices = slices.get(..used).unwrap_or(&[]);
+        let mut written = connection.write_vectored(slices).await?;
+        if written == 0 {
+            return Err(Ended::Io(io::ErrorKind::WriteZero.into()));
+        }
+        while let Some(front) = output.front_mut() {
+            if front.len() > written {
+                front.advance(written);
+                break;
+            }
+            written -= front.len();
+            output.pop_front();
+        }
+    }
+    Ok(())
+}

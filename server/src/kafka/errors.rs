@@ -1,0 +1,63 @@
+//! What goes wrong inside, as Kafka says it: every inner error has its code here.
+
+use trilog_model::batch::BatchError;
+use trilog_wire::kafka::ErrorCode;
+
+use crate::cluster::LookupError;
+use crate::partition::{AppendError, ReadError};
+
+/// Codes say too little of some refusals; what is said to people beside them.
+pub(super) type Refusal = (ErrorCode, Option<String>);
+
+pub(super) fn append(error: &AppendError) -> Refusal {
+    let code = match error {
+        AppendError::NotLeader { .. } | AppendError::Closed => ErrorCode::NotLeaderOrFollower,
+        // It may yet be committed: a producer that tries again must be idempotent to be sure.
+        AppendError::Unknown => ErrorCode::RequestTimedOut,
+        AppendError::Invalid(error) => batch(*error),
+        AppendError::TooLarge { .. } => ErrorCode::MessageTooLarge,
+        AppendError::OutOfOrder { .. } => ErrorCode::OutOfOrderSequenceNumber,
+        AppendError::Fenced { .. } => ErrorCode::InvalidProducerEpoch,
+        AppendError::OffsetMismatch { .. } => ErrorCode::InvalidRequest,
+        AppendError::Busy(_) => ErrorCode::KafkaStorageError,
+        // As a broker says of its own topics.
+        AppendError::Internal => ErrorCode::InvalidTopicException,
+    };
+    (code, Some(error.to_string()))
+}
+
+pub(super) fn batch(error: BatchError) -> ErrorCode {
+    match error {
+        BatchError::Crc | BatchError::Incomplete | BatchError::Length(_) => {
+            ErrorCode::CorruptMessage
+        }
+        BatchError::AppendTime => ErrorCode::InvalidTimestamp,
+        BatchError::Codec(_) => ErrorCode::UnsupportedCompressionType,
+        BatchError::Magic(_)
+        | BatchError::Trailing(_)
+        | BatchError::BaseOffset(_)
+        | BatchError::Empty(_)
+        | BatchError::Count { .. }
+        | BatchError::Control
+        | BatchError::Sequence(_) => ErrorCode::InvalidRecord,
+    }
+}
+
+pub(super) fn read(error: &ReadError) -> ErrorCode {
+    match error {
+        ReadError::NotLeader { .. } => ErrorCode::NotLeaderOrFollower,
+        ReadError::OutOfRange { .. } => ErrorCode::OffsetOutOfRange,
+        // Another replica may serve it: its client looks for the leader again.
+        ReadError::Damaged(_) | ReadError::Unavailable(_) => ErrorCode::KafkaStorageError,
+    }
+}
+
+pub(super) fn lookup(error: &LookupError) -> ErrorCode {
+    match error {
+        LookupError::UnknownTopic(_)
+        | LookupError::UnknownPartition { .. }
+        | LookupError::Replaced(_) => ErrorCode::UnknownTopicOrPartition,
+        LookupError::Elsewhere { .. } => ErrorCode::NotLeaderOrFollower,
+        LookupError::Doubtful(_) => ErrorCode::LeaderNotAvailable,
+    }
+}

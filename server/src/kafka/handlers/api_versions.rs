@@ -1,0 +1,46 @@
+//! ApiVersions: what can be asked, and in which versions.
+
+use trilog_wire::kafka::messages::api_versions_response::ApiVersion;
+use trilog_wire::kafka::messages::{ApiKey, ApiVersionsRequest, ApiVersionsResponse};
+use trilog_wire::kafka::{APIS, Answer, Api, ErrorCode, Request, Writer, api_of, decode};
+
+use crate::kafka::conn::Ended;
+
+pub(super) fn answer(request: &Request) -> Result<Answer, Ended> {
+    let asked: ApiVersionsRequest = decode(request)?;
+    let wrong = request.version >= 3
+        && !(is_name(&asked.client_software_name) && is_name(&asked.client_software_version));
+    let mut response = ApiVersionsResponse::default();
+    if wrong {
+        response.error_code = ErrorCode::InvalidRequest.code();
+    } else {
+        response.api_keys = APIS.iter().map(range).collect();
+    }
+    Ok(Writer::message(request, &response)?)
+}
+
+/// To a version of the request that is not served: the range of those that are, in version zero.
+pub(in crate::kafka) fn versions_unsupported(correlation_id: i32) -> Result<Answer, Ended> {
+    let api = api_of(ApiKey::ApiVersions as i16).ok_or(Ended::Stopped)?;
+    let response = ApiVersionsResponse::default()
+        .with_error_code(ErrorCode::UnsupportedVersion.code())
+        .with_api_keys(vec![range(api)]);
+    Ok(Writer::of(api, 0, correlation_id, &response)?)
+}
+
+fn range(api: &Api) -> ApiVersion {
+    ApiVersion::default()
+        .with_api_key(api.key as i16)
+        .with_min_version(api.min)
+        .with_max_version(api.max)
+}
+
+/// As Kafka wants the name and version of a client's software (KIP-511).
+fn is_name(text: &str) -> bool {
+    let letter = |byte: u8| byte.is_ascii_alphanumeric();
+    let inner = |byte: u8| letter(byte) || byte == b'-' || byte == b'.';
+    let bytes = text.as_bytes();
+    bytes.first().is_some_and(|byte| letter(*byte))
+        && bytes.last().is_some_and(|byte| letter(*byte))
+        && bytes.iter().all(|byte| inner(*byte))
+}

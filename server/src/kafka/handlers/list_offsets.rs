@@ -1,0 +1,82 @@
+//! ListOffsets: what a time, or a word for one, means as an offset now.
+
+use trilog_model::Offset;
+use trilog_wire::kafka::messages::list_offsets_request::ListOffsetsPartition;
+use trilog_wire::kafka::messages::list_offsets_response::{
+    ListOffsetsPartitionResponse, ListOffsetsTopicResponse,
+};
+use trilog_wire::kafka::messages::{ListOffsetsRequest, ListOffsetsResponse};
+use trilog_wire::kafka::{Answer, ErrorCode, Request, Writer, decode};
+
+use crate::kafka::conn::Ended;
+use crate::kafka::errors;
+use crate::kafka::session::{Session, check_epoch, leader_epoch};
+use crate::partition::Dated;
+
+/// The end of what can be read.
+const LATEST: i64 = -1;
+/// The log start.
+const EARLIEST: i64 = -2;
+/// The first record with the latest time of all.
+const MAX_TIMESTAMP: i64 = -3;
+
+pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<Answer, Ended> {
+    let asked: ListOffsetsRequest = decode(request)?;
+    let mut response = ListOffsetsResponse::default();
+    for topic in asked.topics {
+        let mut answered = ListOffsetsTopicResponse::default().with_name(topic.name.clone());
+        for partition in &topic.partitions {
+            let index = partition.partition_index;
+            let found = find(session, &topic.name, partition, request.version).await;
+            let found = found.unwrap_or_else(|code| {
+                session.count_error(request, code.code());
+                ListOffsetsPartitionResponse::default()
+                    .with_error_code(code.code())
+                    .with_timestamp(-1)
+                    .with_offset(-1)
+            });
+            answered.partitions.push(found.with_partition_index(index));
+        }
+        response.topics.push(answered);
+    }
+    Ok(Writer::message(request, &response)?)
+}
+
+async fn find(
+    session: &mut Session,
+    topic: &str,
+    asked: &ListOffsetsPartition,
+    version: i16,
+) -> Result<ListOffsetsPartitionResponse, ErrorCode> {
+    let partition = session.led(topic, asked.partition_index)?.partition;
+    check_epoch(&partition, asked.current_leader_epoch)?;
+    let undated = |offset: Offset| {
+        Some(Dated {
+            offset,
+            timestamp: -1,
+        })
+    };
+    let found = match asked.timestamp {
+        LATEST => Ok(undated(partition.watch().borrow().offset)),
+        EARLIEST => Ok(undated(partition.log_start())),
+        MAX_TIMESTAMP if version >= 7 => partition.latest().await,
+        millis if millis < 0 => return Err(ErrorCode::UnsupportedVersion),
+        millis => partition.first_since(millis).await,
+    };
+    let found = found.map_err(|error| errors::read(&error))?;
+    let answer = ListOffsetsPartitionResponse::default();
+    Ok(match found {
+        Some(Dated { offset, timestamp }) => {
+            let epoch = match version {
+                4.. => leader_epoch(&partition),
+                _ => -1,
+            };
+            answer
+                .with_timestamp(timestamp)
+                .with_offset(offset.get().cast_signed())
+                .with_leader_epoch(epoch)
+        }
+        // No record is as late.
+        None => answer.with_timestamp(-1).with_offset(-1),
+    })
+}

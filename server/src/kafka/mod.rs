@@ -1,0 +1,106 @@
+//! The Kafka dialect: its port, its connections and what its requests mean here.
+//!
+//! An edge: it translates between Kafka's messages (`trilog_wire::kafka`) and calls of the
+//! partition and cluster layers. Knows neither Raft nor files nor any other dialect.
+
+mod conn;
+mod errors;
+mod handlers;
+mod input;
+mod session;
+
+use std::sync::Arc;
+
+use metrics::gauge;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::debug;
+use trilog_storage::env::Entropy;
+use trilog_wire::kafka::APIS;
+
+use crate::cluster::Cluster;
+use crate::listen::{Bounds, Listener};
+use crate::meter::{ApiMeter, Meters};
+
+/// The value of the label `dialect`.
+const DIALECT: &str = "kafka";
+
+/// Bounds of the dialect on one node.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections at once.
+    pub connections: usize,
+    /// The largest request, in bytes.
+    pub request_bytes: usize,
+    /// Bytes of requests one connection may have unanswered; it is not read from beyond them.
+    pub inflight_bytes: usize,
+    /// Bytes of requests all connections together may hold, and as much again of records on
+    /// their way to consumers.
+    pub memory: usize,
+}
+
+/// The dialect on one node; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Kafka {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    cluster: Cluster,
+    entropy: Entropy,
+    limits: Limits,
+    /// What requests may hold, in bytes.
+    requests: Arc<Semaphore>,
+    /// What fetched records may hold until they are sent, in bytes.
+    fetched: Arc<Semaphore>,
+    meters: Meters,
+    /// One per entry of the table of apis.
+    api_meters: Vec<ApiMeter>,
+}
+
+impl Kafka {
+    #[must_use]
+    pub fn new(cluster: Cluster, entropy: Entropy, limits: Limits) -> Self {
+        let budget = || Arc::new(Semaphore::new(limits.memory.max(limits.request_bytes)));
+        let api_meters = APIS
+            .iter()
+            .map(|api| ApiMeter::new(DIALECT, api.name))
+            .collect();
+        Self {
+            inner: Arc::new(Inner {
+                cluster,
+                entropy,
+                limits,
+                requests: budget(),
+                fetched: budget(),
+                meters: Meters::new(DIALECT),
+                api_meters,
+            }),
+        }
+    }
+
+    /// Serves until `stop`; connections end with it, wherever they are.
+    pub async fn serve(self, socket: TcpListener, stop: CancellationToken) {
+        let bounds = Bounds {
+            gauge: gauge!("trilog_connections", "dialect" => DIALECT),
+            dialect: Some(DIALECT),
+            ..Bounds::new(self.inner.limits.connections)
+        };
+        let listener = Listener::new(socket, bounds);
+        let tasks = TaskTracker::new();
+        while let Some((connection, from)) = stop.run_until_cancelled(listener.next()).await {
+            let (kafka, stop) = (self.clone(), stop.clone());
+            tasks.spawn(async move {
+                let serving = conn::serve(kafka, connection);
+                if let Some(Err(ended)) = stop.run_until_cancelled(serving).await {
+                    debug!(%from, %ended, "a Kafka client's connection ends");
+                }
+            });
+        }
+        tasks.close();
+        tasks.wait().await;
+    }
+}

@@ -1,0 +1,94 @@
+//! The requests a node answers, and in which versions: the one table that ApiVersions, the header,
+//! the guard and the dispatch all read.
+
+use kafka_protocol::messages::ApiKey;
+
+use super::guard::Field;
+use super::shapes;
+
+/// One kind of request.
+#[derive(Clone, Copy, Debug)]
+pub struct Api {
+    pub key: ApiKey,
+    /// As metrics and documents call it.
+    pub name: &'static str,
+    /// What ApiVersions says.
+    pub min: i16,
+    pub max: i16,
+    /// The lowest version that is answered; below it the connection is closed. It differs from
+    /// `min` for Produce only: clients of librdkafka before 2.11.1 send compressed batches
+    /// uncompressed unless version zero seems to be there (KAFKA-18659).
+    pub served: i16,
+    /// The first version with varint lengths and tagged fields.
+    pub flexible: i16,
+    /// What the guard walks; empty where the decoder is our own.
+    pub(super) fields: &'static [Field],
+}
+
+impl Api {
+    #[must_use]
+    pub fn serves(&self, version: i16) -> bool {
+        (self.served..=self.max).contains(&version)
+    }
+
+    /// Its place in [`APIS`].
+    #[must_use]
+    pub fn place(&self) -> usize {
+        let others = APIS.iter().take_while(|api| api.key != self.key);
+        others.count()
+    }
+
+    #[must_use]
+    pub fn is_flexible(&self, version: i16) -> bool {
+        version >= self.flexible
+    }
+}
+
+const fn api(
+    key: ApiKey,
+    name: &'static str,
+    (min, max): (i16, i16),
+    flexible: i16,
+    fields: &'static [Field],
+) -> Api {
+    Api {
+        key,
+        name,
+        min,
+        max,
+        served: min,
+        flexible,
+        fields,
+    }
+}
+
+/// All of them, by key. A version above the ones here may decode, too, and is not promised before
+/// it is tested.
+pub const APIS: &[Api] = &[
+    Api {
+        served: 3,
+        ..api(ApiKey::Produce, "produce", (0, 9), 9, &[])
+    },
+    api(ApiKey::Fetch, "fetch", (4, 12), 12, &[]),
+    api(
+        ApiKey::ListOffsets,
+        "list_offsets",
+        (1, 7),
+        6,
+        shapes::LIST_OFFSETS,
+    ),
+    api(ApiKey::Metadata, "metadata", (0, 12), 9, shapes::METADATA),
+    api(
+        ApiKey::ApiVersions,
+        "api_versions",
+        (0, 4),
+        3,
+        shapes::API_VERSIONS,
+    ),
+];
+
+/// The api of this key, if it is served.
+#[must_use]
+pub fn api_of(key: i16) -> Option<&'static Api> {
+    APIS.iter().find(|api| api.key as i16 == key)
+}
