@@ -40,9 +40,17 @@ pub(super) fn append(cluster: &Cluster, error: &AppendError) -> Error {
         AppendError::Fenced { .. } => ErrorCode::ProducerFenced,
         AppendError::OffsetMismatch { .. } => ErrorCode::PolicyViolation,
         AppendError::Busy(_) => ErrorCode::Overloaded,
+        AppendError::DiskFull => return disk_full(),
         AppendError::Closed => ErrorCode::ShuttingDown,
     };
     Error::new(code, error.to_string())
+}
+
+fn disk_full() -> Error {
+    Error::new(ErrorCode::DiskFull, AppendError::DiskFull.to_string()).with_hint(
+        "free space there (/health/ready of each node names the full ones), add a disk or \
+         shorten the retention of topics; records are taken again by themselves, and reads go on",
+    )
 }
 
 pub(super) fn append_anywhere(cluster: &Cluster, error: &ProxyError) -> Error {

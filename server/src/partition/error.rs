@@ -25,6 +25,9 @@ pub enum AppendError {
     /// Nothing was appended; try again later.
     #[error("the node takes no writes now: {0}")]
     Busy(&'static str),
+    /// Nothing was appended; there is room again when somebody makes some.
+    #[error("the disk of the node that leads the partition is full: it takes no records")]
+    DiskFull,
     #[error("the partition is being closed")]
     Closed,
 }

@@ -97,7 +97,7 @@ impl Intake {
         let mut pressure = self.pressure.clone();
         let eased = pressure.wait_for(|now| now.disk_full || !now.wal_low);
         match tokio::time::timeout(ROOM_PATIENCE, eased).await {
-            Ok(Ok(now)) if now.disk_full => Err(AppendError::Busy("the disk is full")),
+            Ok(Ok(now)) if now.disk_full => Err(AppendError::DiskFull),
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) => Err(AppendError::Closed),
             Err(_) => Err(AppendError::Busy(
