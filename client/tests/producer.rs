@@ -182,6 +182,29 @@ async fn a_record_that_cannot_be_sent_in_time_was_certainly_not_written() {
 }
 
 #[tokio::test]
+async fn a_full_disk_is_tried_again_in_the_time_allowed_and_then_told() {
+    let cluster = FakeCluster::start(1, &[("t", 1)]).await;
+    let full = Faults {
+        disk_full: 1_000,
+        ..Faults::default()
+    };
+    cluster.set_faults(full, 1);
+    let producer = client(&cluster).await.producer_with(ProducerConfig {
+        delivery_timeout: Duration::from_millis(50),
+        ..small_batches()
+    });
+    let delivery = producer.send("t", Record::new("v")).await.unwrap();
+    let error = delivery.await.unwrap_err();
+    assert!(matches!(error, Error::Timeout(_)), "{error:?}");
+    assert!(error.to_string().contains("the disk is full"), "{error}");
+
+    let producer = client(&cluster).await.producer_with(small_batches());
+    let delivery = producer.send("t", Record::new("w")).await.unwrap();
+    cluster.set_faults(Faults::default(), 1);
+    assert_eq!(delivery.await.unwrap().offset, 0, "there is room again");
+}
+
+#[tokio::test]
 async fn what_stays_unknown_is_said_to_be_unknown() {
     let cluster = FakeCluster::start(1, &[("t", 1)]).await;
     let faults = Faults {

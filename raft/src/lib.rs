@@ -10,6 +10,7 @@ mod group;
 mod idle;
 mod node;
 mod restore;
+mod room;
 mod runtime;
 #[cfg(any(test, feature = "sim"))]
 pub mod testkit;

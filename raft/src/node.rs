@@ -24,6 +24,7 @@ use crate::config::{RaftConfig, RaftConfigError};
 use crate::group::{Alarm, COPY, Copies, Group, OpenError, Parts, Replica, Throttle};
 use crate::idle::{self, Groups, Sleepers};
 use crate::restore;
+use crate::room::{self, Room};
 use crate::runtime::Runtime;
 use crate::transport::heartbeat::{HeartbeatConfig, HeartbeatHub, Vouch};
 use crate::transport::{Kind, PeerCall, PeerHandler, PeerStream, Refusal, Route, Transport};
@@ -105,6 +106,7 @@ impl Node {
                     alarm: Arc::clone(&alarm),
                     elections: Arc::default(),
                     throttle,
+                    room: Arc::default(),
                 },
                 store,
                 groups: Mutex::default(),
@@ -124,6 +126,7 @@ impl Node {
         node.0.parts.transport.register(kinds, handler);
         let restorer = restore::run(Arc::downgrade(&node.0), restoring);
         node.0.tasks.spawn(restorer);
+        node.watch_room();
         Ok(node)
     }
 
@@ -136,6 +139,17 @@ impl Node {
             let _ = stopped.run_until_cancelled(watch).await;
         };
         drop(Runtime::spawn(self.0.tasks.track_future(watch)));
+    }
+
+    /// Starts the watch over the disk's room; it ends with the node.
+    fn watch_room(&self) {
+        let room: Arc<Room> = Arc::clone(&self.0.parts.room);
+        let watch = room::keep(Arc::downgrade(&self.0), self.0.store.pressure(), room);
+        let stopped = self.0.stop.clone();
+        self.0.tasks.spawn(async move {
+            // It ends early only with the store.
+            let _ = stopped.run_until_cancelled(watch).await;
+        });
     }
 
     pub fn id(&self) -> NodeId {

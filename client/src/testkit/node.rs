@@ -55,6 +55,9 @@ impl Node {
         if state.strikes(faults.refuse) {
             return fail(Error::new(ErrorCode::Overloaded, "not now"));
         }
+        if state.strikes(faults.disk_full) {
+            return fail(Error::new(ErrorCode::DiskFull, "the disk is full"));
+        }
         let known = state.topics.get(topic);
         if known.is_some_and(|known| request.topic_id.as_ref() != Some(&known.id)) {
             return fail(Error::new(ErrorCode::TopicReplaced, "created anew"));

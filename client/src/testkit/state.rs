@@ -15,6 +15,8 @@ use super::partition::{Partition, StoredBatch};
 pub struct Faults {
     /// A produce request is refused although the node leads.
     pub refuse: u32,
+    /// The same, for want of room on its disk.
+    pub disk_full: u32,
     /// A batch is appended, and then its stream breaks before the answer.
     pub lose_answer: u32,
     /// A stream breaks before a batch is appended.
@@ -31,6 +33,7 @@ impl Faults {
     pub fn all(rate: u32) -> Self {
         Self {
             refuse: rate,
+            disk_full: rate,
             lose_answer: rate,
             break_stream: rate,
             unsure: rate,

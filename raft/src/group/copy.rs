@@ -8,8 +8,8 @@
 //!          3                                                         nothing of it is here
 //! ```
 //!
-//! A call asks what a replica holds: `whole u8, end index u64`, the end being that of what is both
-//! committed and durable there.
+//! A call asks what a replica holds: `whole u8, end index u64, reluctance u8`, the end being that of
+//! what is both committed and durable there; a version before the reluctance leaves it out.
 //!
 //! The sender reads, and so verifies, each frame before it sends it; the receiver verifies it
 //! again, with its place in the chain, and the sums so far. A copy has the room of one stream:
@@ -254,22 +254,54 @@ pub(crate) struct Holding {
     pub(crate) whole: bool,
     /// The end of what is both committed and durable.
     pub(crate) end: LogIndex,
+    pub(crate) reluctance: Reluctance,
+}
+
+/// Whether a replica would take leadership.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reluctance {
+    Willing,
+    /// Its node has no room on its disk: somebody else should.
+    Full,
+    /// It refuses.
+    Abstains,
+}
+
+impl Reluctance {
+    fn to_wire(self) -> u8 {
+        match self {
+            Self::Willing => 0,
+            Self::Full => 1,
+            Self::Abstains => 2,
+        }
+    }
+
+    /// What a later version may say counts as no.
+    fn from_wire(byte: u8) -> Self {
+        match byte {
+            0 => Self::Willing,
+            1 => Self::Full,
+            _ => Self::Abstains,
+        }
+    }
 }
 
 impl Holding {
-    pub(crate) fn of(log: &GroupLog) -> Self {
+    pub(crate) fn of(log: &GroupLog, reluctance: Reluctance) -> Self {
         let state = log.state();
         let last = state.committed.min(state.durable);
         Self {
             whole: log.is_whole(),
             end: last.map_or(LogIndex(0), LogIndex::next),
+            reluctance,
         }
     }
 
     pub(crate) fn encode(self) -> Bytes {
-        let mut out = BytesMut::with_capacity(9);
+        let mut out = BytesMut::with_capacity(10);
         out.put_u8(u8::from(self.whole));
         out.put_u64_le(self.end.get());
+        out.put_u8(self.reluctance.to_wire());
         out.freeze()
     }
 
@@ -278,6 +310,10 @@ impl Holding {
         Ok(Self {
             whole: reader.flag("wholeness of a log")?,
             end: LogIndex(reader.u64()?),
+            reluctance: match reader.rest().first() {
+                Some(byte) => Reluctance::from_wire(*byte),
+                None => Reluctance::Willing,
+            },
         })
     }
 }

@@ -24,6 +24,9 @@ pub enum ProposeError {
     /// Nothing was appended: too much waits already.
     #[error("too many bytes wait to be committed")]
     Full,
+    /// Nothing was appended: this leader's disk has no room for records.
+    #[error("the disk is full")]
+    DiskFull,
     /// Nothing was appended: no log could hold it.
     #[error("a proposal of {len} bytes, or one without a valid batch; the most is {max}")]
     Invalid { len: usize, max: usize },

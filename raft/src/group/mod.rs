@@ -57,12 +57,14 @@ pub(crate) use quiesce::{Alarm, Patience};
 pub(crate) use serve::GroupRaft;
 pub(crate) use status::Status;
 
+use copy::{Holding, Reluctance};
 use log_store::{LogStore, RepairPatience};
 use network::WHOLE;
 use propose::InFlight;
 use quiesce::Resting;
 use state_machine::{Starts, TrimTarget};
 
+use crate::room::Room;
 use crate::transport::heartbeat::HeartbeatHub;
 use crate::transport::{PeerCall, PeerStream, Refusal, Transport};
 use crate::types::LogId;
@@ -83,6 +85,7 @@ pub(crate) struct Parts {
     pub(crate) hub: HeartbeatHub,
     pub(crate) alarm: Arc<Alarm>,
     pub(crate) copies: Copies,
+    pub(crate) room: Arc<Room>,
 }
 
 /// A replica of a group, whatever its view. Clones share it.
@@ -101,6 +104,7 @@ pub(crate) struct Replica {
     /// Ends the streams of peers when the replica closes.
     stop: CancellationToken,
     abstains: Arc<AtomicBool>,
+    room: Arc<Room>,
 }
 
 impl fmt::Debug for Replica {
@@ -168,13 +172,14 @@ impl Replica {
             closing,
             stop: CancellationToken::new(),
             abstains: Arc::default(),
+            room: Arc::clone(&parts.room),
         })
     }
 
     /// Answers a call of a peer replica.
     pub(crate) async fn on_call(&self, call: PeerCall) -> Result<Vec<bytes::Bytes>, Refusal> {
         match call.kind {
-            WHOLE => Ok(vec![copy::Holding::of(&self.log).encode()]),
+            WHOLE => Ok(vec![self.holding().encode()]),
             TRANSFER if self.abstains.load(Ordering::Acquire) => Err(Refusal::Busy),
             _ => serve::call(self, call).await,
         }
@@ -217,9 +222,50 @@ impl Replica {
         let Some((best, _)) = candidates.max_by_key(fitness) else {
             return;
         };
-        if let Err(error) = self.transfer_leader(best).await {
+        if let Err(error) = self.hand_over(best).await {
             tracing::info!(group = %self.status.group, %error, "leadership was not handed over");
         }
+    }
+
+    /// What this replica says of itself.
+    fn holding(&self) -> Holding {
+        let reluctance = if self.abstains.load(Ordering::Acquire) {
+            Reluctance::Abstains
+        } else if self.room.is_short() {
+            Reluctance::Full
+        } else {
+            Reluctance::Willing
+        };
+        Holding::of(&self.log, reluctance)
+    }
+
+    /// Hands leadership, if this replica has it, to a voter that has all of its log and room for
+    /// more. True if it did; else it may be tried again.
+    pub(crate) async fn yield_to_room(&self) -> bool {
+        if self.status.leadership_now().leader != Some(self.status.replica) {
+            return false;
+        }
+        let own = self.status.replica;
+        let voters: BTreeSet<u64> = self.raft.voter_ids().collect();
+        let last = self.log.state().last.map(|last| last.index);
+        for (replica, matched) in self.matched() {
+            if replica == own || !voters.contains(&replica.0) || matched < last {
+                continue;
+            }
+            let held = self.copies.holding(&self.log, replica).await;
+            let willing = matches!(
+                held,
+                Ok(Some(Holding {
+                    reluctance: Reluctance::Willing,
+                    ..
+                }))
+            );
+            if willing {
+                self.await_settled_voters().await;
+                return self.hand_over(replica).await.is_ok();
+            }
+        }
+        false
     }
 
     /// Waits, within bounds, for a change of voters that is half done. Until it ends, no election
@@ -286,7 +332,7 @@ impl Replica {
     async fn check_held(&self, purged: LogIndex) -> Result<(), TrimError> {
         for voter in self.raft.voter_ids().map(ReplicaId) {
             let held = if voter == self.status.replica {
-                Some(copy::Holding::of(&self.log))
+                Some(self.holding())
             } else {
                 // One that cannot be asked, or does not know the question, may hold nothing.
                 let asked = self.copies.holding(&self.log, voter).await;
@@ -315,8 +361,22 @@ impl Replica {
         stopped.map_err(|error| StopError(error.to_string()))
     }
 
-    /// Hands leadership to `to` and waits until it leads, or somebody else does.
+    /// Hands leadership to `to`, if that would take it, and waits until it leads, or somebody else
+    /// does. It is asked before: a leader that has handed over takes nothing in any more, whether
+    /// anybody takes over or not.
     pub(crate) async fn transfer_leader(&self, to: ReplicaId) -> Result<(), MembershipError> {
+        if to != self.status.replica {
+            let held = self.copies.holding(&self.log, to).await;
+            let refused = MembershipError::NotTransferred { to };
+            let held = held.map_err(|_| refused.clone())?;
+            if held.is_some_and(|held| held.reluctance != Reluctance::Willing) {
+                return Err(refused);
+            }
+        }
+        self.hand_over(to).await
+    }
+
+    async fn hand_over(&self, to: ReplicaId) -> Result<(), MembershipError> {
         let _busy = self.rouse().await;
         let mut leadership = self.status.leadership();
         let term = leadership.borrow_and_update().term;

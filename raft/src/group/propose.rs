@@ -132,20 +132,19 @@ impl Replica {
         let bytes = (bytes + proposals.len() * HEADER_LEN) as u64;
         let room = async {
             if proposals.iter().all(|proposal| proposal.record_count == 0) {
-                return Some(self.log.claim(bytes, Share::Reserved).await);
+                return Ok(self.log.claim(bytes, Share::Reserved).await);
             }
             let mut pressure = self.log.pressure();
             let settled = pressure.wait_for(|now| now.disk_full || !now.wal_low);
-            let refused = settled.await.map_or(true, |now| now.disk_full);
-            if refused {
-                return None;
+            let now = settled.await.map(|now| *now);
+            let now = now.map_err(|_| ProposeError::Stopped)?;
+            if now.disk_full {
+                return Err(ProposeError::DiskFull);
             }
-            Some(self.log.claim(bytes, Share::Common).await)
+            Ok(self.log.claim(bytes, Share::Common).await)
         };
-        match tokio::time::timeout(ROOM_PATIENCE, room).await {
-            Ok(Some(claim)) => Ok(claim),
-            Ok(None) | Err(_) => Err(ProposeError::Full),
-        }
+        let room = tokio::time::timeout(ROOM_PATIENCE, room).await;
+        room.unwrap_or(Err(ProposeError::Full))
     }
 
     fn check_leads(&self, expected_term: Term) -> Result<(), ProposeError> {

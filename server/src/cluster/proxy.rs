@@ -18,6 +18,9 @@ use crate::partition::{AppendError, Appended, Partitions};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
+/// Answers of one byte: why the leader took nothing, though it may later.
+const DISK_FULL: u8 = 1;
+const BUSY: u8 = 2;
 
 /// Why an append through any node came to nothing, or to nothing known.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -85,11 +88,19 @@ impl Cluster {
             .call(target, vec![head.freeze(), batch], PATIENCE)
             .await
         {
-            Ok(answer) => Some(read_appended(answer).ok_or(AppendError::Unknown.into())),
+            Ok(answer) => Some(read_answer(answer).map_err(ProxyError::from)),
             Err(PeerError::Refused(Refusal::Failed(text))) => Some(Err(ProxyError::Refused(text))),
             Err(PeerError::Unreachable { .. } | PeerError::Refused(_)) => None,
             Err(_) => Some(Err(AppendError::Unknown.into())),
         }
+    }
+}
+
+fn read_answer(answer: Bytes) -> Result<Appended, AppendError> {
+    match answer.as_ref() {
+        [DISK_FULL] => Err(AppendError::DiskFull),
+        [BUSY] => Err(AppendError::Busy("the leading node is overloaded")),
+        _ => read_appended(answer).ok_or(AppendError::Unknown),
     }
 }
 
@@ -137,6 +148,8 @@ impl PeerHandler for AppendService {
                     Ok(vec![answer.freeze()])
                 }
                 Ok(Err(AppendError::NotLeader { .. } | AppendError::Closed)) => Err(Refusal::Busy),
+                Ok(Err(AppendError::DiskFull)) => Ok(vec![Bytes::from_static(&[DISK_FULL])]),
+                Ok(Err(AppendError::Busy(_))) => Ok(vec![Bytes::from_static(&[BUSY])]),
                 // No answer is the honest one: the caller then counts it as unknown.
                 Ok(Err(AppendError::Unknown)) | Err(_) => std::future::pending().await,
                 Ok(Err(error)) => Err(Refusal::Failed(error.to_string())),

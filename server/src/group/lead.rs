@@ -313,6 +313,7 @@ fn append_error(error: &AppendError) -> GroupError {
         AppendError::NotLeader { leader } => GroupError::NotCoordinator { node: *leader },
         AppendError::Unknown => GroupError::Unknown,
         AppendError::Busy(reason) => GroupError::Unavailable(reason),
+        AppendError::DiskFull => GroupError::Unavailable("the disk is full"),
         AppendError::Closed => GroupError::NotCoordinator { node: None },
         AppendError::TooLarge { .. } => GroupError::CommitTooLarge,
         AppendError::Invalid(_)

@@ -19,7 +19,7 @@ pub(super) fn append(error: &AppendError) -> Refusal {
         AppendError::OutOfOrder { .. } => ErrorCode::OutOfOrderSequenceNumber,
         AppendError::Fenced { .. } => ErrorCode::InvalidProducerEpoch,
         AppendError::OffsetMismatch { .. } => ErrorCode::InvalidRequest,
-        AppendError::Busy(_) => ErrorCode::KafkaStorageError,
+        AppendError::Busy(_) | AppendError::DiskFull => ErrorCode::KafkaStorageError,
         // As a broker says of its own topics.
         AppendError::Internal => ErrorCode::InvalidTopicException,
     };

@@ -239,6 +239,7 @@ fn append_error(error: &ProposeError) -> AppendError {
         },
         ProposeError::Fenced | ProposeError::NoQuorum => AppendError::NotLeader { leader: None },
         ProposeError::Full => AppendError::Busy("too much is waiting to be replicated"),
+        ProposeError::DiskFull => AppendError::DiskFull,
         ProposeError::Invalid { len, max } => AppendError::TooLarge {
             size: *len,
             limit: *max,

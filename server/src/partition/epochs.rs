@@ -5,7 +5,7 @@ use trilog_model::batch::BatchHeader;
 use trilog_model::{Offset, Term};
 use trilog_storage::frame::Frame;
 
-use super::{AppendError, MAX_DECODED, Partition, ReadError, read_error};
+use super::{AppendError, MAX_DECODED, Partition, ReadError};
 use crate::view::PartitionCommand;
 
 /// A record, by its place and its own time in milliseconds.
@@ -35,11 +35,15 @@ impl Partition {
         };
         let log = self.inner.group.log();
         let found = log.find_record_time(millis, applied).await;
-        let Some((base, _)) = found.map_err(read_error)? else {
+        let Some((base, _)) = found.map_err(|error| self.read_error(&error))? else {
             return Ok(None);
         };
         let frames = log.read_offsets(base, applied, 1).await;
-        let Some(frame) = frames.map_err(read_error)?.into_iter().next() else {
+        let Some(frame) = frames
+            .map_err(|error| self.read_error(&error))?
+            .into_iter()
+            .next()
+        else {
             return Ok(None);
         };
         let log_start = self.log_start();
@@ -60,7 +64,7 @@ impl Partition {
             match log.find_record_time(between, applied).await {
                 Ok(Some(_)) => reached = between,
                 Ok(None) => beyond = between,
-                Err(error) => return Err(read_error(error)),
+                Err(error) => return Err(self.read_error(&error)),
             }
         }
         self.first_since(reached).await

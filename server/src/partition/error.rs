@@ -27,6 +27,9 @@ pub enum AppendError {
     Busy(&'static str),
     #[error("the topic is the system's own and takes no records")]
     Internal,
+    /// Nothing was appended; there is room again when somebody makes some.
+    #[error("the disk of the node that leads the partition is full: it takes no records")]
+    DiskFull,
     #[error("the partition is being closed")]
     Closed,
 }

@@ -128,16 +128,69 @@ fn full_disks_refuse_records_elect_leaders_and_recover() {
             let (leader, now) = cluster.leader(GROUP).unwrap();
             let group = cluster.group(leader, GROUP).cloned().unwrap();
             let refused = group.propose(vec![records(1_000)], now.term).await;
-            assert_eq!(refused, Err(ProposeError::Full), "seed {seed}");
+            assert_eq!(refused, Err(ProposeError::DiskFull), "seed {seed}");
             // What frees a full disk must get through it.
             let trim = Proposal::command(u64::MAX.to_le_bytes().to_vec());
             group.propose(vec![trim], now.term).await.unwrap();
             elect_another(&cluster).await;
-            run(&cluster, Duration::from_secs(2)).await;
+            // Nobody has room, so leadership stays where it is now.
+            let elected = term(&cluster);
+            run(&cluster, Duration::from_secs(4)).await;
+            assert_eq!(term(&cluster), elected, "seed {seed}");
 
             cluster.heal().await;
             progress(&cluster, "progress with room again").await;
             load.stop();
+            cluster.converge(GROUP).await;
+        });
+    }
+}
+
+/// The term of the present leader, whoever it is.
+fn term(cluster: &Cluster) -> Option<u64> {
+    let leader = cluster.leader(GROUP);
+    leader.map(|(_, now)| now.term.get())
+}
+
+#[test]
+fn a_leader_whose_disk_is_full_hands_over_once_and_the_group_goes_on() {
+    for seed in seeds(2) {
+        block_on(async {
+            let mut cluster = founded(seed).await;
+            let load = Load::start(&cluster, GROUP, 4);
+            progress(&cluster, "a start").await;
+            let full = cluster.await_leader(GROUP).await;
+            fill_disk(&cluster, full);
+            until(&cluster, "a leader with room", |cluster| {
+                let leader = cluster.leader(GROUP);
+                is_full(cluster, full) && leader.is_some_and(|(node, _)| node != full)
+            })
+            .await;
+            let handed = term(&cluster);
+            for _ in 0..4 {
+                progress(&cluster, "progress under a leader with room").await;
+                run(&cluster, Duration::from_secs(1)).await;
+            }
+            assert_eq!(term(&cluster), handed, "seed {seed}: it moved again");
+            // Asked for it, the full one would refuse, and the group takes records meanwhile.
+            let (leader, now) = cluster.leader(GROUP).unwrap();
+            let group = cluster.group(leader, GROUP).cloned().unwrap();
+            let asked = group.transfer_leader(ReplicaId::new(full, 1)).await;
+            assert!(asked.is_err(), "seed {seed}");
+            let accepted = group.propose(vec![records(100)], now.term).await;
+            assert!(accepted.is_ok(), "seed {seed}: {accepted:?}");
+
+            // With room again it takes leadership like any other.
+            load.stop();
+            cluster.heal().await;
+            run(&cluster, Duration::from_secs(20)).await;
+            cluster
+                .group(leader, GROUP)
+                .unwrap()
+                .transfer_leader(ReplicaId::new(full, 1))
+                .await
+                .unwrap();
+            assert_eq!(cluster.await_leader(GROUP).await, full, "seed {seed}");
             cluster.converge(GROUP).await;
         });
     }
