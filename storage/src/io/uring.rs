@@ -18,18 +18,22 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags};
 use tokio_uring::Runtime;
 use tokio_uring::buf::BoundedBuf;
 use tokio_uring::fs::File;
 
 use super::backend::{self, JobHandle};
-use super::threads::SLICES_MAX;
+use super::threads::{self, Calls, SLICES_MAX};
 use super::uncached::Uncached;
 use super::{Io, IoFile, IoJob, OpenMode, names, streamed};
 
 /// How long the probe waits for a ring that takes operations and never answers.
 const PROBE_PATIENCE: Duration = Duration::from_secs(5);
+/// A durable write up to this length, with nothing else under way on the ring, is a plain system
+/// call: the ring hands every such write to a kernel worker, and two wake-ups cost more than a
+/// small write does.
+const LONE_MAX: usize = 64 << 10;
 
 pub(super) fn spawn<J: IoJob>(name: &str, job: J) -> JobHandle {
     let (running, handle) = JobHandle::new();
@@ -110,6 +114,11 @@ impl UringIo {
             Poll::Pending
         })
         .await;
+    }
+
+    /// Whether nothing is under way, so that nobody waits while the thread blocks.
+    fn is_idle(&self) -> bool {
+        self.0.in_flight.get() == 0 && !self.0.closed.get()
     }
 
     /// Runs an operation that owns its buffers and its file to its end, awaited or not.
@@ -274,6 +283,18 @@ impl Shared {
         result
     }
 
+    /// Writes durably, blocking the thread.
+    fn write_through(&self, bufs: &[Bytes], pos: u64) -> rustix::io::Result<()> {
+        let mut slices = threads::slices(bufs);
+        let written = threads::write_all(self.fd(), &mut slices, pos, ReadWriteFlags::DSYNC);
+        // On failure something may be left in the page cache.
+        match written.inspect_err(|_| self.note_write())? {
+            Calls::One => Ok(()),
+            // As on threads: only a write that is one call is trusted to be durable by itself.
+            Calls::Several => rustix::fs::fdatasync(self.fd()).inspect_err(|_| self.note_write()),
+        }
+    }
+
     async fn sync(&self) -> io::Result<()> {
         let covered = self.writes.get();
         self.cached.sync_data().await?;
@@ -314,6 +335,14 @@ impl IoFile for UringFile {
             shared.note_write();
             streamed::write(self.fd(), &bufs, pos)?;
             return self.io.whole(async move { shared.sync().await }).await;
+        }
+        let len: usize = bufs.iter().map(Bytes::len).sum();
+        if len <= LONE_MAX && self.io.is_idle() && shared.writable && shared.all_synced() {
+            match shared.write_through(&bufs, pos) {
+                // A kernel or file system without the flag, before anything was written.
+                Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
+                written => return Ok(written?),
+            }
         }
         let write = async move {
             if shared.writable
