@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use nodes::Nodes;
 use tokio::time::Instant;
-use trilog_client::proto::CreateTopicRequest;
+use trilog_client::proto::{CreateTopicRequest, ErrorCode};
 use trilog_client::{Client, Record, StartAt};
 
 const TOPIC: &str = "orders";
@@ -31,16 +31,24 @@ fn value(number: u64) -> Vec<u8> {
 }
 
 async fn fill(client: &Client) {
+    create(client, 3).await;
+    produce(client, 0, RECORDS).await;
+}
+
+async fn create(client: &Client, replication: u32) {
     let request = CreateTopicRequest {
         name: TOPIC.to_owned(),
         partitions: 1,
-        replication: 3,
+        replication,
         ..CreateTopicRequest::default()
     };
     client.admin().create_topic(request).await.unwrap();
     client.admin().await_leaders(TOPIC).await.unwrap();
+}
+
+async fn produce(client: &Client, from: u64, to: u64) {
     let producer = client.producer();
-    for first in (0..RECORDS).step_by(100) {
+    for first in (from..to).step_by(100) {
         let mut waiting = Vec::new();
         for number in first..first + 100 {
             let record = Record::new(value(number)).at_partition(0);
@@ -112,4 +120,76 @@ async fn a_segment_that_went_bad_is_replaced_from_another_node() {
     check(&client).await;
     nodes.stop();
     nodes.verify_logs();
+}
+
+/// The largest segment file: that of the only topic.
+fn largest_segment(data: &Path) -> PathBuf {
+    let groups = std::fs::read_dir(data.join("p")).unwrap();
+    let files = groups.flat_map(|group| std::fs::read_dir(group.unwrap().path()).unwrap());
+    let paths = files.map(|file| file.unwrap().path());
+    let segments = paths.filter(|path| path.extension().is_some_and(|kind| kind == "seg"));
+    let len = |path: &PathBuf| std::fs::metadata(path).unwrap().len();
+    segments.max_by_key(len).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damage_that_nobody_has_a_copy_of_is_told_and_holds_up_nothing_else() {
+    let mut nodes = Nodes::start(1).await;
+    let client = Client::connect(nodes.addresses()).await.unwrap();
+    create(&client, 1).await;
+    produce(&client, 0, 100).await;
+    drop(client);
+    nodes.stop();
+    // The segment that still grows.
+    let path = largest_segment(nodes.data(0));
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[200_000] ^= 0x10;
+    std::fs::write(&path, &bytes).unwrap();
+
+    nodes.restart_all();
+    nodes.await_ready().await;
+    let client = Client::connect(nodes.addresses()).await.unwrap();
+    client.admin().await_leaders(TOPIC).await.unwrap();
+    let consumer = client.consumer(TOPIC).start(StartAt::Earliest);
+    let mut records = consumer.follow(false).open().await.unwrap();
+    let error = loop {
+        match records.next().await {
+            Some(Ok(_)) => {}
+            Some(Err(error)) => break error,
+            None => panic!("damaged records were left out without a word"),
+        }
+    };
+    assert_eq!(error.code(), Some(ErrorCode::DataLost), "{error}");
+    let text = error.to_string();
+    for told in ["orders/0", "from 0 to before ", "no other replica"] {
+        assert!(text.contains(told), "{told}: {text}");
+    }
+
+    produce(&client, 100, 200).await;
+    let consumer = client.consumer(TOPIC).start(StartAt::Offset(100));
+    let mut records = consumer.follow(false).open().await.unwrap();
+    for number in 100..200 {
+        let record = records.next().await.unwrap().unwrap();
+        assert_eq!(record.value.unwrap().as_ref(), value(number));
+    }
+
+    let metrics = nodes.page(0, "/metrics");
+    let quarantined = metrics
+        .lines()
+        .find(|line| line.starts_with("trilog_segments_quarantined"));
+    assert!(
+        quarantined.is_some_and(|line| line.ends_with(" 1")),
+        "{quarantined:?}"
+    );
+    let health = nodes.page(0, "/health/ready");
+    assert!(
+        health.contains("orders/0 from offset 0 to before "),
+        "{health}"
+    );
+    drop(client);
+    nodes.stop();
+    let data = nodes.data(0).to_str().unwrap();
+    let verified = nodes.trilog(&["log", "verify", data]);
+    let said = String::from_utf8_lossy(&verified.stdout);
+    assert!(said.contains("damaged"), "{said}");
 }

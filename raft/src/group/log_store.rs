@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use futures::Stream;
 use openraft::OptionalSend;
+use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -53,6 +54,7 @@ pub(crate) struct LogStore {
 #[derive(Clone, Debug)]
 pub(crate) struct RepairPatience {
     runs: Arc<AtomicBool>,
+    loaded: Arc<AtomicBool>,
     closing: CancellationToken,
 }
 
@@ -60,6 +62,7 @@ impl RepairPatience {
     pub(crate) fn new(closing: CancellationToken) -> Self {
         Self {
             runs: Arc::default(),
+            loaded: Arc::default(),
             closing,
         }
     }
@@ -67,6 +70,11 @@ impl RepairPatience {
     /// The group runs.
     pub(crate) fn begin(&self) {
         self.runs.store(true, Ordering::Relaxed);
+    }
+
+    /// openraft has taken in what the log holds; its tasks start after that.
+    fn taken_in(&self) {
+        self.loaded.store(true, Ordering::Release);
     }
 
     /// Waits before another attempt; false if there shall be none.
@@ -116,10 +124,30 @@ impl LogStore {
         (LogIndex(from.max(first)), LogIndex(to.min(end)))
     }
 
+    /// Stands for an entry that is applied already, while openraft takes in what the log holds. It
+    /// asks for no more than the identity of such an entry then, and that is known however damaged
+    /// the rest may be. Its tasks, which would send the entry to others, do not run yet.
+    fn identity(&self, from: LogIndex, to: LogIndex) -> Option<Entry> {
+        let loading = !self.patience.loaded.load(Ordering::Acquire);
+        let applied = self.status.applied_now() >= Some(from);
+        if !loading || !applied || to != from.next() {
+            return None;
+        }
+        let term = self.log.term_of(from)?;
+        let id = log_id(EntryId { term, index: from });
+        Some(Entry::new(id, Payload::Blank))
+    }
+
     async fn read(&self, from: LogIndex, to: LogIndex, max: usize) -> io::Result<Vec<Entry>> {
         let mut failing = None;
         let frames = loop {
-            match self.log.read(from, to, max).await {
+            let read = self.log.read(from, to, max).await;
+            if matches!(read, Err(ReadError::Damaged { .. }))
+                && let Some(entry) = self.identity(from, to)
+            {
+                return Ok(vec![entry]);
+            }
+            match read {
                 Err(ReadError::Damaged { .. }) if self.patience.wait().await => {}
                 // Such as no free descriptor, or no memory: that passes, or the group is opened
                 // anew by whoever supervises it.
@@ -239,6 +267,8 @@ impl RaftLogReader<TypeConfig> for LogStore {
 
     /// The last entry of each term in the range.
     async fn get_key_log_ids(&mut self, range: RangeInclusive<LogId>) -> io::Result<Vec<LogId>> {
+        // The last that openraft asks for before its tasks start.
+        self.patience.taken_in();
         let (first, last) = (entry_id(range.start()), entry_id(range.end()));
         let starts = self.log.term_starts();
         let ends = starts.iter().skip(1).map(|next| next.index.get() - 1);

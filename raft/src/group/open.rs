@@ -168,6 +168,14 @@ async fn tail_after(log: &GroupLog, state: &LogState, index: LogIndex) -> Result
     if let Some(start) = state.log_start.as_ref().filter(|s| s.purged.index >= index) {
         return Ok(Tail::at(start));
     }
+    // A view usually stands where its log ends: then nothing is read, and nothing can be damaged.
+    if let Some(end) = log.end_of(index) {
+        return Ok(Tail {
+            id: Some(end.entry),
+            next_offset: end.next_offset,
+            next_time: end.next_time,
+        });
+    }
     let frames = log.read(index, index.next(), 1).await?;
     Ok(frames
         .first()

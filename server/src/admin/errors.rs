@@ -1,7 +1,7 @@
 //! What goes wrong inside, as the native API says it: every inner error has its code here.
 
-use trilog_model::NodeId;
 use trilog_model::batch::BatchError;
+use trilog_model::{GroupId, NodeId};
 use trilog_raft::controller::{ControllerError, TopicId};
 use trilog_wire::v1::{Error, ErrorCode, Leader};
 
@@ -61,14 +61,38 @@ pub(super) fn append_anywhere(cluster: &Cluster, error: &ProxyError) -> Error {
     }
 }
 
-pub(super) fn read(cluster: &Cluster, error: &ReadError) -> Error {
+pub(super) fn read(cluster: &Cluster, group: GroupId, error: &ReadError) -> Error {
     let code = match error {
         ReadError::NotLeader { leader } => return not_leader(cluster, *leader),
         ReadError::OutOfRange { .. } => ErrorCode::OffsetOutOfRange,
-        ReadError::Damaged(_) => ErrorCode::Damaged,
+        ReadError::Damaged(what) => return damaged(cluster, group, what),
         ReadError::Unavailable(_) => ErrorCode::Overloaded,
     };
     Error::new(code, error.to_string())
+}
+
+/// Damage that another replica's copy will take the place of passes; else it is for people.
+fn damaged(cluster: &Cluster, group: GroupId, what: &str) -> Error {
+    let (map, node) = (cluster.map(), cluster.node());
+    let place = map.topics().find_map(|topic| {
+        let mut partitions = topic.partitions.iter();
+        let index = partitions.position(|partition| partition.group == group)?;
+        Some(format!("{}/{index}", topic.name))
+    });
+    let place = place.unwrap_or_else(|| format!("group {group}"));
+    let text = format!("{place} is damaged on node {node} and not served there: {what}");
+    let others = map.group(group).is_some_and(|place| {
+        let mut replicas = place.replicas.iter();
+        replicas.any(|replica| replica.id.node() != node)
+    });
+    if others {
+        return Error::new(ErrorCode::Damaged, text)
+            .with_hint("another replica's copy takes its place; try again");
+    }
+    Error::new(ErrorCode::DataLost, text).with_hint(
+        "no other replica has it: read on behind it, stop the node and put the file back from a \
+         backup (trilog log verify names it), or trim it away with the topic's retention",
+    )
 }
 
 pub(super) fn lookup(cluster: &Cluster, error: &LookupError) -> Error {

@@ -43,7 +43,8 @@ impl Fetch for Api {
         let partition = self.led_partition(&topic, request.partition)?;
         let start = start_of(request.start.as_ref().and_then(|start| start.at.as_ref()))?;
         let next = partition.locate(start).await;
-        let next = next.map_err(|error| errors::read(&self.cluster, &error))?;
+        let next =
+            next.map_err(|error| errors::read(&self.cluster, partition.group().id(), &error))?;
         let (responses, stream) = mpsc::channel(READ_AHEAD);
         let reader = Reader {
             end: (!request.follow).then(|| partition.watch().borrow().offset),
@@ -77,7 +78,8 @@ impl Offsets for Api {
             at => start_of(at)?,
         };
         let offset = partition.locate(start).await;
-        let offset = offset.map_err(|error| errors::read(&self.cluster, &error))?;
+        let offset =
+            offset.map_err(|error| errors::read(&self.cluster, partition.group().id(), &error))?;
         let high_watermark = partition.watch().borrow().offset;
         Ok(Response::new(ResolveResponse {
             offset: offset.get(),
@@ -192,7 +194,8 @@ impl Reader {
             return Err(errors::not_leader(cluster, leader));
         }
         let fetched = self.partition.read(self.next, self.max_bytes).await;
-        fetched.map_err(|error: ReadError| errors::read(cluster, &error))
+        let group = self.partition.group().id();
+        fetched.map_err(|error: ReadError| errors::read(cluster, group, &error))
     }
 
     /// Waits for records beyond those read, until it is time for a sign of life, or until this

@@ -62,12 +62,10 @@ impl Server {
             }
             Ok(())
         });
-        let store = self.store.clone();
+        let (store, cluster) = (self.store.clone(), self.cluster.clone());
         health.note("segments", move || match store.stats().quarantined {
             0 => Ok(()),
-            count => Err(format!(
-                "{count} segments are damaged and wait for another replica's copy"
-            )),
+            count => Err(damage(count, &cluster)),
         });
         let clock = self.timekeeper.state();
         health.must_be_ready("clock", move || {
@@ -85,6 +83,34 @@ impl Server {
         let cluster = self.cluster.clone();
         health.note("recovery", move || losses_accepted(&cluster));
     }
+}
+
+/// Names of partitions with damage that are told; the rest are counted.
+const NAMED: usize = 8;
+
+/// What is damaged here, and where.
+fn damage(count: usize, cluster: &Cluster) -> String {
+    let map = cluster.map();
+    let places = map.topics_by_name().flat_map(|topic| {
+        let places = topic.partitions.iter().enumerate();
+        places.map(|(index, place)| (format!("{}/{index}", topic.name), place))
+    });
+    let mut named = places.flat_map(|(name, place)| {
+        let held = cluster.partitions().get(place.group);
+        let ranges = held.map(|held| held.damaged()).unwrap_or_default();
+        let others = match place.replicas.len() {
+            1 => "no other replica has them",
+            _ => "to be replaced by another replica's copy",
+        };
+        ranges.into_iter().map(move |(start, end)| {
+            format!("{name} from offset {start} to before {end} ({others})")
+        })
+    });
+    let told: Vec<String> = named.by_ref().take(NAMED).collect();
+    format!(
+        "{count} segments are damaged and not served: {}",
+        told.join(", ")
+    )
 }
 
 /// What was given up stays told, for whoever looks into it later.

@@ -252,7 +252,7 @@ impl Partition {
                 let log = self.inner.group.log();
                 log.read_offsets(from, applied, max_bytes)
                     .await
-                    .map_err(read_error)?
+                    .map_err(|error| self.read_error(&error))?
             }
             _ => Vec::new(),
         };
@@ -274,7 +274,7 @@ impl Partition {
                 let log = self.inner.group.log();
                 log.find_append_time(time, applied)
                     .await
-                    .map_err(read_error)?
+                    .map_err(|error| self.read_error(&error))?
             }
             (Start::RecordTime(millis), Some(applied)) => self.find_record(millis, applied).await?,
         };
@@ -291,14 +291,14 @@ impl Partition {
         let found = log
             .find_record_time(millis, applied)
             .await
-            .map_err(read_error)?;
+            .map_err(|error| self.read_error(&error))?;
         let Some((base, _)) = found else {
             return Ok(None);
         };
         let frames = log
             .read_offsets(base, applied, 1)
             .await
-            .map_err(read_error)?;
+            .map_err(|error| self.read_error(&error))?;
         let Some(frame) = frames.into_iter().next() else {
             return Ok(Some(base));
         };
@@ -330,6 +330,35 @@ impl Partition {
     pub fn leader(&self) -> (Option<NodeId>, bool) {
         let leadership = *self.inner.group.leadership().borrow();
         (leader_node(&leadership), leadership.ready)
+    }
+
+    /// Offsets, half open, of what is damaged on this node and not served.
+    #[must_use]
+    pub fn damaged(&self) -> Vec<(Offset, Offset)> {
+        let log = self.inner.group.log();
+        let firsts: Vec<LogIndex> = log.gaps().iter().filter_map(|gap| gap.first).collect();
+        let segments = log.segments();
+        let damaged = segments
+            .iter()
+            .filter(|segment| firsts.contains(&segment.base_index));
+        damaged
+            .map(|segment| (segment.base_offset, segment.next_offset))
+            .collect()
+    }
+
+    fn read_error(&self, error: &trilog_storage::log::ReadError) -> ReadError {
+        let trilog_storage::log::ReadError::Damaged { first, .. } = error else {
+            return ReadError::Unavailable(error.to_string());
+        };
+        let segments = self.inner.group.log().segments();
+        let held = segments.iter().find(|held| held.base_index == *first);
+        ReadError::Damaged(held.map_or_else(
+            || error.to_string(),
+            |held| {
+                let (start, end) = (held.base_offset, held.next_offset);
+                format!("offsets from {start} to before {end}")
+            },
+        ))
     }
 
     /// Waits until the high watermark passes `offset`, or the time is over.
@@ -397,13 +426,6 @@ fn first_at(frame: &Frame, millis: i64) -> Result<Offset, ReadError> {
 
 fn leader_node(leadership: &Leadership) -> Option<NodeId> {
     leadership.leader.map(ReplicaId::node)
-}
-
-fn read_error(error: trilog_storage::log::ReadError) -> ReadError {
-    match error {
-        trilog_storage::log::ReadError::Damaged { .. } => ReadError::Damaged(error.to_string()),
-        other => ReadError::Unavailable(other.to_string()),
-    }
 }
 
 /// An append on its way.

@@ -116,6 +116,7 @@ fn status_code(code: ErrorCode) -> Code {
         | ErrorCode::ShuttingDown
         | ErrorCode::Damaged => Code::Unavailable,
         ErrorCode::Overloaded | ErrorCode::DiskFull => Code::ResourceExhausted,
+        ErrorCode::DataLost => Code::DataLoss,
         ErrorCode::Conflict => Code::Aborted,
         ErrorCode::UnknownOutcome => Code::DeadlineExceeded,
         ErrorCode::InvalidRequest

@@ -21,7 +21,7 @@ use super::segments::Segments;
 use super::shared::{Room, Shared, WalGuard};
 use super::tip::{Break, Tip};
 use super::types::{
-    AppendDone, AppendError, Appending, LogStart, LogState, StoreError, TermStart, Vote,
+    AppendDone, AppendError, Appending, EndOf, LogStart, LogState, StoreError, TermStart, Vote,
 };
 use super::wal_runs::WalRuns;
 use crate::frame::{Frame, FrameHeader};
@@ -233,6 +233,23 @@ impl GroupLog {
     /// The term of an entry, if the log still knows it.
     pub fn term_of(&self, index: LogIndex) -> Option<Term> {
         self.0.state.lock().term_of(index)
+    }
+
+    /// The place behind an entry that ends the log or one of its segments. Known without reading
+    /// the entry, so of one that is damaged, too.
+    pub fn end_of(&self, index: LogIndex) -> Option<EndOf> {
+        let state = self.0.state.lock();
+        let of_segment = state.segments.find(index).map(|link| link.extent.tip);
+        let tips = of_segment.into_iter().chain([state.tip]);
+        let mut ends = tips.filter_map(|tip| {
+            let entry = tip.last.filter(|last| last.index == index)?;
+            Some(EndOf {
+                entry,
+                next_offset: tip.next_offset,
+                next_time: tip.next_time,
+            })
+        });
+        ends.next()
     }
 
     /// The headers of `from..to`, from memory alone; `None` unless all of them are there.

@@ -43,7 +43,8 @@ pub use copy::{CopyError, CopySum, Gap, Incoming};
 pub use group::GroupLog;
 pub use retention::{Retention, SegmentInfo};
 pub use types::{
-    AppendDone, AppendError, Appending, LogStart, LogState, ReadError, StoreError, TermStart, Vote,
+    AppendDone, AppendError, Appending, EndOf, LogStart, LogState, ReadError, StoreError,
+    TermStart, Vote,
 };
 
 pub(crate) use checkpoint::{Checkpoint, CheckpointError, GroupRecord, SaveError, SegmentRecord};

@@ -82,6 +82,15 @@ pub enum Appending {
 /// Runs once the appended entries are durable, in the order of the appends.
 pub type AppendDone = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 
+/// The place behind an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndOf {
+    pub entry: EntryId,
+    pub next_offset: Offset,
+    /// The earliest append time of the next entry.
+    pub next_time: Timestamp,
+}
+
 /// Why an append was refused. Nothing of it was stored.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum AppendError {

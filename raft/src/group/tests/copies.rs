@@ -214,21 +214,29 @@ fn a_leader_that_reads_damage_for_a_laggard_waits_for_the_repair_and_leads_on() 
 fn a_replica_that_cannot_open_for_damage_is_repaired_before_it_opens() {
     block_on(async {
         let (mut cluster, leader) = founded(config(11, tiny_store)).await;
-        propose(&cluster, 1, 60).await;
+        propose(&cluster, 1, 30).await;
         let victim = followers(&cluster, leader)[0];
         cluster.converge(GROUP).await;
+        // Its view is on disk up to here; the rest it folds anew after a crash.
         cluster.stop(victim).await;
-        // The entry its view stands at is in the last segment, and nowhere else on its disk.
+        cluster.boot(victim).await;
+        let before = segment_files(cluster.disk(victim)).len();
+        propose(&cluster, 30, 90).await;
+        cluster.converge(GROUP).await;
+        let store = cluster.node(victim).unwrap().store().clone();
+        store.checkpoint().await.unwrap();
+        drop(store);
+        cluster.kill(victim);
         let disk = cluster.disk(victim).reopen();
-        let path = segment_files(&disk).pop().unwrap();
+        let path = segment_files(&disk).remove(before + 1);
         let whole = disk.read(&path).unwrap();
-        disk.flip_bit(&path, whole.len() as u64 - 700, 2);
+        disk.flip_bit(&path, 5_000, 2);
         cluster.boot(victim).await;
         assert!(cluster.group(victim, GROUP).is_none());
         cluster.heal().await;
         assert_eq!(asides(cluster.disk(victim)), 1);
         assert_eq!(cluster.disk(victim).read(&path), Some(whole));
-        propose(&cluster, 60, 70).await;
+        propose(&cluster, 90, 100).await;
         cluster.converge(GROUP).await;
     });
 }
@@ -286,6 +294,41 @@ fn a_replica_that_waits_for_a_repair_can_be_closed() {
         assert_eq!(closing.await, Ok(true), "it closes all the same");
         assert!(applying.await.unwrap().unwrap(), "the read failed");
     });
+}
+
+/// What its view includes already it need not read: it opens, and votes, before it is repaired.
+#[test]
+fn a_replica_whose_view_stands_at_the_end_of_its_damaged_log_votes_at_once() {
+    for seed in seeds(3) {
+        block_on(async {
+            let (mut cluster, leader) = founded(config(seed, tiny_store)).await;
+            propose(&cluster, 1, 60).await;
+            let others = followers(&cluster, leader);
+            let (victim, third) = (others[0], others[1]);
+            cluster.converge(GROUP).await;
+            cluster.stop(victim).await;
+            let disk = cluster.disk(victim).reopen();
+            for path in segment_files(&disk) {
+                let len = disk.read(&path).unwrap().len() as u64;
+                disk.flip_bit(&path, len - 700, 2);
+            }
+            // Of three one is lost for good: the other two need each other.
+            let term = cluster.leader(GROUP).unwrap().1.term;
+            cluster.kill(third);
+            cluster.kill(leader);
+            cluster.boot(leader).await;
+            cluster.run(Duration::from_secs(2)).await;
+            assert!(cluster.leader(GROUP).is_none(), "seed {seed}");
+            cluster.boot(victim).await;
+            assert!(cluster.group(victim, GROUP).is_some(), "seed {seed}");
+            cluster.await_leader(GROUP).await;
+            assert!(cluster.leader(GROUP).unwrap().1.term > term);
+            propose(&cluster, 60, 70).await;
+            cluster.heal().await;
+            all_whole(&cluster).await;
+            cluster.converge(GROUP).await;
+        });
+    }
 }
 
 /// A follower that is down while the others write and cut their logs; the data starts at zero.
