@@ -19,7 +19,7 @@ use trilog_raft::transport::Transport;
 use trilog_raft::transport::sim::{Crash, SimNet};
 use trilog_server::boot::{Footing, Ground, Server, Surroundings};
 use trilog_server::cluster::Identity;
-use trilog_server::config::{ByteSize, Config};
+use trilog_server::config::{ByteSize, Config, Duration as Span};
 use trilog_server::partition::{AppendError, Appended, Partition};
 use trilog_storage::env::Entropy;
 use trilog_storage::io::sim::SimDisk;
@@ -118,6 +118,9 @@ impl Machines {
         config.node.data_dir = self.data_dir(number);
         config.cluster.seeds.clone_from(&self.seeds);
         config.advertise.peer = Some(SimNet::address(NodeId(number)));
+        config.groups.partitions = 2;
+        config.groups.initial_rebalance_delay = Span::from_millis(500);
+        config.groups.session_timeout_min = Span::from_secs(1);
         config.storage.wal_file_size = ByteSize::kib(256);
         config.storage.wal_files = 6;
         config.storage.pinned_size = ByteSize::kib(512);

@@ -1,3 +1,8 @@
+use std::fmt::Write;
+
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
 use super::*;
 
 /// A group, and the log it is committed to.
@@ -496,4 +501,142 @@ fn a_loaded_group_is_as_committed_and_its_sessions_begin_anew() {
         Err(GroupError::RebalanceInProgress)
     );
     assert_eq!(table.heartbeat(&ids[0], 2), Err(GroupError::UnknownMember));
+}
+
+/// A client as the group knows it, and what it waits for.
+struct Client {
+    id: String,
+    generation: i32,
+    joining: Option<Answer<Joined>>,
+    syncing: Option<Answer<Synced>>,
+}
+
+/// Random clients, commits that fail and time that passes.
+struct Play {
+    seed: u64,
+    rng: SmallRng,
+    table: Table,
+    clients: Vec<Client>,
+    given: BTreeMap<(i32, String), Bytes>,
+    /// What was answered, in order.
+    trace: String,
+}
+
+impl Play {
+    fn new(seed: u64) -> Self {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let client = |_| Client {
+            id: String::new(),
+            generation: 0,
+            joining: None,
+            syncing: None,
+        };
+        Self {
+            seed,
+            table: table(rng.random_range(0..4)),
+            rng,
+            clients: (0..4).map(client).collect(),
+            given: BTreeMap::new(),
+            trace: String::new(),
+        }
+    }
+
+    fn step(&mut self) {
+        let (rng, table) = (&mut self.rng, &mut self.table);
+        let which = rng.random_range(0..self.clients.len());
+        let client = &mut self.clients[which];
+        match rng.random_range(0..10) {
+            0..3 if client.joining.is_none() => {
+                client.joining = Some(table.join(request(&client.id, None, &["range"])));
+            }
+            3..5 if client.joining.is_none() && client.syncing.is_none() => {
+                let asks = member(&client.id, client.generation);
+                let parts: Vec<_> = table.group.members.keys().cloned().collect();
+                let parts: Vec<(&str, &str)> = parts.iter().map(|id| (&**id, "part")).collect();
+                client.syncing = Some(table.sync(asks, &parts));
+            }
+            5 => drop(table.heartbeat(&client.id, client.generation)),
+            6 => {
+                let leaving = Leaving {
+                    member: client.id.clone(),
+                    instance: None,
+                };
+                drop(table.act(|group, ctx| group.leave(&leaving, ctx)));
+            }
+            7 if !table.stores.is_empty() => {
+                let lost = rng.random_bool(0.2);
+                let error = GroupError::NotCoordinator { node: None };
+                table.committed(if lost { Err(error) } else { Ok(()) });
+            }
+            _ => table.pass(rng.random_range(0..4)),
+        }
+    }
+
+    fn listen(&mut self) {
+        for client in &mut self.clients {
+            if let Some(answer) = client.joining.as_mut().and_then(|a| a.try_recv().ok()) {
+                client.joining = None;
+                let _ = writeln!(self.trace, "{answer:?}");
+                match answer {
+                    Ok(joined) => {
+                        client.id = joined.member;
+                        client.generation = joined.generation;
+                    }
+                    Err(GroupError::UnknownMember) => client.id.clear(),
+                    Err(_) => {}
+                }
+            }
+            if let Some(answer) = client.syncing.as_mut().and_then(|a| a.try_recv().ok()) {
+                client.syncing = None;
+                let _ = writeln!(self.trace, "{answer:?}");
+                if let Ok(synced) = answer {
+                    let place = (client.generation, client.id.clone());
+                    let first = self.given.entry(place);
+                    let first = first.or_insert_with(|| synced.assignment.clone());
+                    assert_eq!(*first, synced.assignment, "seed {}", self.seed);
+                }
+            }
+        }
+    }
+
+    /// Nobody is heard of any more: all are answered, and none is left.
+    fn end(mut self) -> String {
+        let seed = self.seed;
+        for _ in 0..200 {
+            while !self.table.stores.is_empty() {
+                self.table.committed(Ok(()));
+            }
+            self.table.pass(5);
+        }
+        let group = &self.table.group;
+        assert!(group.is_idle(), "seed {seed}: {group:?}");
+        self.listen();
+        for client in &self.clients {
+            assert!(client.joining.is_none(), "seed {seed}: a join is lost");
+            assert!(client.syncing.is_none(), "seed {seed}: a sync is lost");
+        }
+        self.trace
+    }
+}
+
+fn play(seed: u64) -> String {
+    let mut play = Play::new(seed);
+    let mut newest = 0;
+    for step in 0..200 {
+        play.step();
+        play.listen();
+        let generation = play.table.group.generation;
+        assert!(generation >= newest, "seed {seed} at {step}");
+        newest = generation;
+    }
+    play.end()
+}
+
+#[test]
+fn whatever_members_do_all_are_answered_and_a_seed_gives_one_trace() {
+    for seed in 0..300 {
+        let trace = play(seed);
+        assert!(!trace.is_empty(), "seed {seed}: nothing was answered");
+        assert_eq!(trace, play(seed), "seed {seed}");
+    }
 }
