@@ -10,10 +10,10 @@ export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 TRILOG = $(CARGO) run --quiet --release --locked -p trilog-server --bin trilog --
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev test sim fuzz bench fmt lint verify setup rocksdb
+.PHONY: help run dev test sim fuzz interop-kafka bench fmt lint verify setup rocksdb
 
 help: ## This list
-	@grep -hE '^[a-z]+:.*## ' Makefile | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
 
 run: rocksdb ## Three nodes take real data, lose one, lose nothing, replay from anywhere
 	$(CARGO) build --release --locked -p trilog-server --bin trilog
@@ -42,6 +42,13 @@ fuzz: setup ## Everything that reads foreign bytes, SECONDS=60 on each
 			$$found tests/fuzz/corpus/$$target -- -max_total_time=$(SECONDS) -timeout=20 \
 			-rss_limit_mb=2048 -print_final_stats=1 || exit 1; \
 	done
+
+# PYTHON is one that has the packages of tests/interop/kafka/requirements.txt; what it has not is
+# skipped, and said so.
+PYTHON ?= python3
+interop-kafka: rocksdb ## Real Kafka clients against three nodes: what ran, passed, was skipped
+	$(CARGO) build --locked -p trilog-server --bin trilog
+	$(PYTHON) tests/interop/kafka/run.py --trilog $${CARGO_TARGET_DIR:-target}/debug/trilog
 
 bench: rocksdb ## Every figure, with the baseline it is a ratio of
 	$(CARGO) build --release --locked -p trilog-server --bin trilog

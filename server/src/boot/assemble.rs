@@ -268,7 +268,8 @@ impl Server {
             inflight_bytes: config.limits.inflight_size.as_usize(),
             memory: config.kafka.memory.as_usize(),
         };
-        let kafka = Kafka::new(self.cluster.clone(), self.entropy.clone(), limits);
+        let clock = Arc::clone(&self.clock);
+        let kafka = Kafka::new(self.cluster.clone(), clock, self.entropy.clone(), limits);
         self.tasks.spawn(kafka.serve(socket, self.stop.clone()));
     }
 

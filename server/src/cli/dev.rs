@@ -207,11 +207,15 @@ fn welcome(dev: &Dev, data: &Path, took: Duration) -> anyhow::Result<()> {
         vec![
             place.node.to_string(),
             place.grpc_addr().to_string(),
+            place.kafka_addr().to_string(),
             format!("http://{http}/metrics"),
             format!("http://{http}/health/ready"),
         ]
     });
-    output::table(&["node", "grpc", "metrics", "health"], rows.collect())?;
+    output::table(
+        &["node", "grpc", "kafka", "metrics", "health"],
+        rows.collect(),
+    )?;
     let server = match layout.places.first() {
         Some(first) if first.grpc != 7400 => format!(" -s {}", first.grpc_addr()),
         _ => String::new(),

@@ -3,7 +3,9 @@
 use trilog_model::batch::BatchError;
 use trilog_wire::kafka::ErrorCode;
 
-use crate::cluster::LookupError;
+use trilog_raft::controller::ControllerError;
+
+use crate::cluster::{LookupError, ProposeError};
 use crate::partition::{AppendError, ReadError};
 
 /// Codes say too little of some refusals; what is said to people beside them.
@@ -59,5 +61,53 @@ pub(super) fn lookup(error: &LookupError) -> ErrorCode {
         | LookupError::Replaced(_) => ErrorCode::UnknownTopicOrPartition,
         LookupError::Elsewhere { .. } => ErrorCode::NotLeaderOrFollower,
         LookupError::Doubtful(_) => ErrorCode::LeaderNotAvailable,
+    }
+}
+
+pub(super) fn propose(error: &ProposeError) -> Refusal {
+    let code = match error {
+        ProposeError::Refused(refusal) => controller(refusal),
+        ProposeError::NoLeader => ErrorCode::NotController,
+        ProposeError::Unknown => ErrorCode::RequestTimedOut,
+    };
+    (code, Some(error.to_string()))
+}
+
+fn controller(error: &ControllerError) -> ErrorCode {
+    match error {
+        ControllerError::Malformed { .. }
+        | ControllerError::InvalidNode { .. }
+        | ControllerError::UnknownGroup { .. } => ErrorCode::InvalidRequest,
+        ControllerError::LevelNotActive { .. } | ControllerError::LevelNotSupported { .. } => {
+            ErrorCode::UnsupportedVersion
+        }
+        ControllerError::NotBootstrapped {}
+        | ControllerError::AlreadyBootstrapped {}
+        | ControllerError::ForeignCluster { .. } => ErrorCode::NotController,
+        ControllerError::UnknownNode { .. } => ErrorCode::BrokerIdNotRegistered,
+        ControllerError::NodeIdTaken { .. } => ErrorCode::DuplicateBrokerRegistration,
+        ControllerError::NodeHoldsReplicas { .. }
+        | ControllerError::TopicProtected { .. }
+        | ControllerError::LastNode { .. }
+        | ControllerError::LastCopies { .. } => ErrorCode::PolicyViolation,
+        ControllerError::InvalidTopicName { .. } | ControllerError::TopicCollides { .. } => {
+            ErrorCode::InvalidTopicException
+        }
+        ControllerError::TopicExists { .. } => ErrorCode::TopicAlreadyExists,
+        ControllerError::UnknownTopic { .. } => ErrorCode::UnknownTopicOrPartition,
+        ControllerError::InvalidPartitions { .. } => ErrorCode::InvalidPartitions,
+        ControllerError::InvalidReplication { .. } | ControllerError::NotEnoughNodes { .. } => {
+            ErrorCode::InvalidReplicationFactor
+        }
+        ControllerError::InvalidAssignment { .. } => ErrorCode::InvalidReplicaAssignment,
+        ControllerError::UnknownConfig { .. } | ControllerError::InvalidConfig { .. } => {
+            ErrorCode::InvalidConfig
+        }
+        ControllerError::StaleGeneration { .. } | ControllerError::NotSettled { .. } => {
+            ErrorCode::InvalidUpdateVersion
+        }
+        ControllerError::Exhausted { .. } | ControllerError::Other { .. } => {
+            ErrorCode::UnknownServerError
+        }
     }
 }

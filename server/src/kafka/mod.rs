@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
-use trilog_storage::env::Entropy;
+use trilog_storage::env::{Clock, Entropy};
 use trilog_wire::kafka::APIS;
 
 use crate::cluster::Cluster;
@@ -50,6 +50,7 @@ pub struct Kafka {
 #[derive(Debug)]
 struct Inner {
     cluster: Cluster,
+    clock: Arc<dyn Clock>,
     entropy: Entropy,
     limits: Limits,
     /// What requests may hold, in bytes.
@@ -63,7 +64,7 @@ struct Inner {
 
 impl Kafka {
     #[must_use]
-    pub fn new(cluster: Cluster, entropy: Entropy, limits: Limits) -> Self {
+    pub fn new(cluster: Cluster, clock: Arc<dyn Clock>, entropy: Entropy, limits: Limits) -> Self {
         let budget = || Arc::new(Semaphore::new(limits.memory.max(limits.request_bytes)));
         let api_meters = APIS
             .iter()
@@ -72,6 +73,7 @@ impl Kafka {
         Self {
             inner: Arc::new(Inner {
                 cluster,
+                clock,
                 entropy,
                 limits,
                 requests: budget(),

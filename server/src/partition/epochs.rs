@@ -6,7 +6,7 @@ use trilog_model::{Offset, Term};
 use trilog_storage::frame::Frame;
 
 use super::{AppendError, MAX_DECODED, Partition, ReadError};
-use crate::view::PartitionCommand;
+use crate::view::{PartitionCommand, ViewKind};
 
 /// A record, by its place and its own time in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +73,9 @@ impl Partition {
     /// Serves no record before `offset` any more, on any replica; answers where the data begins
     /// then.
     pub async fn delete_before(&self, offset: Offset) -> Result<Offset, AppendError> {
+        if self.inner.kind != ViewKind::Records {
+            return Err(AppendError::Internal);
+        }
         self.propose(PartitionCommand::trim(offset)).await?;
         Ok(self.log_start())
     }

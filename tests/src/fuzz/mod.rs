@@ -8,11 +8,13 @@
 mod controller;
 mod directory;
 mod frames;
+mod kafka_requests;
 mod record_batch;
 
 pub use controller::controller_commands;
 pub use directory::directory;
 pub use frames::{log_frames, peer_frames};
+pub use kafka_requests::kafka_requests;
 pub use record_batch::record_batch;
 
 /// One thing to fuzz.
@@ -36,6 +38,11 @@ pub const TARGETS: &[Target] = &[
         name: "directory",
         run: directory,
         cost: 60,
+    },
+    Target {
+        name: "kafka_requests",
+        run: kafka_requests,
+        cost: 1,
     },
     Target {
         name: "log_frames",

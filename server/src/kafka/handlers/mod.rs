@@ -1,17 +1,32 @@
 //! One file per request: what it means here. Versions live in the codec; a handler sees one form.
 
+mod alter_configs;
 mod api_versions;
+mod create_partitions;
+mod create_topics;
+mod delete_records;
+mod delete_topics;
+mod describe_cluster;
+mod describe_configs;
 mod fetch;
+mod init_producer_id;
 mod list_offsets;
 mod metadata;
+mod offset_for_leader_epoch;
 mod produce;
 
+use std::sync::Arc;
+
 use futures::future::BoxFuture;
+use trilog_raft::controller::Topic;
+use trilog_raft::controller::commands::Command;
 use trilog_wire::kafka::messages::ApiKey;
 use trilog_wire::kafka::{ErrorCode, Request, StrBytes};
 
 use super::conn::{Ended, Outcome};
+use super::errors::{self, Refusal};
 use super::session::Session;
+use crate::cluster::ProposeError;
 
 pub(super) use api_versions::versions_unsupported;
 
@@ -30,6 +45,16 @@ pub(super) async fn begin(session: &mut Session, request: Request) -> Begun {
         ApiKey::ApiVersions => api_versions::answer(&request),
         ApiKey::Metadata => metadata::answer(session, &request).await,
         ApiKey::ListOffsets => list_offsets::answer(session, &request).await,
+        ApiKey::CreateTopics => create_topics::answer(session, &request).await,
+        ApiKey::DeleteTopics => delete_topics::answer(session, &request).await,
+        ApiKey::CreatePartitions => create_partitions::answer(session, &request).await,
+        ApiKey::DeleteRecords => delete_records::answer(session, &request).await,
+        ApiKey::InitProducerId => init_producer_id::answer(session, &request).await,
+        ApiKey::OffsetForLeaderEpoch => offset_for_leader_epoch::answer(session, &request),
+        ApiKey::DescribeConfigs => describe_configs::answer(session, &request),
+        ApiKey::AlterConfigs => alter_configs::answer(session, &request).await,
+        ApiKey::IncrementalAlterConfigs => alter_configs::answer_steps(session, &request).await,
+        ApiKey::DescribeCluster => describe_cluster::answer(session, &request),
         // The table of apis names no other.
         _ => Err(Ended::Stopped),
     };
@@ -51,6 +76,25 @@ fn reason(code: ErrorCode) -> String {
 }
 
 impl Session {
+    /// Makes a change of the cluster's metadata, or only says whether it would be made.
+    async fn change(&self, command: &Command, only_validate: bool) -> Result<(), Refusal> {
+        let cluster = &self.kafka.inner.cluster;
+        let outcome = if only_validate {
+            let now = self.kafka.inner.clock.now();
+            let rehearsed = cluster.controller().rehearse(command, now);
+            rehearsed.map_err(ProposeError::Refused)
+        } else {
+            cluster.propose(command).await
+        };
+        outcome.map(drop).map_err(|error| errors::propose(&error))
+    }
+
+    /// The topic of this name, looked for on the controller before it is called unknown.
+    async fn topic(&self, name: &str) -> Result<Arc<Topic>, Refusal> {
+        let found = self.kafka.inner.cluster.current_topic(name).await;
+        found.map_err(|error| (errors::lookup(&error), None))
+    }
+
     /// Counts a refusal; success is no error.
     fn count_error(&self, request: &Request, code: i16) {
         let Some(code) = named(code) else {

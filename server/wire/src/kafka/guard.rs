@@ -36,10 +36,6 @@ pub(super) enum Shape {
     /// A text or null.
     Text,
     /// An array, or null, of values of one shape.
-    #[expect(
-        dead_code,
-        reason = "the requests that have one come with their handlers"
-    )]
     List(&'static Shape),
     /// An array, or null, of structs.
     Structs(&'static [Field]),

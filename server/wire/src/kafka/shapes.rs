@@ -2,7 +2,7 @@
 //! with the first and the last version that has it.
 
 use super::guard::Field;
-use super::guard::Shape::{Fixed, Structs, Text};
+use super::guard::Shape::{Fixed, List, Structs, Text};
 use super::guard::field;
 
 pub(super) const LIST_OFFSETS: &[Field] = &[
@@ -44,4 +44,174 @@ pub(super) const METADATA: &[Field] = &[
 pub(super) const API_VERSIONS: &[Field] = &[
     field(3, 4, Text), // client_software_name
     field(3, 4, Text), // client_software_version
+];
+
+pub(super) const CREATE_TOPICS: &[Field] = &[
+    field(
+        2,
+        7,
+        Structs(&[
+            field(2, 7, Text),     // name
+            field(2, 7, Fixed(4)), // num_partitions
+            field(2, 7, Fixed(2)), // replication_factor
+            field(
+                2,
+                7,
+                Structs(&[
+                    field(2, 7, Fixed(4)),        // partition_index
+                    field(2, 7, List(&Fixed(4))), // broker_ids
+                ]),
+            ), // assignments
+            field(
+                2,
+                7,
+                Structs(&[
+                    field(2, 7, Text), // name
+                    field(2, 7, Text), // value
+                ]),
+            ), // configs
+        ]),
+    ), // topics
+    field(2, 7, Fixed(4)), // timeout_ms
+    field(2, 7, Fixed(1)), // validate_only
+];
+
+pub(super) const DELETE_TOPICS: &[Field] = &[
+    field(
+        6,
+        6,
+        Structs(&[
+            field(6, 6, Text),      // name
+            field(6, 6, Fixed(16)), // topic_id
+        ]),
+    ), // topics
+    field(1, 5, List(&Text)), // topic_names
+    field(1, 6, Fixed(4)),    // timeout_ms
+];
+
+pub(super) const DELETE_RECORDS: &[Field] = &[
+    field(
+        0,
+        2,
+        Structs(&[
+            field(0, 2, Text), // name
+            field(
+                0,
+                2,
+                Structs(&[
+                    field(0, 2, Fixed(4)), // partition_index
+                    field(0, 2, Fixed(8)), // offset
+                ]),
+            ), // partitions
+        ]),
+    ), // topics
+    field(0, 2, Fixed(4)), // timeout_ms
+];
+
+pub(super) const INIT_PRODUCER_ID: &[Field] = &[
+    field(0, 5, Text),     // transactional_id
+    field(0, 5, Fixed(4)), // transaction_timeout_ms
+    field(3, 5, Fixed(8)), // producer_id
+    field(3, 5, Fixed(2)), // producer_epoch
+];
+
+pub(super) const OFFSET_FOR_LEADER_EPOCH: &[Field] = &[
+    field(3, 4, Fixed(4)), // replica_id
+    field(
+        2,
+        4,
+        Structs(&[
+            field(2, 4, Text), // topic
+            field(
+                2,
+                4,
+                Structs(&[
+                    field(2, 4, Fixed(4)), // partition
+                    field(2, 4, Fixed(4)), // current_leader_epoch
+                    field(2, 4, Fixed(4)), // leader_epoch
+                ]),
+            ), // partitions
+        ]),
+    ), // topics
+];
+
+pub(super) const DESCRIBE_CONFIGS: &[Field] = &[
+    field(
+        1,
+        4,
+        Structs(&[
+            field(1, 4, Fixed(1)),    // resource_type
+            field(1, 4, Text),        // resource_name
+            field(1, 4, List(&Text)), // configuration_keys
+        ]),
+    ), // resources
+    field(1, 4, Fixed(1)), // include_synonyms
+    field(3, 4, Fixed(1)), // include_documentation
+];
+
+pub(super) const ALTER_CONFIGS: &[Field] = &[
+    field(
+        0,
+        2,
+        Structs(&[
+            field(0, 2, Fixed(1)), // resource_type
+            field(0, 2, Text),     // resource_name
+            field(
+                0,
+                2,
+                Structs(&[
+                    field(0, 2, Text), // name
+                    field(0, 2, Text), // value
+                ]),
+            ), // configs
+        ]),
+    ), // resources
+    field(0, 2, Fixed(1)), // validate_only
+];
+
+pub(super) const CREATE_PARTITIONS: &[Field] = &[
+    field(
+        0,
+        3,
+        Structs(&[
+            field(0, 3, Text),     // name
+            field(0, 3, Fixed(4)), // count
+            field(
+                0,
+                3,
+                Structs(&[
+                    field(0, 3, List(&Fixed(4))), // broker_ids
+                ]),
+            ), // assignments
+        ]),
+    ), // topics
+    field(0, 3, Fixed(4)), // timeout_ms
+    field(0, 3, Fixed(1)), // validate_only
+];
+
+pub(super) const INCREMENTAL_ALTER_CONFIGS: &[Field] = &[
+    field(
+        0,
+        1,
+        Structs(&[
+            field(0, 1, Fixed(1)), // resource_type
+            field(0, 1, Text),     // resource_name
+            field(
+                0,
+                1,
+                Structs(&[
+                    field(0, 1, Text),     // name
+                    field(0, 1, Fixed(1)), // config_operation
+                    field(0, 1, Text),     // value
+                ]),
+            ), // configs
+        ]),
+    ), // resources
+    field(0, 1, Fixed(1)), // validate_only
+];
+
+pub(super) const DESCRIBE_CLUSTER: &[Field] = &[
+    field(0, 2, Fixed(1)), // include_cluster_authorized_operations
+    field(1, 2, Fixed(1)), // endpoint_type
+    field(2, 2, Fixed(1)), // include_fenced_brokers
 ];
