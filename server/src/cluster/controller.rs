@@ -160,7 +160,7 @@ impl ControllerHandle {
                     self.propose_here(command.clone()).await
                 }
                 Some(node) => self.forward(node, command.clone()).await,
-                None => Attempt::Nothing,
+                None => self.ask_around(&command).await,
             };
             match answer {
                 Attempt::Answered(reply) => return read_reply(reply),
@@ -197,6 +197,22 @@ impl ControllerHandle {
             Err(trilog_raft::ProposeError::Unknown) => Attempt::Unknown,
             Err(_) => Attempt::Nothing,
         }
+    }
+
+    /// Asks every node that is known, of which only the leader takes the command: a node that came
+    /// back at another address is not told who leads before it has registered there.
+    async fn ask_around(&self, command: &Bytes) -> Attempt {
+        let nodes = self.transport.book().nodes();
+        for node in nodes
+            .into_iter()
+            .filter(|node| *node != self.transport.node())
+        {
+            match self.forward(node, command.clone()).await {
+                Attempt::Nothing => {}
+                answered => return answered,
+            }
+        }
+        Attempt::Nothing
     }
 
     async fn forward(&self, node: NodeId, command: Bytes) -> Attempt {
