@@ -18,23 +18,12 @@ import sys
 import tempfile
 import time
 import traceback
-import uuid
 
-RUN = uuid.uuid4().hex[:8]
+import groups
+from common import RUN, Missing, equal, topic
+
 CODECS = ["gzip", "snappy", "lz4", "zstd"]
 LARGE = 900_000
-
-
-def topic(name):
-    return f"interop-{RUN}-{name}"
-
-
-class Missing(Exception):
-    """A client, or a part of it, that this machine has not."""
-
-
-def equal(found, expected):
-    assert found == expected, f"{found!r} is not {expected!r}"
 
 
 # --- kcat ---------------------------------------------------------------------------------------
@@ -43,10 +32,10 @@ def equal(found, expected):
 class Kcat:
     name = "kcat"
 
-    def __init__(self, bootstrap):
+    def __init__(self, cluster):
         if not shutil.which("kcat"):
             raise Missing("kcat is not installed (Debian package kcat)")
-        self.bootstrap = bootstrap
+        self.bootstrap = cluster.bootstrap
 
     def kcat(self, *args, input=None):
         command = ["kcat", "-b", self.bootstrap, *args]
@@ -107,13 +96,13 @@ class Kcat:
 class Confluent:
     name = "confluent-kafka"
 
-    def __init__(self, bootstrap):
+    def __init__(self, cluster):
         try:
             import confluent_kafka
         except ImportError as error:
             raise Missing(str(error))
         self.lib = confluent_kafka
-        self.bootstrap = bootstrap
+        self.bootstrap = cluster.bootstrap
 
     def producer(self, **config):
         return self.lib.Producer({"bootstrap.servers": self.bootstrap, **config})
@@ -277,13 +266,13 @@ class Confluent:
 class KafkaPython:
     name = "kafka-python"
 
-    def __init__(self, bootstrap):
+    def __init__(self, cluster):
         try:
             import kafka
         except ImportError as error:
             raise Missing(str(error))
         self.lib = kafka
-        self.bootstrap = bootstrap
+        self.bootstrap = cluster.bootstrap
 
     def send(self, name, records, **config):
         producer = self.lib.KafkaProducer(bootstrap_servers=self.bootstrap, **config)
@@ -353,13 +342,13 @@ class KafkaPython:
 class Aiokafka:
     name = "aiokafka"
 
-    def __init__(self, bootstrap):
+    def __init__(self, cluster):
         try:
             import aiokafka
         except ImportError as error:
             raise Missing(str(error))
         self.lib = aiokafka
-        self.bootstrap = bootstrap
+        self.bootstrap = cluster.bootstrap
 
     async def send(self, name, values, **config):
         producer = self.lib.AIOKafkaProducer(bootstrap_servers=self.bootstrap, **config)
@@ -405,7 +394,7 @@ class Aiokafka:
         asyncio.run(run())
 
 
-CLIENTS = [Kcat, Confluent, KafkaPython, Aiokafka]
+CLIENTS = [Kcat, Confluent, KafkaPython, Aiokafka, *groups.CLIENTS]
 
 
 def checks(client):
@@ -415,16 +404,19 @@ def checks(client):
     return [name for name in names if name not in helpers]
 
 
-def run(bootstrap):
+def run(cluster, only):
     rows = []
     for make in CLIENTS:
         try:
-            client = make(bootstrap)
+            client = make(cluster)
         except Missing as missing:
             rows.append((make.name, "*", "SKIPPED", str(missing)))
             continue
         for name in checks(client):
+            if only not in f"{make.name} {name}":
+                continue
             began = time.time()
+            print(f"{make.name}: {name}", file=sys.stderr, flush=True)
             try:
                 getattr(client, name)()
                 rows.append((make.name, name, "passed", f"{time.time() - began:.1f} s"))
@@ -446,11 +438,25 @@ def report(rows):
     return 1 if failed else 0 if passed else 2
 
 
+class Given:
+    """A cluster that runs already."""
+
+    is_ours = False
+
+    def __init__(self, bootstrap):
+        self.bootstrap = bootstrap
+
+
 class Cluster:
     """A development cluster for the time of the run."""
 
+    is_ours = True
+
     def __init__(self, trilog, port):
-        self.port = port
+        self.trilog = trilog
+        # Any of its nodes will do.
+        ports = [port + 10 * node + 3 for node in range(3)]
+        self.bootstrap = ",".join(f"127.0.0.1:{port}" for port in ports)
         self.data = tempfile.mkdtemp(prefix="trilog-interop-")
         command = [trilog, "dev", "--data", self.data, "--base-port", str(port)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -458,6 +464,16 @@ class Cluster:
             if "nodes are up" in line:
                 return
         raise SystemExit("the development cluster did not start")
+
+    def kill(self, node):
+        self.tell("kill", node)
+
+    def restart(self, node):
+        self.tell("restart", node)
+
+    def tell(self, command, node):
+        told = [self.trilog, "dev", "--data", self.data, command, str(node)]
+        subprocess.run(told, check=True, timeout=60)
 
     def stop(self):
         self.process.send_signal(signal.SIGINT)
@@ -470,15 +486,19 @@ def main():
     parser.add_argument("--bootstrap")
     parser.add_argument("--trilog")
     parser.add_argument("--port", type=int, default=21500)
+    parser.add_argument("--only", default="", help="checks whose client and name hold this text")
     args = parser.parse_args()
     if args.bootstrap:
-        return report(run(args.bootstrap))
+        return report(run(Given(args.bootstrap), args.only))
     cluster = Cluster(args.trilog or "target/debug/trilog", args.port)
     try:
-        return report(run(f"127.0.0.1:{args.port + 3}"))
+        return report(run(cluster, args.only))
     finally:
         cluster.stop()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    # A consumer that a failed check left open would keep the process waiting.
+    os._exit(status)
