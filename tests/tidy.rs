@@ -71,7 +71,7 @@ const SERVER_LAYERS: &[(&str, &[&str], &[&str])] = &[
     ),
     (
         "kafka",
-        &["cluster", "partition", "listen", "meter"],
+        &["cluster", "partition", "group", "listen", "meter"],
         &[
             "trilog_model",
             "trilog_wire",

@@ -269,7 +269,8 @@ impl Server {
             memory: config.kafka.memory.as_usize(),
         };
         let clock = Arc::clone(&self.clock);
-        let kafka = Kafka::new(self.cluster.clone(), clock, self.entropy.clone(), limits);
+        let (cluster, groups) = (self.cluster.clone(), self.coordinator.clone());
+        let kafka = Kafka::new(cluster, groups, clock, self.entropy.clone(), limits);
         self.tasks.spawn(kafka.serve(socket, self.stop.clone()));
     }
 

@@ -42,6 +42,9 @@ use crate::view::group::MAX_NAME;
 use classic::{Ctx, Group, Then};
 use lead::{Lead, Sent, Tools};
 
+/// Protocols of one member. All members' are compared with each other.
+const MAX_PROTOCOLS: usize = 100;
+
 /// Coordinates the groups of the partitions this node leads; cheap to clone.
 #[derive(Clone)]
 pub struct Coordinator {
@@ -378,6 +381,9 @@ fn check_lengths(request: &JoinRequest) -> Result<(), GroupError> {
     } = request;
     let instance = instance.as_deref().unwrap_or_default();
     let all = [member, instance, client_id, client_host, protocol_type];
+    if protocols.len() > MAX_PROTOCOLS {
+        return Err(GroupError::InvalidRequest("it names too many protocols"));
+    }
     let names = protocols.iter().map(|protocol| protocol.name.as_str());
     if all
         .into_iter()

@@ -5,8 +5,8 @@
 //! once (commits, long polls) -> answers in request order, all that are ready in one vectored write
 //! ```
 //!
-//! One task does it all. It does not read on while the connection has too much unanswered, and it
-//! ends a connection whose peer does not take its answers.
+//! One task does it all. It does not read on while the connection has too much unanswered or waits
+//! for a group to rebalance, and it ends a connection whose peer does not take its answers.
 
 use std::collections::VecDeque;
 use std::io;
@@ -89,10 +89,19 @@ struct Done {
 }
 
 struct Receipt {
-    room: OwnedSemaphorePermit,
+    /// None once the request's memory was given back.
+    room: Option<OwnedSemaphorePermit>,
     since: Instant,
     /// Its place in the table of apis; none for one that could not be read.
     api: Option<usize>,
+}
+
+impl Receipt {
+    /// Gives back what the request holds; how much it was.
+    fn settle(&mut self) -> usize {
+        let room = self.room.take();
+        room.map_or(0, |room| room.num_permits())
+    }
 }
 
 type Beginning = Pin<Box<dyn Future<Output = (Session, Begun, Receipt)> + Send>>;
@@ -102,13 +111,15 @@ pub(super) async fn serve(kafka: Kafka, connection: Connection) -> Result<(), En
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE);
     SockRef::from(connection.stream()).set_tcp_keepalive(&keepalive)?;
     let local = connection.stream().local_addr().ok();
+    let peer = connection.stream().peer_addr().ok();
     let limits = kafka.inner.limits;
     let requests = kafka.inner.requests.clone();
     let mut serving = Serving {
         input: Input::new(connection, limits.request_bytes, requests),
-        session: Some(Session::new(kafka.clone(), local)),
+        session: Some(Session::new(kafka.clone(), local, peer)),
         beginning: None,
         waiting: FuturesOrdered::new(),
+        alone: false,
         unanswered_bytes: 0,
         output: VecDeque::new(),
         kafka,
@@ -123,6 +134,8 @@ struct Serving {
     session: Option<Session>,
     beginning: Option<Beginning>,
     waiting: FuturesOrdered<BoxFuture<'static, Done>>,
+    /// The last of those is one that later requests wait for.
+    alone: bool,
     unanswered_bytes: usize,
     output: VecDeque<Bytes>,
 }
@@ -133,6 +146,7 @@ impl Serving {
         while open || self.beginning.is_some() || !self.waiting.is_empty() {
             let reading = open
                 && self.beginning.is_none()
+                && !self.alone
                 && self.waiting.len() < MAX_PIPELINED
                 && self.unanswered_bytes < self.kafka.inner.limits.inflight_bytes;
             tokio::select! {
@@ -145,10 +159,13 @@ impl Serving {
                     self.session = Some(session);
                     self.await_outcome(begun, receipt);
                 }
-                arrived = self.input.next(), if reading => match arrived? {
-                    Some(arrived) => self.begin(arrived)?,
-                    None => open = false,
-                },
+                heard = listen(&mut self.input, reading), if reading || self.alone => {
+                    match heard? {
+                        Some(arrived) => self.begin(arrived)?,
+                        None if self.alone => return Ok(()),
+                        None => open = false,
+                    }
+                }
             }
         }
         Ok(())
@@ -165,7 +182,7 @@ impl Serving {
             Opened::VersionsUnsupported { correlation_id } => {
                 let answer = handlers::versions_unsupported(correlation_id)?;
                 let receipt = Receipt {
-                    room,
+                    room: Some(room),
                     since,
                     api: None,
                 };
@@ -174,7 +191,7 @@ impl Serving {
             }
         };
         let receipt = Receipt {
-            room,
+            room: Some(room),
             since,
             api: Some(request.api.place()),
         };
@@ -195,10 +212,15 @@ impl Serving {
         Ok(())
     }
 
-    fn await_outcome(&mut self, begun: Begun, receipt: Receipt) {
+    fn await_outcome(&mut self, begun: Begun, mut receipt: Receipt) {
         let waiting = match begun {
             Begun::Done(outcome) => futures::future::ready(Done { outcome, receipt }).boxed(),
             Begun::Later(outcome) => outcome.map(|outcome| Done { outcome, receipt }).boxed(),
+            Begun::Alone(outcome) => {
+                self.alone = true;
+                self.unanswered_bytes -= receipt.settle();
+                outcome.map(|outcome| Done { outcome, receipt }).boxed()
+            }
         };
         self.waiting.push_back(waiting);
     }
@@ -229,8 +251,12 @@ impl Serving {
         }
         self.write_out().await?;
         drop(records);
-        for receipt in held {
-            self.unanswered_bytes -= receipt.room.num_permits();
+        if self.alone && self.waiting.is_empty() {
+            self.alone = false;
+            self.input.resume();
+        }
+        for mut receipt in held {
+            self.unanswered_bytes -= receipt.settle();
             if let Some(meter) = receipt
                 .api
                 .and_then(|api| self.kafka.inner.api_meters.get(api))
@@ -251,6 +277,15 @@ impl Serving {
             .await
             .map_err(|_| Ended::Unread)?
     }
+}
+
+/// The next request; while none is to be read, whether the client has gone.
+async fn listen(input: &mut Input, reading: bool) -> Result<Option<Arrived>, Ended> {
+    if reading {
+        return input.next().await;
+    }
+    input.hung_up().await;
+    Ok(None)
 }
 
 async fn poll_beginning(beginning: &mut Option<Beginning>) -> (Session, Begun, Receipt) {

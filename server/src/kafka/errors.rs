@@ -6,6 +6,7 @@ use trilog_wire::kafka::ErrorCode;
 use trilog_raft::controller::ControllerError;
 
 use crate::cluster::{LookupError, ProposeError};
+use crate::group::GroupError;
 use crate::partition::{AppendError, ReadError};
 
 /// Codes say too little of some refusals; what is said to people beside them.
@@ -108,6 +109,87 @@ fn controller(error: &ControllerError) -> ErrorCode {
         }
         ControllerError::Exhausted { .. } | ControllerError::Other { .. } => {
             ErrorCode::UnknownServerError
+        }
+    }
+}
+
+pub(super) fn group(error: &GroupError) -> ErrorCode {
+    match error {
+        GroupError::NotCoordinator { .. } => ErrorCode::NotCoordinator,
+        GroupError::Loading => ErrorCode::CoordinatorLoadInProgress,
+        GroupError::Unavailable(_) => ErrorCode::CoordinatorNotAvailable,
+        GroupError::Unknown => ErrorCode::RequestTimedOut,
+        GroupError::InvalidGroupId => ErrorCode::InvalidGroupId,
+        GroupError::InvalidRequest(_) => ErrorCode::InvalidRequest,
+        GroupError::UnknownMember => ErrorCode::UnknownMemberId,
+        GroupError::IllegalGeneration => ErrorCode::IllegalGeneration,
+        GroupError::InconsistentProtocol => ErrorCode::InconsistentGroupProtocol,
+        GroupError::InvalidSessionTimeout => ErrorCode::InvalidSessionTimeout,
+        GroupError::RebalanceInProgress => ErrorCode::RebalanceInProgress,
+        GroupError::MemberIdRequired { .. } => ErrorCode::MemberIdRequired,
+        GroupError::FencedInstance => ErrorCode::FencedInstanceId,
+        GroupError::GroupFull => ErrorCode::GroupMaxSizeReached,
+        GroupError::NotEmpty => ErrorCode::NonEmptyGroup,
+        GroupError::UnknownGroup => ErrorCode::GroupIdNotFound,
+        GroupError::MetadataTooLarge => ErrorCode::OffsetMetadataTooLarge,
+        GroupError::CommitTooLarge => ErrorCode::InvalidCommitOffsetSize,
+        GroupError::AssignmentTooLarge => ErrorCode::UnknownServerError,
+        GroupError::SubscribedToTopic => ErrorCode::GroupSubscribedToTopic,
+        GroupError::Unstable => ErrorCode::UnstableOffsetCommit,
+        GroupError::UnknownTopic => ErrorCode::UnknownTopicOrPartition,
+        GroupError::ProducerFenced => ErrorCode::InvalidProducerEpoch,
+    }
+}
+
+/// As [`group`], to a member that joins or syncs: it may do so again whatever became of it, and
+/// clients do not expect a time-out there.
+pub(super) fn membership(error: &GroupError) -> ErrorCode {
+    match group(error) {
+        ErrorCode::RequestTimedOut => ErrorCode::CoordinatorNotAvailable,
+        code => code,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_coordinator_says_is_what_a_broker_would() {
+        let rows = [
+            (GroupError::NotCoordinator { node: None }, 16),
+            (GroupError::Loading, 14),
+            (GroupError::Unavailable(""), 15),
+            (GroupError::Unknown, 7),
+            (GroupError::InvalidGroupId, 24),
+            (GroupError::InvalidRequest(""), 42),
+            (GroupError::UnknownMember, 25),
+            (GroupError::IllegalGeneration, 22),
+            (GroupError::InconsistentProtocol, 23),
+            (GroupError::InvalidSessionTimeout, 26),
+            (GroupError::RebalanceInProgress, 27),
+            (
+                GroupError::MemberIdRequired {
+                    member: String::new(),
+                },
+                79,
+            ),
+            (GroupError::FencedInstance, 82),
+            (GroupError::GroupFull, 81),
+            (GroupError::NotEmpty, 68),
+            (GroupError::UnknownGroup, 69),
+            (GroupError::MetadataTooLarge, 12),
+            (GroupError::CommitTooLarge, 28),
+            (GroupError::AssignmentTooLarge, -1),
+            (GroupError::SubscribedToTopic, 86),
+            (GroupError::Unstable, 88),
+            (GroupError::UnknownTopic, 3),
+            (GroupError::ProducerFenced, 47),
+        ];
+        for (error, code) in rows {
+            assert_eq!(group(&error).code(), code, "{error:?}");
+            let to_member = if code == 7 { 15 } else { code };
+            assert_eq!(membership(&error).code(), to_member, "{error:?}");
         }
     }
 }

@@ -67,6 +67,21 @@ impl Input {
         }
     }
 
+    /// The client was made to wait: its time begins anew.
+    pub(super) fn resume(&mut self) {
+        let partial = self.prefix_filled > 0 || self.body.is_some();
+        self.deadline = Instant::now() + if partial { ARRIVAL } else { IDLE };
+    }
+
+    /// Ends when the client is gone while nothing is read from it. What it says meanwhile is left
+    /// to be read later; with that nothing can be known any more.
+    pub(super) async fn hung_up(&self) {
+        let peeked = self.connection.stream().peek(&mut [0]).await;
+        if matches!(peeked, Ok(1..)) {
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// The next request; `None` when the client has closed between two.
     ///
     /// # Cancel safety

@@ -1,7 +1,7 @@
 //! The Kafka dialect: its port, its connections and what its requests mean here.
 //!
 //! An edge: it translates between Kafka's messages (`trilog_wire::kafka`) and calls of the
-//! partition and cluster layers. Knows neither Raft nor files nor any other dialect.
+//! partition, cluster and group layers. Knows neither Raft nor files nor any other dialect.
 
 mod conn;
 mod errors;
@@ -21,6 +21,7 @@ use trilog_storage::env::{Clock, Entropy};
 use trilog_wire::kafka::APIS;
 
 use crate::cluster::Cluster;
+use crate::group::Coordinator;
 use crate::listen::{Bounds, Listener};
 use crate::meter::{ApiMeter, Meters};
 
@@ -50,6 +51,7 @@ pub struct Kafka {
 #[derive(Debug)]
 struct Inner {
     cluster: Cluster,
+    groups: Coordinator,
     clock: Arc<dyn Clock>,
     entropy: Entropy,
     limits: Limits,
@@ -64,7 +66,13 @@ struct Inner {
 
 impl Kafka {
     #[must_use]
-    pub fn new(cluster: Cluster, clock: Arc<dyn Clock>, entropy: Entropy, limits: Limits) -> Self {
+    pub fn new(
+        cluster: Cluster,
+        groups: Coordinator,
+        clock: Arc<dyn Clock>,
+        entropy: Entropy,
+        limits: Limits,
+    ) -> Self {
         let budget = || Arc::new(Semaphore::new(limits.memory.max(limits.request_bytes)));
         let api_meters = APIS
             .iter()
@@ -73,6 +81,7 @@ impl Kafka {
         Self {
             inner: Arc::new(Inner {
                 cluster,
+                groups,
                 clock,
                 entropy,
                 limits,

@@ -21,6 +21,8 @@ pub(super) struct Session {
     pub(super) kafka: Kafka,
     /// Where the client came in.
     pub(super) local: Option<SocketAddr>,
+    /// Where the client is.
+    pub(super) peer: Option<SocketAddr>,
     version: u64,
     topics: HashMap<String, Known>,
 }
@@ -40,10 +42,11 @@ pub(super) struct Target {
 }
 
 impl Session {
-    pub(super) fn new(kafka: Kafka, local: Option<SocketAddr>) -> Self {
+    pub(super) fn new(kafka: Kafka, local: Option<SocketAddr>, peer: Option<SocketAddr>) -> Self {
         Self {
             kafka,
             local,
+            peer,
             version: 0,
             topics: HashMap::new(),
         }

@@ -186,7 +186,8 @@ pub(super) fn live_brokers(session: &Session) -> Vec<Broker> {
     brokers.collect()
 }
 
-fn address(session: &Session, map: &ClusterMap, node: NodeId) -> Option<(String, i32)> {
+/// Where clients find a node.
+pub(super) fn address(session: &Session, map: &ClusterMap, node: NodeId) -> Option<(String, i32)> {
     if let Some(endpoint) = map.node(node)?.endpoint(Purpose::Kafka) {
         let host = endpoint.host.trim_matches(['[', ']']).to_owned();
         return Some((host, i32::try_from(endpoint.port).ok()?));

@@ -4,16 +4,27 @@ mod alter_configs;
 mod api_versions;
 mod create_partitions;
 mod create_topics;
+mod delete_groups;
 mod delete_records;
 mod delete_topics;
 mod describe_cluster;
 mod describe_configs;
+mod describe_groups;
 mod fetch;
+mod find_coordinator;
+mod heartbeat;
 mod init_producer_id;
+mod join_group;
+mod leave_group;
+mod list_groups;
 mod list_offsets;
 mod metadata;
+mod offset_commit;
+mod offset_delete;
+mod offset_fetch;
 mod offset_for_leader_epoch;
 mod produce;
+mod sync_group;
 
 use std::sync::Arc;
 
@@ -27,14 +38,22 @@ use super::conn::{Ended, Outcome};
 use super::errors::{self, Refusal};
 use super::session::Session;
 use crate::cluster::ProposeError;
+use crate::meter::ApiMeter;
 
 pub(super) use api_versions::versions_unsupported;
+
+/// What partitions that a request of groups names may take, each with its topic's name.
+const MAX_PARTITIONS_COST: usize = 16 << 20;
+const PARTITION_COST: usize = 64;
 
 /// How far a request has come once its turn among its connection's requests is over.
 pub(super) enum Begun {
     Done(Outcome),
     /// Nothing that comes later on the connection needs to wait for the rest.
     Later(BoxFuture<'static, Outcome>),
+    /// A wait for the other members of a group, which may be long: the request's memory is given
+    /// back before it, and what comes later on the connection waits for it, as at a broker.
+    Alone(BoxFuture<'static, Outcome>),
 }
 
 /// Begins on a request, in the order of the connection.
@@ -42,6 +61,8 @@ pub(super) async fn begin(session: &mut Session, request: Request) -> Begun {
     let begun = match request.api.key {
         ApiKey::Produce => return produce::begin(session, request).await,
         ApiKey::Fetch => return fetch::begin(session, request),
+        ApiKey::JoinGroup => return join_group::begin(session, request),
+        ApiKey::SyncGroup => return sync_group::begin(session, request),
         ApiKey::ApiVersions => api_versions::answer(&request),
         ApiKey::Metadata => metadata::answer(session, &request).await,
         ApiKey::ListOffsets => list_offsets::answer(session, &request).await,
@@ -55,6 +76,15 @@ pub(super) async fn begin(session: &mut Session, request: Request) -> Begun {
         ApiKey::AlterConfigs => alter_configs::answer(session, &request).await,
         ApiKey::IncrementalAlterConfigs => alter_configs::answer_steps(session, &request).await,
         ApiKey::DescribeCluster => describe_cluster::answer(session, &request),
+        ApiKey::FindCoordinator => find_coordinator::answer(session, &request).await,
+        ApiKey::Heartbeat => heartbeat::answer(session, &request),
+        ApiKey::LeaveGroup => leave_group::answer(session, &request),
+        ApiKey::OffsetCommit => offset_commit::answer(session, &request).await,
+        ApiKey::OffsetFetch => offset_fetch::answer(session, &request).await,
+        ApiKey::OffsetDelete => offset_delete::answer(session, &request).await,
+        ApiKey::DescribeGroups => describe_groups::answer(session, &request),
+        ApiKey::ListGroups => list_groups::answer(session, &request),
+        ApiKey::DeleteGroups => delete_groups::answer(session, &request).await,
         // The table of apis names no other.
         _ => Err(Ended::Stopped),
     };
@@ -68,6 +98,20 @@ fn text(text: impl Into<String>) -> StrBytes {
 /// The error of a code; success has none.
 fn named(code: i16) -> Option<ErrorCode> {
     ErrorCode::try_from_code(code)
+}
+
+/// Counts a refusal; success is no error.
+fn count_refusal(meter: Option<&ApiMeter>, code: i16) {
+    if let (Some(meter), Some(code)) = (meter, named(code)) {
+        meter.refused(reason(code));
+    }
+}
+
+/// Whether partitions may each be told with the name of their topic, which the request says once
+/// for all of them: given are the lengths of the names, and how many partitions each stands for.
+fn are_few(topics: impl Iterator<Item = (usize, usize)>) -> bool {
+    let each = topics.map(|(name, partitions)| (name + PARTITION_COST).saturating_mul(partitions));
+    each.fold(0, usize::saturating_add) <= MAX_PARTITIONS_COST
 }
 
 /// What a metric calls the error.
@@ -95,13 +139,16 @@ impl Session {
         found.map_err(|error| (errors::lookup(&error), None))
     }
 
+    /// What counts requests of this kind.
+    fn meter(&self, request: &Request) -> Option<ApiMeter> {
+        let meters = &self.kafka.inner.api_meters;
+        meters.get(request.api.place()).cloned()
+    }
+
     /// Counts a refusal; success is no error.
     fn count_error(&self, request: &Request, code: i16) {
-        let Some(code) = named(code) else {
-            return;
-        };
-        if let Some(meter) = self.kafka.inner.api_meters.get(request.api.place()) {
-            meter.refused(reason(code));
+        if code != 0 {
+            count_refusal(self.meter(request).as_ref(), code);
         }
     }
 }

@@ -56,12 +56,7 @@ pub(super) async fn begin(session: &mut Session, request: Request) -> Begun {
         }
         topics.push((topic.name, queued));
     }
-    let meter = session
-        .kafka
-        .inner
-        .api_meters
-        .get(request.api.place())
-        .cloned();
+    let meter = session.meter(&request);
     let acks = produce.acks;
     Begun::Later(settle(request, acks, topics, deadline, meter).boxed())
 }
@@ -133,7 +128,7 @@ async fn settle(
             };
             if produced.error_code != 0 {
                 failed = true;
-                count_refusal(meter.as_ref(), produced.error_code);
+                super::count_refusal(meter.as_ref(), produced.error_code);
             }
             partitions.push(produced);
         }
@@ -144,12 +139,6 @@ async fn settle(
         0 if failed => Outcome::Close(Ended::Unacknowledged),
         0 => Outcome::Silence,
         _ => Outcome::Answer(produce_answer(&request, &answered)),
-    }
-}
-
-fn count_refusal(meter: Option<&ApiMeter>, code: i16) {
-    if let (Some(meter), Some(code)) = (meter, super::named(code)) {
-        meter.refused(super::reason(code));
     }
 }
 

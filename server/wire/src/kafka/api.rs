@@ -62,6 +62,9 @@ const fn api(
     }
 }
 
+/// For an api without a flexible version.
+const NEVER: i16 = i16::MAX;
+
 /// All of them, by key. A version above the ones here may decode, too, and is not promised before
 /// it is tested.
 pub const APIS: &[Api] = &[
@@ -78,6 +81,63 @@ pub const APIS: &[Api] = &[
         shapes::LIST_OFFSETS,
     ),
     api(ApiKey::Metadata, "metadata", (0, 12), 9, shapes::METADATA),
+    api(
+        ApiKey::OffsetCommit,
+        "offset_commit",
+        (2, 8),
+        8,
+        shapes::OFFSET_COMMIT,
+    ),
+    api(
+        ApiKey::OffsetFetch,
+        "offset_fetch",
+        (1, 8),
+        6,
+        shapes::OFFSET_FETCH,
+    ),
+    api(
+        ApiKey::FindCoordinator,
+        "find_coordinator",
+        (0, 4),
+        3,
+        shapes::FIND_COORDINATOR,
+    ),
+    api(
+        ApiKey::JoinGroup,
+        "join_group",
+        (0, 9),
+        6,
+        shapes::JOIN_GROUP,
+    ),
+    api(ApiKey::Heartbeat, "heartbeat", (0, 4), 4, shapes::HEARTBEAT),
+    api(
+        ApiKey::LeaveGroup,
+        "leave_group",
+        (0, 5),
+        4,
+        shapes::LEAVE_GROUP,
+    ),
+    api(
+        ApiKey::SyncGroup,
+        "sync_group",
+        (0, 5),
+        4,
+        shapes::SYNC_GROUP,
+    ),
+    api(
+        ApiKey::DescribeGroups,
+        "describe_groups",
+        (0, 6),
+        5,
+        shapes::DESCRIBE_GROUPS,
+    ),
+    api(
+        ApiKey::ListGroups,
+        "list_groups",
+        (0, 5),
+        3,
+        shapes::LIST_GROUPS,
+    ),
     api(
         ApiKey::ApiVersions,
         "api_versions",
@@ -142,11 +202,25 @@ pub const APIS: &[Api] = &[
         shapes::CREATE_PARTITIONS,
     ),
     api(
+        ApiKey::DeleteGroups,
+        "delete_groups",
+        (0, 2),
+        2,
+        shapes::DELETE_GROUPS,
+    ),
+    api(
         ApiKey::IncrementalAlterConfigs,
         "incremental_alter_configs",
         (0, 1),
         1,
         shapes::INCREMENTAL_ALTER_CONFIGS,
+    ),
+    api(
+        ApiKey::OffsetDelete,
+        "offset_delete",
+        (0, 0),
+        NEVER,
+        shapes::OFFSET_DELETE,
     ),
     api(
         ApiKey::DescribeCluster,

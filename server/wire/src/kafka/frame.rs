@@ -88,6 +88,14 @@ impl Request {
         }))
     }
 
+    /// What an answer needs of it: nothing that would keep the message in memory.
+    #[must_use]
+    pub fn without_body(mut self) -> Self {
+        self.client_id = None;
+        self.body = Bytes::new();
+        self
+    }
+
     /// Whether lengths of the body are written as varints, and structs end with tagged fields.
     #[must_use]
     pub fn is_flexible(&self) -> bool {

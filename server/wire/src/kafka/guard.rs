@@ -35,6 +35,8 @@ pub(super) enum Shape {
     Fixed(usize),
     /// A text or null.
     Text,
+    /// Bytes or null, whatever they mean.
+    Blob,
     /// An array, or null, of values of one shape.
     List(&'static Shape),
     /// An array, or null, of structs.
@@ -92,6 +94,7 @@ impl Walk<'_> {
         match shape {
             Shape::Fixed(bytes) => self.cursor.take(bytes).map(drop),
             Shape::Text => self.cursor.raw_text().map(drop),
+            Shape::Blob => self.cursor.blob().map(drop),
             Shape::List(element) => {
                 for _ in 0..self.cursor.count()?.unwrap_or(0) {
                     self.value(*element)?;

@@ -2,7 +2,7 @@
 //! with the first and the last version that has it.
 
 use super::guard::Field;
-use super::guard::Shape::{Fixed, List, Structs, Text};
+use super::guard::Shape::{Blob, Fixed, List, Structs, Text};
 use super::guard::field;
 
 pub(super) const LIST_OFFSETS: &[Field] = &[
@@ -214,4 +214,153 @@ pub(super) const DESCRIBE_CLUSTER: &[Field] = &[
     field(0, 2, Fixed(1)), // include_cluster_authorized_operations
     field(1, 2, Fixed(1)), // endpoint_type
     field(2, 2, Fixed(1)), // include_fenced_brokers
+];
+
+pub(super) const OFFSET_COMMIT: &[Field] = &[
+    field(2, 9, Text),     // group_id
+    field(2, 9, Fixed(4)), // generation_id_or_member_epoch
+    field(2, 9, Text),     // member_id
+    field(7, 9, Text),     // group_instance_id
+    field(2, 4, Fixed(8)), // retention_time_ms
+    field(
+        2,
+        9,
+        Structs(&[
+            field(2, 9, Text), // name
+            field(
+                2,
+                9,
+                Structs(&[
+                    field(2, 9, Fixed(4)), // partition_index
+                    field(2, 9, Fixed(8)), // committed_offset
+                    field(6, 9, Fixed(4)), // committed_leader_epoch
+                    field(2, 9, Text),     // committed_metadata
+                ]),
+            ), // partitions
+        ]),
+    ), // topics
+];
+
+pub(super) const OFFSET_FETCH: &[Field] = &[
+    field(1, 7, Text), // group_id
+    field(
+        1,
+        7,
+        Structs(&[
+            field(1, 7, Text),            // name
+            field(1, 7, List(&Fixed(4))), // partition_indexes
+        ]),
+    ), // topics
+    field(
+        8,
+        9,
+        Structs(&[
+            field(8, 9, Text),     // group_id
+            field(9, 9, Text),     // member_id
+            field(9, 9, Fixed(4)), // member_epoch
+            field(
+                8,
+                9,
+                Structs(&[
+                    field(8, 9, Text),            // name
+                    field(8, 9, List(&Fixed(4))), // partition_indexes
+                ]),
+            ), // topics
+        ]),
+    ), // groups
+    field(7, 9, Fixed(1)), // require_stable
+];
+
+pub(super) const FIND_COORDINATOR: &[Field] = &[
+    field(0, 3, Text),        // key
+    field(1, 6, Fixed(1)),    // key_type
+    field(4, 6, List(&Text)), // coordinator_keys
+];
+
+pub(super) const JOIN_GROUP: &[Field] = &[
+    field(0, 9, Text),     // group_id
+    field(0, 9, Fixed(4)), // session_timeout_ms
+    field(1, 9, Fixed(4)), // rebalance_timeout_ms
+    field(0, 9, Text),     // member_id
+    field(5, 9, Text),     // group_instance_id
+    field(0, 9, Text),     // protocol_type
+    field(
+        0,
+        9,
+        Structs(&[
+            field(0, 9, Text), // name
+            field(0, 9, Blob), // metadata
+        ]),
+    ), // protocols
+    field(8, 9, Text),     // reason
+];
+
+pub(super) const HEARTBEAT: &[Field] = &[
+    field(0, 4, Text),     // group_id
+    field(0, 4, Fixed(4)), // generation_id
+    field(0, 4, Text),     // member_id
+    field(3, 4, Text),     // group_instance_id
+];
+
+pub(super) const LEAVE_GROUP: &[Field] = &[
+    field(0, 5, Text), // group_id
+    field(0, 2, Text), // member_id
+    field(
+        3,
+        5,
+        Structs(&[
+            field(3, 5, Text), // member_id
+            field(3, 5, Text), // group_instance_id
+            field(5, 5, Text), // reason
+        ]),
+    ), // members
+];
+
+pub(super) const SYNC_GROUP: &[Field] = &[
+    field(0, 5, Text),     // group_id
+    field(0, 5, Fixed(4)), // generation_id
+    field(0, 5, Text),     // member_id
+    field(3, 5, Text),     // group_instance_id
+    field(5, 5, Text),     // protocol_type
+    field(5, 5, Text),     // protocol_name
+    field(
+        0,
+        5,
+        Structs(&[
+            field(0, 5, Text), // member_id
+            field(0, 5, Blob), // assignment
+        ]),
+    ), // assignments
+];
+
+pub(super) const DESCRIBE_GROUPS: &[Field] = &[
+    field(0, 6, List(&Text)), // groups
+    field(3, 6, Fixed(1)),    // include_authorized_operations
+];
+
+pub(super) const LIST_GROUPS: &[Field] = &[
+    field(4, 5, List(&Text)), // states_filter
+    field(5, 5, List(&Text)), // types_filter
+];
+
+pub(super) const DELETE_GROUPS: &[Field] = &[
+    field(0, 2, List(&Text)), // groups_names
+];
+
+pub(super) const OFFSET_DELETE: &[Field] = &[
+    field(0, 0, Text), // group_id
+    field(
+        0,
+        0,
+        Structs(&[
+            field(0, 0, Text), // name
+            field(
+                0,
+                0,
+                Structs(&[
+                    field(0, 0, Fixed(4)), // partition_index
+                ]),
+            ), // partitions
+        ]),
+    ), // topics
 ];

@@ -79,6 +79,10 @@ impl Generator {
                 }
                 self.out.put_slice(b"abc");
             }
+            Shape::Blob => {
+                self.count(3);
+                self.out.put_slice(b"\0\xffz");
+            }
             Shape::List(element) => {
                 self.count(2);
                 self.value(*element);
@@ -125,6 +129,17 @@ fn decodes(request: &Request) -> Result<(), Malformed> {
             decode::<messages::IncrementalAlterConfigsRequest>(request).map(drop)
         }
         ApiKey::DescribeCluster => decode::<messages::DescribeClusterRequest>(request).map(drop),
+        ApiKey::OffsetCommit => decode::<messages::OffsetCommitRequest>(request).map(drop),
+        ApiKey::OffsetFetch => decode::<messages::OffsetFetchRequest>(request).map(drop),
+        ApiKey::FindCoordinator => decode::<messages::FindCoordinatorRequest>(request).map(drop),
+        ApiKey::JoinGroup => decode::<messages::JoinGroupRequest>(request).map(drop),
+        ApiKey::Heartbeat => decode::<messages::HeartbeatRequest>(request).map(drop),
+        ApiKey::LeaveGroup => decode::<messages::LeaveGroupRequest>(request).map(drop),
+        ApiKey::SyncGroup => decode::<messages::SyncGroupRequest>(request).map(drop),
+        ApiKey::DescribeGroups => decode::<messages::DescribeGroupsRequest>(request).map(drop),
+        ApiKey::ListGroups => decode::<messages::ListGroupsRequest>(request).map(drop),
+        ApiKey::DeleteGroups => decode::<messages::DeleteGroupsRequest>(request).map(drop),
+        ApiKey::OffsetDelete => decode::<messages::OffsetDeleteRequest>(request).map(drop),
         other => panic!("{other:?} is served and not tested"),
     }
 }
@@ -573,6 +588,21 @@ fn what_real_clients_sent_is_read_in_full() {
             ApiKey::ApiVersions => comes_back::<messages::ApiVersionsRequest>(&request, &name),
             ApiKey::CreateTopics => comes_back::<messages::CreateTopicsRequest>(&request, &name),
             ApiKey::DeleteTopics => comes_back::<messages::DeleteTopicsRequest>(&request, &name),
+            ApiKey::OffsetCommit => comes_back::<messages::OffsetCommitRequest>(&request, &name),
+            ApiKey::OffsetFetch => comes_back::<messages::OffsetFetchRequest>(&request, &name),
+            ApiKey::FindCoordinator => {
+                comes_back::<messages::FindCoordinatorRequest>(&request, &name);
+            }
+            ApiKey::JoinGroup => comes_back::<messages::JoinGroupRequest>(&request, &name),
+            ApiKey::Heartbeat => comes_back::<messages::HeartbeatRequest>(&request, &name),
+            ApiKey::LeaveGroup => comes_back::<messages::LeaveGroupRequest>(&request, &name),
+            ApiKey::SyncGroup => comes_back::<messages::SyncGroupRequest>(&request, &name),
+            ApiKey::DescribeGroups => {
+                comes_back::<messages::DescribeGroupsRequest>(&request, &name);
+            }
+            ApiKey::ListGroups => comes_back::<messages::ListGroupsRequest>(&request, &name),
+            ApiKey::DeleteGroups => comes_back::<messages::DeleteGroupsRequest>(&request, &name),
+            ApiKey::OffsetDelete => comes_back::<messages::OffsetDeleteRequest>(&request, &name),
             _ => decodes(&request).unwrap(),
         }
     }

@@ -1,0 +1,23 @@
+//! Heartbeat: a member is still there, and learns whether it has to join again.
+
+use trilog_wire::kafka::messages::{HeartbeatRequest, HeartbeatResponse};
+use trilog_wire::kafka::{Answer, Request, Writer, decode};
+
+use crate::group::MemberRef;
+use crate::kafka::conn::Ended;
+use crate::kafka::errors;
+use crate::kafka::session::Session;
+
+pub(super) fn answer(session: &mut Session, request: &Request) -> Result<Answer, Ended> {
+    let asked: HeartbeatRequest = decode(request)?;
+    let heard = session.kafka.inner.groups.heartbeat(&MemberRef {
+        group: asked.group_id.to_string(),
+        generation: asked.generation_id,
+        member: asked.member_id.to_string(),
+        instance: asked.group_instance_id.map(|id| id.to_string()),
+    });
+    let code = heard.map_or_else(|error| errors::group(&error).code(), |()| 0);
+    session.count_error(request, code);
+    let response = HeartbeatResponse::default().with_error_code(code);
+    Ok(Writer::message(request, &response)?)
+}

@@ -1,0 +1,204 @@
+//! OffsetFetch: how far groups have read; of one group, or from version 8 on of many.
+
+use std::collections::BTreeMap;
+
+use trilog_wire::kafka::messages::offset_fetch_request::{
+    OffsetFetchRequestGroup, OffsetFetchRequestTopics,
+};
+use trilog_wire::kafka::messages::offset_fetch_response::{
+    OffsetFetchResponseGroup, OffsetFetchResponsePartition, OffsetFetchResponsePartitions,
+    OffsetFetchResponseTopic, OffsetFetchResponseTopics,
+};
+use trilog_wire::kafka::messages::{OffsetFetchRequest, OffsetFetchResponse, TopicName};
+use trilog_wire::kafka::{Answer, Request, StrBytes, Writer, decode};
+
+use super::{are_few, text};
+use crate::group::{Committed, FetchRequest, FetchedOffset, GroupError};
+use crate::kafka::conn::Ended;
+use crate::kafka::errors;
+use crate::kafka::session::Session;
+
+/// From here on a request has many groups.
+const GROUPS_SINCE: i16 = 8;
+/// From here on an answer has an error of its own, beside those of partitions.
+const ERROR_SINCE: i16 = 2;
+const EPOCH_SINCE: i16 = 5;
+
+/// What was found of a partition; each is answered once.
+type Found = BTreeMap<(String, u32), Result<Option<Committed>, GroupError>>;
+
+pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<Answer, Ended> {
+    let asked: OffsetFetchRequest = decode(request)?;
+    let stable = asked.require_stable;
+    let mut response = OffsetFetchResponse::default();
+    if request.version >= GROUPS_SINCE {
+        let all = asked.groups.iter().flat_map(|group| &group.topics);
+        let few = are_few(all.flatten().map(size));
+        for group in asked.groups {
+            let answered = answer_group(session, group, stable, few).await;
+            session.count_error(request, answered.error_code);
+            response.groups.push(answered);
+        }
+    } else {
+        // One group in the older form.
+        let topics = asked.topics.map(|topics| {
+            let topics = topics.into_iter().map(|topic| {
+                OffsetFetchRequestTopics::default()
+                    .with_name(topic.name)
+                    .with_partition_indexes(topic.partition_indexes)
+            });
+            topics.collect::<Vec<_>>()
+        });
+        let few = are_few(topics.iter().flatten().map(size));
+        let group = OffsetFetchRequestGroup::default()
+            .with_group_id(asked.group_id)
+            .with_topics(topics.clone());
+        let mut answered = answer_group(session, group, stable, few).await;
+        session.count_error(request, answered.error_code);
+        if request.version >= ERROR_SINCE {
+            response.error_code = answered.error_code;
+        } else if answered.error_code != 0 {
+            let code = answered.error_code;
+            let topics = topics.unwrap_or_default();
+            answered.topics = topics.iter().map(|topic| refuse(topic, code)).collect();
+        }
+        let older = answered.topics.into_iter();
+        response.topics = older
+            .map(|topic| older_form(topic, request.version))
+            .collect();
+    }
+    Ok(Writer::message(request, &response)?)
+}
+
+/// What the topic's name and partitions would take.
+fn size(topic: &OffsetFetchRequestTopics) -> (usize, usize) {
+    (topic.name.len(), topic.partition_indexes.len())
+}
+
+async fn answer_group(
+    session: &Session,
+    asked: OffsetFetchRequestGroup,
+    require_stable: bool,
+    few: bool,
+) -> OffsetFetchResponseGroup {
+    let answer = OffsetFetchResponseGroup::default().with_group_id(asked.group_id.clone());
+    let partitions = asked.topics.as_ref().map(|topics| partitions(topics));
+    let request = FetchRequest {
+        group: asked.group_id.to_string(),
+        partitions: partitions.filter(|_| few),
+        require_stable,
+    };
+    let fetched = if few {
+        session.kafka.inner.groups.fetch(request).await
+    } else {
+        Err(GroupError::InvalidRequest("it names too many partitions"))
+    };
+    match (fetched, asked.topics) {
+        (Err(error), _) => answer.with_error_code(errors::group(&error).code()),
+        (Ok(fetched), None) => answer.with_topics(all(fetched)),
+        (Ok(fetched), Some(topics)) => {
+            let fetched = fetched.into_iter();
+            let mut found = fetched
+                .map(|offset| ((offset.topic, offset.partition), offset.committed))
+                .collect();
+            let topics = topics.into_iter().map(|topic| pick(topic, &mut found));
+            answer.with_topics(topics.collect())
+        }
+    }
+}
+
+/// What is asked for, each partition once.
+fn partitions(topics: &[OffsetFetchRequestTopics]) -> Vec<(String, u32)> {
+    let each = topics.iter().flat_map(|topic| {
+        let indexes = topic.partition_indexes.iter();
+        let indexes = indexes.filter_map(|index| u32::try_from(*index).ok());
+        indexes.map(|index| (topic.name.to_string(), index))
+    });
+    let mut each: Vec<(String, u32)> = each.collect();
+    each.sort_unstable();
+    each.dedup();
+    each
+}
+
+/// The answer to one topic of the request. What is asked for twice is answered once: a short
+/// request would have a very long answer otherwise.
+fn pick(asked: OffsetFetchRequestTopics, found: &mut Found) -> OffsetFetchResponseTopics {
+    let mut key = (asked.name.to_string(), 0);
+    let partitions = asked.partition_indexes.into_iter().map(|index| {
+        let committed = match u32::try_from(index) {
+            // There is none.
+            Err(_) => Ok(None),
+            Ok(number) => {
+                key.1 = number;
+                let twice = Err(GroupError::InvalidRequest("it names a partition twice"));
+                found.remove(&key).unwrap_or(twice)
+            }
+        };
+        describe(index, committed)
+    });
+    OffsetFetchResponseTopics::default()
+        .with_partitions(partitions.collect())
+        .with_name(asked.name)
+}
+
+fn all(fetched: Vec<FetchedOffset>) -> Vec<OffsetFetchResponseTopics> {
+    let mut topics: Vec<OffsetFetchResponseTopics> = Vec::new();
+    for offset in fetched {
+        let index = i32::try_from(offset.partition).unwrap_or(i32::MAX);
+        let partition = describe(index, offset.committed);
+        match topics.last_mut() {
+            Some(topic) if **topic.name == *offset.topic => topic.partitions.push(partition),
+            Some(_) | None => {
+                let name = TopicName(text(offset.topic));
+                let topic = OffsetFetchResponseTopics::default().with_name(name);
+                topics.push(topic.with_partitions(vec![partition]));
+            }
+        }
+    }
+    topics
+}
+
+fn describe(
+    index: i32,
+    committed: Result<Option<Committed>, GroupError>,
+) -> OffsetFetchResponsePartitions {
+    let answer = OffsetFetchResponsePartitions::default()
+        .with_partition_index(index)
+        .with_metadata(Some(StrBytes::default()))
+        .with_committed_offset(-1)
+        .with_committed_leader_epoch(-1);
+    match committed {
+        Ok(None) => answer,
+        Ok(Some(committed)) => answer
+            .with_committed_offset(committed.offset)
+            .with_committed_leader_epoch(committed.leader_epoch)
+            .with_metadata(Some(text(committed.metadata))),
+        Err(error) => answer.with_error_code(errors::group(&error).code()),
+    }
+}
+
+fn refuse(asked: &OffsetFetchRequestTopics, code: i16) -> OffsetFetchResponseTopics {
+    let indexes = asked.partition_indexes.iter();
+    let refused = indexes.map(|index| describe(*index, Ok(None)).with_error_code(code));
+    OffsetFetchResponseTopics::default()
+        .with_name(asked.name.clone())
+        .with_partitions(refused.collect())
+}
+
+fn older_form(topic: OffsetFetchResponseTopics, version: i16) -> OffsetFetchResponseTopic {
+    let partitions = topic.partitions.into_iter().map(|partition| {
+        let epoch = match version {
+            EPOCH_SINCE.. => partition.committed_leader_epoch,
+            _ => -1,
+        };
+        OffsetFetchResponsePartition::default()
+            .with_partition_index(partition.partition_index)
+            .with_committed_offset(partition.committed_offset)
+            .with_committed_leader_epoch(epoch)
+            .with_metadata(partition.metadata)
+            .with_error_code(partition.error_code)
+    });
+    OffsetFetchResponseTopic::default()
+        .with_name(topic.name)
+        .with_partitions(partitions.collect())
+}
