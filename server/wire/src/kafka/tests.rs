@@ -552,7 +552,7 @@ fn comes_back<M: Decodable + Encodable>(request: &Request, name: &str) {
 #[test]
 fn what_real_clients_sent_is_read_in_full() {
     let golden = golden();
-    assert!(golden.len() > 20, "the fixtures are gone");
+    assert!(golden.len() > 60, "the fixtures are gone");
     for (name, message) in golden {
         let Opened::Request(request) = Request::open(&message).unwrap() else {
             panic!("{name}");
