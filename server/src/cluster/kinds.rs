@@ -6,6 +6,7 @@ use trilog_raft::transport::{Kind, PeerHandler};
 
 use super::ControllerHandle;
 use super::leaders::LeadershipService;
+use super::locate::LocateService;
 use super::proxy::AppendService;
 use crate::partition::Partitions;
 
@@ -17,10 +18,12 @@ pub(super) const LEADERSHIPS: Kind = Kind(65);
 pub(super) const APPEND: Kind = Kind(66);
 /// Asks the controller's leader for the version of the map that is current.
 pub(super) const CONFIRM: Kind = Kind(67);
+/// Where starting points lie in partitions that the called node leads.
+pub(super) const LOCATE: Kind = Kind(72);
 
 /// Serves them on this node.
 pub fn serve(controller: &ControllerHandle, partitions: &Partitions) {
-    let all: [(Kind, Arc<dyn PeerHandler>); 4] = [
+    let all: [(Kind, Arc<dyn PeerHandler>); 5] = [
         (PROPOSE, Arc::new(controller.clone())),
         (CONFIRM, Arc::new(controller.clone())),
         (
@@ -28,6 +31,7 @@ pub fn serve(controller: &ControllerHandle, partitions: &Partitions) {
             Arc::new(LeadershipService::new(partitions.clone())),
         ),
         (APPEND, Arc::new(AppendService::new(partitions.clone()))),
+        (LOCATE, Arc::new(LocateService::new(partitions.clone()))),
     ];
     for (kind, handler) in all {
         controller.transport().register(kind.0..kind.0 + 1, handler);
