@@ -60,7 +60,7 @@ const SERVER_LAYERS: &[(&str, &[&str], &[&str])] = &[
     ("http", &["listen"], &[]),
     (
         "admin",
-        &["cluster", "partition", "listen", "meter"],
+        &["cluster", "partition", "group", "listen", "meter"],
         &[
             "trilog_model",
             "trilog_wire",

@@ -1,17 +1,23 @@
-//! Administration: topics, nodes, leaders. Requests and answers are the wire's own messages.
+//! Administration: topics, nodes, leaders, groups. Requests and answers are the wire's own
+//! messages.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use trilog_wire::v1::cluster_client::ClusterClient;
+use trilog_wire::v1::groups_client::GroupsClient;
 use trilog_wire::v1::offsets_client::OffsetsClient;
 use trilog_wire::v1::producer_client::ProducerClient;
 use trilog_wire::v1::topics_client::TopicsClient;
 use trilog_wire::v1::{
     AlterTopicRequest, BalanceRequest, BalanceResponse, ConfigureRequest, CreateTopicRequest,
-    CreateTopicResponse, DeleteTopicRequest, DescribeTopicsRequest, DescribeTopicsResponse,
-    DescribedTopic, DrainRequest, DrainResponse, ListTopicsRequest, MoveRequest, PublishRequest,
-    PublishResponse, RemoveRequest, RemoveResponse, ReplaceRequest, ReplaceResponse,
-    ResolveRequest, ResolveResponse, Setting, Start, StatusRequest, StatusResponse,
-    TopicDescription, TopicSummary, TransferRequest, TransferResponse, UpgradeRequest,
-    UpgradeResponse, described_topic, start,
+    CreateTopicResponse, DeleteGroupRequest, DeleteOffsetsRequest, DeleteTopicRequest,
+    DescribeGroupRequest, DescribeGroupResponse, DescribeTopicsRequest, DescribeTopicsResponse,
+    DescribedTopic, DrainRequest, DrainResponse, GroupSummary, ListGroupsRequest,
+    ListGroupsResponse, ListTopicsRequest, MoveRequest, OffsetDeletion, OffsetReset,
+    PublishRequest, PublishResponse, RemoveRequest, RemoveResponse, ReplaceRequest,
+    ReplaceResponse, ResetOffsetsRequest, ResolveRequest, ResolveResponse, Setting, Start,
+    StatusRequest, StatusResponse, TopicDescription, TopicSummary, TransferRequest,
+    TransferResponse, UpgradeRequest, UpgradeResponse, described_topic, start,
 };
 
 use crate::client::{Client, Repeat};
@@ -218,6 +224,91 @@ impl Admin {
         Ok(answer.settings)
     }
 
+    /// All groups of the cluster, by name. Each node answers for those it coordinates; nodes are
+    /// asked until the answers make up a whole.
+    pub async fn list_groups(&self) -> Result<Vec<GroupSummary>, Error> {
+        let deadline = tokio::time::Instant::now() + self.client.config().call_timeout;
+        let mut backoff = self.client.backoff();
+        loop {
+            let mut whole = Whole::default();
+            for address in self.node_addresses().await? {
+                let asked = self.client.on_node(&address, |channel| async move {
+                    GroupsClient::new(channel).list(ListGroupsRequest {}).await
+                });
+                // A node that is down coordinates nothing, or soon will not.
+                if let Ok(listed) = asked.await {
+                    whole.add(listed);
+                }
+            }
+            match whole.missing() {
+                Some(0) => return Ok(whole.groups.into_values().collect()),
+                _ if tokio::time::Instant::now() < deadline => backoff.pause().await,
+                missing => {
+                    return Err(Error::Timeout(missing.map_or_else(
+                        || "no node lists its groups".to_owned(),
+                        |missing| format!("groups of {missing} partitions have no coordinator"),
+                    )));
+                }
+            }
+        }
+    }
+
+    /// Where the nodes of the cluster are reached.
+    async fn node_addresses(&self) -> Result<Vec<String>, Error> {
+        let status = self.status().await?;
+        let nodes = status.nodes.into_iter().filter_map(|node| node.addresses);
+        let known = nodes.map(|addresses| addresses.grpc);
+        Ok(known.filter(|address| !address.is_empty()).collect())
+    }
+
+    /// A group's members, and where it stands in each partition.
+    pub async fn describe_group(
+        &self,
+        group: impl Into<String>,
+    ) -> Result<DescribeGroupResponse, Error> {
+        let group = group.into();
+        call!(
+            self,
+            Safe,
+            GroupsClient::describe,
+            DescribeGroupRequest { group }
+        )
+    }
+
+    /// Sets a group's offsets, all or none; or says what would be set, unless `execute` is given.
+    pub async fn reset_offsets(
+        &self,
+        request: ResetOffsetsRequest,
+    ) -> Result<Vec<OffsetReset>, Error> {
+        let reset = if request.execute {
+            call!(self, Unsafe, GroupsClient::reset_offsets, request)?
+        } else {
+            call!(self, Safe, GroupsClient::reset_offsets, request)?
+        };
+        Ok(reset.resets)
+    }
+
+    /// Forgets offsets that no member of the group uses; one outcome for each that there was.
+    pub async fn delete_offsets(
+        &self,
+        request: DeleteOffsetsRequest,
+    ) -> Result<Vec<OffsetDeletion>, Error> {
+        let deleted = call!(self, Unsafe, GroupsClient::delete_offsets, request)?;
+        Ok(deleted.deletions)
+    }
+
+    /// Forgets a group without members, and its offsets.
+    pub async fn delete_group(&self, group: impl Into<String>) -> Result<(), Error> {
+        let group = group.into();
+        call!(
+            self,
+            Unsafe,
+            GroupsClient::delete,
+            DeleteGroupRequest { group }
+        )
+        .map(drop)
+    }
+
     /// Waits until every partition of a topic has a leader, as after its creation.
     pub async fn await_leaders(&self, topic: &str) -> Result<TopicDescription, Error> {
         let deadline = tokio::time::Instant::now() + self.client.config().call_timeout;
@@ -235,5 +326,60 @@ impl Admin {
             }
             backoff.pause().await;
         }
+    }
+}
+
+/// What nodes say of their groups, put together.
+#[derive(Debug, Default)]
+struct Whole {
+    groups: BTreeMap<String, GroupSummary>,
+    covered: BTreeSet<u32>,
+    partitions: Option<u32>,
+}
+
+impl Whole {
+    fn add(&mut self, listed: ListGroupsResponse) {
+        // A node whose map is older may not know of any.
+        self.partitions = self.partitions.max(Some(listed.partition_count));
+        self.covered.extend(listed.partitions);
+        let groups = listed.groups.into_iter();
+        self.groups
+            .extend(groups.map(|group| (group.group.clone(), group)));
+    }
+
+    /// Partitions that nobody has answered for; none if nobody has answered at all.
+    fn missing(&self) -> Option<usize> {
+        let all = 0..self.partitions?;
+        Some(all.filter(|index| !self.covered.contains(index)).count())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listed(groups: &[&str], partitions: &[u32], partition_count: u32) -> ListGroupsResponse {
+        let groups = groups.iter().map(|group| GroupSummary {
+            group: (*group).to_owned(),
+            ..GroupSummary::default()
+        });
+        ListGroupsResponse {
+            groups: groups.collect(),
+            partitions: partitions.to_vec(),
+            partition_count,
+        }
+    }
+
+    #[test]
+    fn a_list_of_groups_is_whole_once_every_partition_was_answered_for() {
+        let mut whole = Whole::default();
+        assert_eq!(whole.missing(), None);
+        whole.add(listed(&[], &[], 0));
+        assert_eq!(whole.missing(), Some(0), "nobody has used a group");
+        whole.add(listed(&["b"], &[0, 2], 3));
+        assert_eq!(whole.missing(), Some(1));
+        whole.add(listed(&["a"], &[1], 3));
+        assert_eq!(whole.missing(), Some(0));
+        assert_eq!(whole.groups.keys().collect::<Vec<_>>(), ["a", "b"]);
     }
 }

@@ -232,6 +232,19 @@ impl Client {
         }
     }
 
+    /// Makes a call of one node that changes nothing; once.
+    pub(crate) async fn on_node<T, F, Fut>(&self, address: &str, call: F) -> Result<T, Error>
+    where
+        F: Fn(Channel) -> Fut,
+        Fut: Future<Output = Result<Response<T>, Status>>,
+    {
+        let patience = self.inner.config.attempt_timeout;
+        match tokio::time::timeout(patience, self.attempt(address, &call)).await {
+            Ok(outcome) => outcome.map_err(Failure::into_error),
+            Err(_) => Err(Error::Timeout(format!("{address} did not answer in time"))),
+        }
+    }
+
     async fn attempt<T, F, Fut>(&self, address: &str, call: &F) -> Result<T, Failure>
     where
         F: Fn(Channel) -> Fut,

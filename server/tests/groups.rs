@@ -26,9 +26,9 @@ use trilog_raft::controller::{InternalTopic, TopicId};
 use trilog_raft::testkit::{block_on, seeds};
 use trilog_server::group::{
     CommitRequest, Coordinator, FetchRequest, GroupError, GroupState, JoinRequest, Joined, Leaving,
-    MemberRef, OffsetCommit, Protocol, SyncRequest,
+    MemberRef, OffsetCommit, Place, Protocol, ResetError, ResetRequest, ResetTo, SyncRequest,
 };
-use trilog_server::partition::AppendError;
+use trilog_server::partition::{AppendError, Start};
 use trilog_storage::env::Entropy;
 
 const TOPIC: &str = "orders";
@@ -631,4 +631,76 @@ fn groups_are_listed_described_and_deleted_and_their_log_is_nobodys() {
         let appended = partition.append(batch.build().unwrap()).await;
         assert_eq!(appended, Err(AppendError::Internal));
     });
+}
+
+/// Who has members is not put anywhere else; who has none goes where it is told, whoever leads
+/// the partitions, and is seen to be behind by as much.
+#[test]
+fn a_group_is_reset_only_without_members_and_its_lag_is_known_wherever_partitions_are_led() {
+    block_on(async {
+        let mut stage = Stage::start(11).await;
+        let group = GROUPS[0];
+        stage.enter(group, 0, 0.0);
+        stage.until_whole(Duration::from_mins(1)).await;
+        for partition in 0..PARTITIONS {
+            append(&stage, partition, 3).await;
+        }
+        let nodes = stage.nodes.borrow().clone();
+        let place = nodes[&1].locate(group).await.unwrap();
+        let coordinator = &nodes[&place.get()];
+        let request = |to, execute| ResetRequest {
+            group: group.to_owned(),
+            topics: vec![(TOPIC.to_owned(), Vec::new())],
+            to,
+            execute,
+        };
+        let latest = ResetTo::Start(Start::Latest);
+        for execute in [false, true] {
+            let refused = coordinator.reset(request(latest, execute)).await;
+            let Err(ResetError::Active(members)) = refused else {
+                panic!("{refused:?}");
+            };
+            assert_eq!(members.len(), 1);
+            assert_eq!(members[0].client_id, "client-0");
+        }
+
+        stage.stop();
+        // What it had on its way, and then its session.
+        stage.run(SESSION + Duration::from_secs(25)).await;
+        let planned = coordinator.reset(request(latest, false)).await.unwrap();
+        let after: Vec<u64> = planned.iter().map(|reset| reset.after.get()).collect();
+        assert_eq!(after, [3; 6]);
+        let before: Vec<_> = planned.iter().map(|reset| reset.before).collect();
+        assert_ne!(before, [Some(3); 6], "nothing was done yet");
+        coordinator.reset(request(latest, true)).await.unwrap();
+        assert_eq!(coordinator.lags().await[group].topics[TOPIC], 0);
+        coordinator
+            .reset(request(ResetTo::Shift(-2), true))
+            .await
+            .unwrap();
+        assert_eq!(coordinator.lags().await[group].topics[TOPIC], 12);
+        let (described, places) = coordinator.survey(group).await.unwrap();
+        assert_eq!(described.state, GroupState::Empty);
+        let lags: Vec<_> = places.iter().map(Place::lag).collect();
+        assert_eq!(lags, [Some(2); 6]);
+
+        let elsewhere = nodes.iter().find(|(node, _)| **node != place.get());
+        let refused = elsewhere.unwrap().1.reset(request(latest, true)).await;
+        let not_here = GroupError::NotCoordinator { node: Some(place) };
+        assert_eq!(refused, Err(ResetError::Group(not_here)));
+    });
+}
+
+/// Appends records to a partition wherever it is led.
+async fn append(stage: &Stage, index: u32, records: usize) {
+    let mut batch = BatchBuilder::new(Compression::None);
+    for _ in 0..records {
+        batch.push(5, None, Some(b"one"), &[]).unwrap();
+    }
+    let batch = batch.build().unwrap();
+    let cluster = stage
+        .all
+        .with(1, |server| server.cluster().clone())
+        .unwrap();
+    cluster.append(TOPIC, index, batch).await.unwrap();
 }

@@ -5,10 +5,11 @@ use std::path::Path;
 
 use protox::prost::Message;
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "cluster.proto",
     "error.proto",
     "fetch.proto",
+    "groups.proto",
     "produce.proto",
     "record.proto",
     "topics.proto",

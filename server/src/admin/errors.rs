@@ -6,6 +6,7 @@ use trilog_raft::controller::{ControllerError, TopicId};
 use trilog_wire::v1::{Error, ErrorCode, Leader};
 
 use crate::cluster::{Cluster, LookupError, ProposeError, ProxyError};
+use crate::group::{DescribedMember, GroupError, ResetError};
 use crate::partition::{AppendError, ReadError};
 
 /// What a metric calls the error.
@@ -126,6 +127,95 @@ pub(super) fn topic_id(id: Option<&[u8]>) -> Result<Option<TopicId>, Error> {
             .map_err(|error| Error::new(ErrorCode::InvalidRequest, format!("topic_id: {error}")))
     };
     id.map(read).transpose()
+}
+
+/// Members of an active group that an error names; the rest are counted.
+const NAMED: usize = 8;
+
+pub(super) fn group(cluster: &Cluster, group: &str, error: &GroupError) -> Error {
+    let code = match error {
+        GroupError::NotCoordinator { node } => return not_coordinator(cluster, group, *node),
+        GroupError::Loading => ErrorCode::NoLeader,
+        GroupError::Unavailable(_) | GroupError::RebalanceInProgress | GroupError::GroupFull => {
+            ErrorCode::Overloaded
+        }
+        GroupError::Unknown => ErrorCode::UnknownOutcome,
+        GroupError::UnknownGroup => {
+            return Error::new(
+                ErrorCode::UnknownGroup,
+                format!("there is no group '{group}'"),
+            )
+            .with_hint("trilog group ls shows those there are");
+        }
+        GroupError::NotEmpty => return active(group, &[]),
+        GroupError::SubscribedToTopic => ErrorCode::GroupActive,
+        GroupError::UnknownTopic => ErrorCode::UnknownTopic,
+        GroupError::MetadataTooLarge
+        | GroupError::CommitTooLarge
+        | GroupError::AssignmentTooLarge => ErrorCode::TooLarge,
+        GroupError::ProducerFenced => ErrorCode::ProducerFenced,
+        GroupError::Unstable => ErrorCode::Conflict,
+        GroupError::InvalidGroupId
+        | GroupError::InvalidRequest(_)
+        | GroupError::UnknownMember
+        | GroupError::IllegalGeneration
+        | GroupError::InconsistentProtocol
+        | GroupError::InvalidSessionTimeout
+        | GroupError::MemberIdRequired { .. }
+        | GroupError::FencedInstance => ErrorCode::InvalidRequest,
+    };
+    Error::new(code, error.to_string())
+}
+
+fn not_coordinator(cluster: &Cluster, group: &str, node: Option<NodeId>) -> Error {
+    let Some(node) = node else {
+        let text = format!("group '{group}' has no coordinator at present");
+        return Error::new(ErrorCode::NoLeader, text)
+            .with_hint("an election takes about a second; try again");
+    };
+    let text = format!("node {node} coordinates group '{group}'");
+    let leader = Leader {
+        node: node.get(),
+        address: cluster.grpc_address(node).unwrap_or_default(),
+        term: 0,
+    };
+    Error::new(ErrorCode::NotLeader, text).with_leader(leader)
+}
+
+/// Members that are there would go on from where they are.
+pub(super) fn active(group: &str, members: &[DescribedMember]) -> Error {
+    let named = members.iter().take(NAMED).map(|member| {
+        let name = member.instance.as_ref().unwrap_or(&member.client_id);
+        format!("{name} at {}", member.client_host)
+    });
+    let mut named: Vec<String> = named.collect();
+    if members.len() > NAMED {
+        named.push(format!("{} more", members.len() - NAMED));
+    }
+    let who = if named.is_empty() {
+        String::new()
+    } else {
+        format!(": {}", named.join(", "))
+    };
+    let text = format!("group '{group}' has members who are active{who}");
+    Error::new(ErrorCode::GroupActive, text).with_hint(
+        "stop them first; one that died is let go once its session is over \
+         (trilog group describe shows who is left)",
+    )
+}
+
+pub(super) fn reset(cluster: &Cluster, name: &str, error: &ResetError) -> Error {
+    let code = match error {
+        ResetError::Group(error) => return group(cluster, name, error),
+        ResetError::Active(members) => return active(name, members),
+        ResetError::UnknownTopic(topic) => {
+            return lookup(cluster, &LookupError::UnknownTopic(topic.clone()));
+        }
+        ResetError::UnknownPartition { .. } => ErrorCode::UnknownPartition,
+        ResetError::NoOffsets | ResetError::NoOffset { .. } => ErrorCode::InvalidRequest,
+        ResetError::Unlocated { .. } => ErrorCode::NoLeader,
+    };
+    Error::new(code, error.to_string())
 }
 
 pub(super) fn propose(error: &ProposeError) -> Error {

@@ -5,6 +5,7 @@ mod cluster;
 mod errors;
 mod fetch;
 mod gate;
+mod groups;
 mod incoming;
 mod plain;
 mod producer;
@@ -20,11 +21,13 @@ use trilog_storage::env::{Clock, Entropy};
 use trilog_wire::DESCRIPTORS;
 use trilog_wire::v1::cluster_server::ClusterServer;
 use trilog_wire::v1::fetch_server::FetchServer;
+use trilog_wire::v1::groups_server::GroupsServer;
 use trilog_wire::v1::offsets_server::OffsetsServer;
 use trilog_wire::v1::producer_server::ProducerServer;
 use trilog_wire::v1::topics_server::TopicsServer;
 
 use crate::cluster::Cluster;
+use crate::group::Coordinator;
 use crate::listen::RequestMemory;
 use crate::meter::Meters;
 use gate::Gate;
@@ -66,6 +69,7 @@ pub struct Limits {
 #[derive(Clone, Debug)]
 pub struct Api {
     cluster: Cluster,
+    coordinator: Coordinator,
     clock: Arc<dyn Clock>,
     entropy: Entropy,
     limits: Limits,
@@ -77,6 +81,7 @@ impl Api {
     #[must_use]
     pub fn new(
         cluster: Cluster,
+        coordinator: Coordinator,
         clock: Arc<dyn Clock>,
         entropy: Entropy,
         limits: Limits,
@@ -84,6 +89,7 @@ impl Api {
     ) -> Self {
         Self {
             cluster,
+            coordinator,
             clock,
             entropy,
             limits,
@@ -111,6 +117,7 @@ impl Api {
         let producer = ProducerServer::new(self.clone()).max_decoding_message_size(message);
         let fetch = FetchServer::new(self.clone()).max_decoding_message_size(MAX_REQUEST);
         let offsets = OffsetsServer::new(self.clone()).max_decoding_message_size(MAX_REQUEST);
+        let groups = GroupsServer::new(self.clone()).max_decoding_message_size(MAX_REQUEST);
         let cluster = ClusterServer::new(self).max_decoding_message_size(MAX_REQUEST);
         Server::builder()
             .initial_stream_window_size(STREAM_WINDOW)
@@ -124,6 +131,7 @@ impl Api {
             .add_service(Gate::new(producer, memory.clone(), message))
             .add_service(small(fetch, &memory))
             .add_service(small(offsets, &memory))
+            .add_service(small(groups, &memory))
             .add_service(small(cluster, &memory))
             .add_service(small(reflection, &memory))
             .add_service(small(older, &memory))

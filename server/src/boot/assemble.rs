@@ -28,7 +28,7 @@ use crate::cluster::{
     Timekeeper, find_peers, kinds,
 };
 use crate::config::Config;
-use crate::group::{Coordinator, Settings as GroupSettings};
+use crate::group::{Coordinator, LagMeter, Settings as GroupSettings};
 use crate::kafka::{Kafka, Limits as KafkaLimits};
 use crate::listen::RequestMemory;
 use crate::partition::{Intake, Partitions, keep_retention};
@@ -72,6 +72,7 @@ pub struct Server {
     pub(super) transport: Transport,
     pub(super) cluster: Cluster,
     coordinator: Coordinator,
+    pub(super) lag: LagMeter,
     pub(super) uring_fallback: bool,
     pub(super) timekeeper: Timekeeper,
     /// What the requests of all dialects share.
@@ -122,6 +123,9 @@ impl Server {
         );
         server.run_timekeeper();
         let coordinator = server.coordinator.clone();
+        let lag = server.lag.clone();
+        let measuring = lag.keep(coordinator.clone(), server.stop.clone());
+        server.tasks.spawn(measuring);
         server.tasks.spawn(coordinator.keep(server.stop.clone()));
         joining::register(config, &server.cluster, &identity).await?;
         // From here on the map knows this node, and tells it of the others.
@@ -173,6 +177,7 @@ impl Server {
             transport,
             cluster,
             coordinator,
+            lag: LagMeter::default(),
             uring_fallback,
             timekeeper: Timekeeper::new(steady, config.raft.clock_skew_max.get()),
             requests: RequestMemory::new(config.limits.request_memory.as_usize()),
@@ -252,7 +257,8 @@ impl Server {
         };
         let clock = Arc::clone(&self.clock);
         let (cluster, entropy) = (self.cluster.clone(), self.entropy.clone());
-        let api = Api::new(cluster, clock, entropy, limits, self.requests.clone());
+        let (groups, requests) = (self.coordinator.clone(), self.requests.clone());
+        let api = Api::new(cluster, groups, clock, entropy, limits, requests);
         let stopped = self.stop.clone().cancelled_owned();
         self.tasks.spawn(async move {
             if let Err(error) = api.serve(listener, stopped).await {

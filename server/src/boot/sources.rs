@@ -9,11 +9,15 @@ use trilog_storage::histogram::{BOUNDS, Durations};
 
 use super::Server;
 use crate::cluster::Cluster;
-use crate::http::{Health, Metrics, Observed};
+use crate::group::{Coordinator, GroupLag, GroupState};
+use crate::http::{Health, Metrics, Observed, Sample};
 
 /// Topics that get a label of their own; the rest add up as `_other`.
 const MAX_TOPICS: usize = 1_000;
 const OTHER: &str = "_other";
+/// Groups that get labels of their own, and topics of groups.
+const MAX_GROUPS: usize = 1_000;
+const MAX_GROUP_TOPICS: usize = 2_000;
 
 impl Server {
     /// Registers this node's sources and checks.
@@ -41,6 +45,9 @@ impl Server {
         metrics.register_histogram("trilog_fsync_duration_seconds", move || {
             observed(&store.stats().wal.unwrap_or_default().syncs)
         });
+        let (coordinator, lag) = (self.coordinator().clone(), self.lag.clone());
+        metrics.register(move || publish_census(&coordinator));
+        metrics.register_samples(move || group_samples(lag.read()));
         self.check(health);
     }
 
@@ -83,6 +90,66 @@ impl Server {
         let cluster = self.cluster.clone();
         health.note("recovery", move || losses_accepted(&cluster));
     }
+}
+
+/// Groups by state; while a partition is being taken over, as they were last counted.
+fn publish_census(coordinator: &Coordinator) {
+    let Ok(census) = coordinator.census() else {
+        return;
+    };
+    let census: BTreeMap<GroupState, usize> = census.into_iter().collect();
+    for state in GroupState::ALL {
+        let count = census.get(&state).copied().unwrap_or(0);
+        gauge!("trilog_groups", "state" => state.as_str()).set(as_f64(count as u64));
+    }
+}
+
+/// What groups show: the first so many by name apart, the rest together.
+fn group_samples(groups: BTreeMap<String, GroupLag>) -> Vec<(&'static str, Vec<Sample>)> {
+    let (mut lags, mut members, mut rebalances) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut hidden, mut rest_lag, mut rest_members, mut rest_rebalances) = (0, 0, 0, 0);
+    for (nth, (group, lag)) in groups.into_iter().enumerate() {
+        let (count, generation) = (lag.members as u64, lag.generation.max(0).unsigned_abs());
+        if nth < MAX_GROUPS {
+            members.push(sample(vec![("group", group.clone())], count));
+            rebalances.push(sample(vec![("group", group.clone())], generation.into()));
+        } else {
+            hidden += 1;
+            rest_members += count;
+            rest_rebalances += u64::from(generation);
+        }
+        for (topic, behind) in lag.topics {
+            if nth < MAX_GROUPS && lags.len() < MAX_GROUP_TOPICS {
+                let labels = vec![("group", group.clone()), ("topic", topic)];
+                lags.push(sample(labels, behind));
+            } else {
+                hidden += 1;
+                rest_lag += behind;
+            }
+        }
+    }
+    if hidden > 0 {
+        let other = || OTHER.to_owned();
+        lags.push(sample(
+            vec![("group", other()), ("topic", other())],
+            rest_lag,
+        ));
+        members.push(sample(vec![("group", other())], rest_members));
+        rebalances.push(sample(vec![("group", other())], rest_rebalances));
+    }
+    vec![
+        ("trilog_group_lag_messages", lags),
+        ("trilog_group_members", members),
+        ("trilog_group_rebalances_total", rebalances),
+        (
+            "trilog_group_series_hidden",
+            vec![sample(Vec::new(), hidden)],
+        ),
+    ]
+}
+
+fn sample(labels: Vec<(&'static str, String)>, value: u64) -> Sample {
+    Sample { labels, value }
 }
 
 /// Names of partitions with damage that are told; the rest are counted.
@@ -232,4 +299,39 @@ fn publish_transport(stats: &trilog_raft::transport::TransportStats) {
 )]
 fn as_f64(count: u64) -> f64 {
     count as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_beyond_the_bounds_are_added_up_and_counted() {
+        let lag = |topics: usize| GroupLag {
+            members: 1,
+            generation: 2,
+            topics: (0..topics).map(|n| (format!("t{n}"), 10)).collect(),
+        };
+        let total = |samples: &[Sample]| samples.iter().map(|sample| sample.value).sum::<u64>();
+        let by_name = |groups: BTreeMap<String, GroupLag>| {
+            let samples = group_samples(groups);
+            samples.into_iter().collect::<BTreeMap<_, _>>()
+        };
+
+        let few = by_name([("a".to_owned(), lag(2))].into());
+        assert_eq!(few["trilog_group_lag_messages"].len(), 2);
+        assert_eq!(total(&few["trilog_group_series_hidden"]), 0);
+
+        let groups = (0..MAX_GROUPS + 5).map(|n| (format!("g{n:05}"), lag(3)));
+        let many = by_name(groups.collect());
+        let all = (MAX_GROUPS + 5) as u64;
+        let lags = &many["trilog_group_lag_messages"];
+        assert_eq!(lags.len(), MAX_GROUP_TOPICS + 1);
+        assert_eq!(total(lags), all * 30, "nothing is lost in the sum");
+        assert_eq!(many["trilog_group_members"].len(), MAX_GROUPS + 1);
+        assert_eq!(total(&many["trilog_group_members"]), all);
+        assert_eq!(total(&many["trilog_group_rebalances_total"]), all * 2);
+        let hidden = 5 + all * 3 - MAX_GROUP_TOPICS as u64;
+        assert_eq!(total(&many["trilog_group_series_hidden"]), hidden);
+    }
 }

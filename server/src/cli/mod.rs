@@ -11,6 +11,7 @@ mod consume;
 mod demo;
 mod dev;
 mod format;
+mod group;
 mod log;
 mod logging;
 mod output;
@@ -57,6 +58,8 @@ enum Command {
     Consume(consume::ConsumeArgs),
     /// Copy records of a topic, from anywhere, into another
     Replay(replay::ReplayArgs),
+    /// List consumer groups, show how far they are, reset and delete them
+    Group(group::GroupArgs),
     /// Show and change the nodes of a cluster
     Cluster(cluster::ClusterArgs),
     /// Show the whole thing working, and check it: three nodes, real data, a killed leader
@@ -106,6 +109,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Produce(args) => runtime()?.block_on(produce::run(args)),
         Command::Consume(args) => runtime()?.block_on(consume::run(args)),
         Command::Replay(args) => runtime()?.block_on(replay::run(args)),
+        Command::Group(args) => runtime()?.block_on(group::run(args)),
         Command::Cluster(args) => runtime()?.block_on(cluster::run(args)),
         Command::Bench(args) => runtime()?.block_on(bench::run(args)),
         Command::Recover(args) => runtime()?.block_on(recover::run(args)),

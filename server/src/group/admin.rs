@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tokio::time::Instant;
 
-use super::types::{Description, GroupState, Listing};
+use super::types::{Description, GroupState, Listed, Listing};
 use super::{Coordinator, GroupError};
 use crate::view::group::command::DeleteGroup;
 use crate::view::group::{GroupAction, Groups};
@@ -13,17 +13,34 @@ impl Coordinator {
     /// The groups this node coordinates, by id. A partition about to be taken over makes the
     /// answer one that is to be asked for again.
     pub fn list(&self) -> Result<Vec<Listing>, GroupError> {
+        let listed = self.list_led();
+        if listed.loading {
+            Err(GroupError::Loading)
+        } else {
+            Ok(listed.groups)
+        }
+    }
+
+    /// As [`Coordinator::list`], with the partitions the answer is about, for callers that put
+    /// together what all nodes say.
+    #[must_use]
+    pub fn list_led(&self) -> Listed {
+        let mut listed = Listed::default();
         // Before anybody has used a group there is none.
         let Ok(topic) = self.topic() else {
-            return Ok(Vec::new());
+            return listed;
         };
         let mut all = BTreeMap::new();
         for (index, _) in (0..).zip(&topic.partitions) {
+            listed.count = index + 1;
             let handle = match self.enter_at(&topic, index) {
                 Ok(handle) => handle,
-                Err(GroupError::Loading) => return Err(GroupError::Loading),
-                Err(_) => continue,
+                Err(error) => {
+                    listed.loading |= error == GroupError::Loading;
+                    continue;
+                }
             };
+            listed.partitions.push(index);
             let lead = handle.lock();
             lead.partition.with_state(|state| {
                 for (name, group) in state.groups().into_iter().flat_map(Groups::iter) {
@@ -31,6 +48,7 @@ impl Coordinator {
                         group: name.clone(),
                         protocol_type: group.membership().protocol_type.clone(),
                         state: GroupState::Empty,
+                        members: 0,
                     };
                     all.insert(name.clone(), listing);
                 }
@@ -40,11 +58,13 @@ impl Coordinator {
                     group: name.clone(),
                     protocol_type: group.protocol_type().to_owned(),
                     state: group.state(),
+                    members: group.member_count(),
                 };
                 all.insert(name.clone(), listing);
             }
         }
-        Ok(all.into_values().collect())
+        listed.groups = all.into_values().collect();
+        listed
     }
 
     pub fn describe(&self, group: &str) -> Result<Description, GroupError> {

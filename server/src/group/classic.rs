@@ -173,6 +173,10 @@ impl Group {
         &self.protocol_type
     }
 
+    pub(super) fn member_count(&self) -> usize {
+        self.members.len()
+    }
+
     /// Whether it need not be in memory: all there is of it is committed.
     pub(super) fn is_idle(&self) -> bool {
         self.phase == Phase::Empty && self.pending.is_empty()

@@ -14,8 +14,11 @@ mod admin;
 mod classic;
 mod error;
 mod keep;
+mod lag;
 mod lead;
 mod offsets;
+mod places;
+mod reset;
 mod subscription;
 mod types;
 
@@ -30,10 +33,12 @@ use trilog_raft::controller::{InternalTopic, Topic};
 use trilog_storage::env::{Clock, Entropy};
 
 pub use error::GroupError;
+pub use lag::{GroupLag, LagMeter};
 pub use types::{
     CommitRequest, Committed, DescribedMember, Description, FetchRequest, FetchedOffset,
-    GroupState, JoinRequest, Joined, JoinedMember, Leaving, Listing, MemberRef, OffsetCommit,
-    Protocol, Settings, SyncRequest, Synced, TransactionCommit,
+    GroupState, JoinRequest, Joined, JoinedMember, Leaving, Listed, Listing, MemberRef,
+    OffsetCommit, Place, Protocol, Reset, ResetError, ResetRequest, ResetTo, Settings, SyncRequest,
+    Synced, TransactionCommit,
 };
 
 use crate::cluster::{Cluster, LookupError};

@@ -3,6 +3,10 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use trilog_model::Offset;
+
+use super::GroupError;
+use crate::partition::Start;
 
 /// Bounds and times, the same on all nodes.
 #[derive(Clone, Copy, Debug)]
@@ -135,7 +139,7 @@ pub struct FetchRequest {
 pub struct FetchedOffset {
     pub topic: String,
     pub partition: u32,
-    pub committed: Result<Option<Committed>, super::GroupError>,
+    pub committed: Result<Option<Committed>, GroupError>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -143,6 +147,86 @@ pub struct Committed {
     pub offset: i64,
     pub leader_epoch: i32,
     pub metadata: String,
+}
+
+/// Where a group stands in one partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub topic: String,
+    pub partition: u32,
+    pub committed: Option<Committed>,
+    /// What the partition holds; none where its leader did not say.
+    pub bounds: Option<(Offset, Offset)>,
+    /// Who reads it, by place in the list of members.
+    pub member: Option<usize>,
+}
+
+impl Place {
+    /// Records between what is committed and the end.
+    #[must_use]
+    pub fn lag(&self) -> Option<u64> {
+        let committed = u64::try_from(self.committed.as_ref()?.offset).ok()?;
+        let (_, end) = self.bounds?;
+        Some(end.get().saturating_sub(committed))
+    }
+}
+
+/// Where a group's offsets are to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResetTo {
+    /// An offset outside the partition means its nearer end.
+    Start(Start),
+    /// So many records before the end.
+    Last(u64),
+    /// So many records on, or back.
+    Shift(i64),
+    /// Where it is, within what there still is.
+    Current,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResetRequest {
+    pub group: String,
+    /// Topics, and which partitions of them; none of these means all there are, and no topic all
+    /// that the group has offsets of.
+    pub topics: Vec<(String, Vec<u32>)>,
+    pub to: ResetTo,
+    /// Else only what would be done is said.
+    pub execute: bool,
+}
+
+/// One offset that was or would be set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reset {
+    pub topic: String,
+    pub partition: u32,
+    pub before: Option<i64>,
+    pub after: Offset,
+    pub bounds: (Offset, Offset),
+}
+
+/// Why no offset was set.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ResetError {
+    #[error(transparent)]
+    Group(#[from] GroupError),
+    /// Members would go on from where they are.
+    #[error("the group has members")]
+    Active(Vec<DescribedMember>),
+    #[error("there is no topic '{0}'")]
+    UnknownTopic(String),
+    #[error("topic '{topic}' has {count} partitions; there is no partition {partition}")]
+    UnknownPartition {
+        topic: String,
+        partition: u32,
+        count: usize,
+    },
+    #[error("the group has no offsets: say which topics are meant")]
+    NoOffsets,
+    #[error("the group has no offset in {topic}/{partition} to move from")]
+    NoOffset { topic: String, partition: u32 },
+    #[error("the leader of {topic}/{partition} does not say where it begins and ends")]
+    Unlocated { topic: String, partition: u32 },
 }
 
 /// Where a group is in its life, in Kafka's words.
@@ -155,6 +239,13 @@ pub enum GroupState {
 }
 
 impl GroupState {
+    pub const ALL: [Self; 4] = [
+        Self::Empty,
+        Self::PreparingRebalance,
+        Self::CompletingRebalance,
+        Self::Stable,
+    ];
+
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -172,6 +263,20 @@ pub struct Listing {
     /// Empty for one that only holds offsets.
     pub protocol_type: String,
     pub state: GroupState,
+    pub members: usize,
+}
+
+/// The groups of the partitions that a node leads, and which those are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listed {
+    /// By id.
+    pub groups: Vec<Listing>,
+    /// Partitions of the internal topic.
+    pub partitions: Vec<u32>,
+    /// How many there are in all.
+    pub count: u32,
+    /// Of one or more partitions this node is about to take over.
+    pub loading: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

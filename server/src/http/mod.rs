@@ -26,7 +26,7 @@ use bounded::bounded;
 pub use catalogue::{CATALOGUE, Kind, Metric};
 pub use health::{Health, Reason, Report};
 pub use process::ProcessSource;
-pub use registry::{MetricSource, Metrics, MetricsError, Observed};
+pub use registry::{MetricSource, Metrics, MetricsError, Observed, Sample};
 
 /// The exposition format of Prometheus, in text.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";

@@ -40,7 +40,15 @@ pub struct Observed {
     pub sum: f64,
 }
 
+/// One value of a metric whose labels come and go.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sample {
+    pub labels: Vec<(&'static str, String)>,
+    pub value: u64,
+}
+
 type Observe = Arc<dyn Fn() -> Observed + Send + Sync>;
+type Sampled = Arc<dyn Fn() -> Vec<(&'static str, Vec<Sample>)> + Send + Sync>;
 
 /// Why there is no registry.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +61,7 @@ pub struct Metrics {
     handle: PrometheusHandle,
     sources: Arc<Mutex<Vec<Arc<dyn MetricSource>>>>,
     histograms: Arc<Mutex<Vec<(&'static str, Observe)>>>,
+    samples: Arc<Mutex<Vec<Sampled>>>,
     node: u32,
 }
 
@@ -78,6 +87,7 @@ impl Metrics {
             handle,
             sources: Arc::default(),
             histograms: Arc::default(),
+            samples: Arc::default(),
             node,
         })
     }
@@ -100,7 +110,20 @@ impl Metrics {
             // A string takes whatever is written.
             let _ = self.write(&mut text, name, &observe());
         }
+        let sampled = self.samples.lock().clone();
+        for (name, samples) in sampled.iter().flat_map(|sampled| sampled()) {
+            let _ = self.write_samples(&mut text, name, &samples);
+        }
         text
+    }
+
+    /// Adds metrics of the catalogue whose series come and go: only those that the source names
+    /// at a scrape are shown, where the recorder would show the others for ever.
+    pub fn register_samples(
+        &self,
+        source: impl Fn() -> Vec<(&'static str, Vec<Sample>)> + Send + Sync + 'static,
+    ) {
+        self.samples.lock().push(Arc::new(source));
     }
 
     /// Adds a histogram of the catalogue that is counted elsewhere.
@@ -112,15 +135,24 @@ impl Metrics {
         self.histograms.lock().push((name, Arc::new(observe)));
     }
 
+    fn write_samples(&self, text: &mut String, name: &str, samples: &[Sample]) -> fmt::Result {
+        if samples.is_empty() {
+            return Ok(());
+        }
+        write_heading(text, name)?;
+        for Sample { labels, value } in samples {
+            write!(text, "{name}{{node=\"{}\"", self.node)?;
+            for (label, value) in labels {
+                write!(text, ",{label}=\"{}\"", escaped(value))?;
+            }
+            writeln!(text, "}} {value}")?;
+        }
+        writeln!(text)
+    }
+
     fn write(&self, text: &mut String, name: &str, observed: &Observed) -> fmt::Result {
         let node = self.node;
-        let known = CATALOGUE.iter().find(|metric| metric.name == name);
-        writeln!(
-            text,
-            "# HELP {name} {}",
-            known.map_or("", |metric| metric.help)
-        )?;
-        writeln!(text, "# TYPE {name} histogram")?;
+        write_heading(text, name)?;
         let mut total = 0;
         for (bound, count) in &observed.buckets {
             total += count;
@@ -145,6 +177,34 @@ impl Metrics {
     }
 }
 
+fn write_heading(text: &mut String, name: &str) -> fmt::Result {
+    let known = CATALOGUE.iter().find(|metric| metric.name == name);
+    let (help, kind) = known.map_or(("", "untyped"), |metric| {
+        let kind = match metric.kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
+        };
+        (metric.help, kind)
+    });
+    writeln!(text, "# HELP {name} {help}")?;
+    writeln!(text, "# TYPE {name} {kind}")
+}
+
+/// A label's value, which may be any text that a client chose.
+fn escaped(value: &str) -> String {
+    let mut escaped = String::with_capacity(value.len());
+    for c in value.chars() {
+        match c {
+            '\\' => escaped.push_str("\\\\"),
+            '"' => escaped.push_str("\\\""),
+            '\n' => escaped.push_str("\\n"),
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
+
 fn describe() {
     for metric in CATALOGUE {
         match metric.kind {
@@ -156,4 +216,15 @@ fn describe() {
     let commit = env!("TRILOG_COMMIT");
     let version = env!("CARGO_PKG_VERSION");
     metrics::gauge!("trilog_build_info", "version" => version, "commit" => commit).set(1.0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_a_client_calls_its_group_stays_within_its_quotes() {
+        assert_eq!(escaped("orders-eu"), "orders-eu");
+        assert_eq!(escaped("a\"} 1\nb\\"), "a\\\"} 1\\nb\\\\");
+    }
 }

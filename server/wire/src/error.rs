@@ -126,9 +126,10 @@ fn status_code(code: ErrorCode) -> Code {
         | ErrorCode::CorruptBatch
         | ErrorCode::TooLarge
         | ErrorCode::UnsupportedCompression => Code::InvalidArgument,
-        ErrorCode::UnknownTopic | ErrorCode::UnknownPartition | ErrorCode::UnknownNode => {
-            Code::NotFound
-        }
+        ErrorCode::UnknownTopic
+        | ErrorCode::UnknownPartition
+        | ErrorCode::UnknownNode
+        | ErrorCode::UnknownGroup => Code::NotFound,
         ErrorCode::TopicExists | ErrorCode::NodeExists => Code::AlreadyExists,
         ErrorCode::OffsetOutOfRange => Code::OutOfRange,
         ErrorCode::OutOfOrderSequence
@@ -136,6 +137,7 @@ fn status_code(code: ErrorCode) -> Code {
         | ErrorCode::NotEnoughNodes
         | ErrorCode::PolicyViolation
         | ErrorCode::TopicReplaced
+        | ErrorCode::GroupActive
         | ErrorCode::ClusterMismatch => Code::FailedPrecondition,
         ErrorCode::Unauthenticated => Code::Unauthenticated,
         ErrorCode::PermissionDenied => Code::PermissionDenied,
