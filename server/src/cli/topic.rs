@@ -322,6 +322,7 @@ fn describe(
         plural(usize::try_from(topic.replication).unwrap_or(usize::MAX)),
         topic.stream,
     ))?;
+    output::line(format_args!("Kafka's id {}", kafka_id(&topic.id)))?;
     if !topic.subjects.is_empty() {
         output::line(format_args!("captures {}", topic.subjects.join(" ")))?;
     }
@@ -336,6 +337,7 @@ fn describe(
             leader(partition.leader),
             partition.term.to_string(),
             numbers(&partition.replicas),
+            numbers(&partition.live),
             numbers(&missing(&partition.replicas, &partition.live)),
             offset(|bounds| bounds.log_start),
             offset(|bounds| bounds.high_watermark),
@@ -344,8 +346,9 @@ fn describe(
     let heading = [
         "partition",
         "leader",
-        "term",
+        "epoch",
         "replicas",
+        "isr",
         "missing",
         "start",
         "end",
@@ -384,9 +387,11 @@ fn topic_json(topic: &TopicDescription, bounds: &[Bounds]) -> Value {
                 "partition": partition.partition,
                 "leader": (partition.leader != 0).then_some(partition.leader),
                 "term": partition.term,
+                "epoch": partition.term,
                 "replicas": partition.replicas,
                 "learners": partition.learners,
                 "live": partition.live,
+                "isr": partition.live,
                 "start": bounds.map(|bounds| bounds.log_start),
                 "end": bounds.map(|bounds| bounds.high_watermark),
             })
@@ -402,6 +407,7 @@ fn topic_json(topic: &TopicDescription, bounds: &[Bounds]) -> Value {
         .collect();
     json!({
         "name": topic.name,
+        "id": kafka_id(&topic.id),
         "stream": topic.stream,
         "replication": topic.replication,
         "subjects": topic.subjects,
@@ -409,6 +415,23 @@ fn topic_json(topic: &TopicDescription, bounds: &[Bounds]) -> Value {
         "partitions": partitions,
         "config": config,
     })
+}
+
+/// A topic's id as Kafka's tools write it: 16 bytes, base64 for URLs, no padding.
+fn kafka_id(id: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let mut text = String::with_capacity(22);
+    for three in id.chunks(3) {
+        let mut bits = [0; 4];
+        bits[1..=three.len()].copy_from_slice(three);
+        let bits = u32::from_be_bytes(bits);
+        for nth in 0..=three.len() {
+            let digit = (bits >> (18 - 6 * nth)) & 63;
+            let digit = usize::try_from(digit).ok().and_then(|at| DIGITS.get(at));
+            text.extend(digit.map(|digit| char::from(*digit)));
+        }
+    }
+    text
 }
 
 fn leader(node: u32) -> String {
@@ -454,6 +477,14 @@ mod tests {
             ..SettingArgs::default()
         };
         assert!(wrong.config().is_err());
+    }
+
+    #[test]
+    fn topic_ids_are_written_as_kafkas_tools_write_them() {
+        let counted: Vec<u8> = (0..16).collect();
+        assert_eq!(kafka_id(&counted), "AAECAwQFBgcICQoLDA0ODw");
+        assert_eq!(kafka_id(&[0xff; 16]), "_____________________w");
+        assert_eq!(kafka_id(&[]), "");
     }
 
     #[test]
