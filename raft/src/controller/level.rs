@@ -13,8 +13,11 @@ pub const BASE_LEVEL: u32 = 1;
 /// From here on there are internal topics, and their names are the system's.
 pub const INTERNAL_LEVEL: u32 = 2;
 
+/// From here on logs of groups hold consumers that the coordinator assigns to.
+pub const CONSUMERS_LEVEL: u32 = 3;
+
 /// The newest level this build can follow.
-pub const BUILD_LEVEL: u32 = INTERNAL_LEVEL;
+pub const BUILD_LEVEL: u32 = CONSUMERS_LEVEL;
 
 /// The levels a build can follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

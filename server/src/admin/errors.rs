@@ -162,7 +162,13 @@ pub(super) fn group(cluster: &Cluster, group: &str, error: &GroupError) -> Error
         | GroupError::InconsistentProtocol
         | GroupError::InvalidSessionTimeout
         | GroupError::MemberIdRequired { .. }
-        | GroupError::FencedInstance => ErrorCode::InvalidRequest,
+        | GroupError::FencedInstance
+        | GroupError::FencedEpoch
+        | GroupError::StaleEpoch
+        | GroupError::UnreleasedInstance
+        | GroupError::UnsupportedAssignor
+        | GroupError::InvalidRegex => ErrorCode::InvalidRequest,
+        GroupError::LevelTooLow => ErrorCode::Unsupported,
     };
     Error::new(code, error.to_string())
 }

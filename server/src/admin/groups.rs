@@ -49,6 +49,7 @@ impl Groups for Api {
                 group,
                 protocol_type: described.protocol_type,
                 state: described.state,
+                kind: described.kind,
                 members: described.members.len(),
             })),
             members: described.members.into_iter().map(member).collect(),
@@ -110,8 +111,10 @@ impl Groups for Api {
 impl Api {
     fn group_error(&self, group: &str, error: &GroupError) -> Error {
         // Who is in the way is worth a second look.
-        if let (GroupError::NotEmpty, Ok(described)) = (error, self.coordinator.describe(group)) {
-            return errors::active(group, &described.members);
+        if *error == GroupError::NotEmpty
+            && let Ok(members) = self.coordinator.members(group)
+        {
+            return errors::active(group, &members);
         }
         errors::group(&self.cluster, group, error)
     }
@@ -165,6 +168,7 @@ fn summary(listing: Listing) -> GroupSummary {
         group: listing.group,
         state: listing.state.as_str().to_owned(),
         protocol_type: listing.protocol_type,
+        kind: listing.kind.as_str().to_owned(),
         members: u32::try_from(listing.members).unwrap_or(u32::MAX),
     }
 }

@@ -380,6 +380,8 @@ fn group_settings(config: &Config) -> GroupSettings {
         session_timeout_min: groups.session_timeout_min.get(),
         session_timeout_max: groups.session_timeout_max.get(),
         members_max: usize::try_from(groups.members_max).unwrap_or(usize::MAX),
+        consumer_session: groups.consumer_session_timeout.get(),
+        consumer_heartbeat: groups.consumer_heartbeat_interval.get(),
         offset_retention: groups.offset_retention.get(),
         offset_metadata_max: groups.offset_metadata_max.as_usize(),
     }

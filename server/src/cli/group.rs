@@ -230,9 +230,10 @@ async fn list(admin: &Admin, output: OutputArgs) -> anyhow::Result<()> {
             group.state,
             group.members.to_string(),
             dash(Some(group.protocol_type).filter(|kind| !kind.is_empty())),
+            group.kind,
         ]
     });
-    let heading = ["group", "state", "members", "type"];
+    let heading = ["group", "state", "members", "type", "protocol"];
     Ok(output::table(&heading, rows.collect())?)
 }
 
@@ -241,6 +242,7 @@ fn summary_json(group: &GroupSummary) -> Value {
         "group": group.group,
         "state": group.state,
         "type": group.protocol_type,
+        "protocol": group.kind,
         "members": group.members,
     })
 }

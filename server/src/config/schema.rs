@@ -129,6 +129,11 @@ section! {
         session_timeout_min: Duration = Duration::from_secs(6),
         /// Longest session timeout a member may ask for.
         session_timeout_max: Duration = Duration::from_secs(1800),
+        /// How long a member may be silent where the coordinator assigns (the newer protocol,
+        /// KIP-848).
+        consumer_session_timeout: Duration = Duration::from_secs(45),
+        /// How often such a member is told to speak.
+        consumer_heartbeat_interval: Duration = Duration::from_secs(5),
         /// Members of one group at most.
         members_max: u32 = 2000,
         /// How long offsets are kept after the last member has left.

@@ -147,6 +147,17 @@ impl Check<'_> {
         let shortest = Duration::from_millis(100);
         self.span("groups.session_timeout_min", least, shortest, most);
         self.span("groups.session_timeout_max", most, least, day);
+        let (session, beat) = (
+            groups.consumer_session_timeout,
+            groups.consumer_heartbeat_interval,
+        );
+        self.span("groups.consumer_session_timeout", session, shortest, day);
+        self.span(
+            "groups.consumer_heartbeat_interval",
+            beat,
+            shortest,
+            session,
+        );
         self.span(
             "groups.offset_retention",
             groups.offset_retention,

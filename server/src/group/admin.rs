@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use tokio::time::Instant;
 
-use super::types::{Description, GroupState, Listed, Listing};
-use super::{Coordinator, GroupError};
+use super::types::{Description, GroupKind, GroupState, Listed, Listing};
+use super::{Coordinator, GroupError, subscription};
 use crate::view::group::command::DeleteGroup;
 use crate::view::group::{GroupAction, Groups};
 
@@ -48,6 +48,10 @@ impl Coordinator {
                         group: name.clone(),
                         protocol_type: group.membership().protocol_type.clone(),
                         state: GroupState::Empty,
+                        kind: match group.consumers() {
+                            Some(_) => GroupKind::Consumer,
+                            None => GroupKind::Classic,
+                        },
                         members: 0,
                     };
                     all.insert(name.clone(), listing);
@@ -58,6 +62,17 @@ impl Coordinator {
                     group: name.clone(),
                     protocol_type: group.protocol_type().to_owned(),
                     state: group.state(),
+                    kind: GroupKind::Classic,
+                    members: group.member_count(),
+                };
+                all.insert(name.clone(), listing);
+            }
+            for (name, group) in lead.all_consumers() {
+                let listing = Listing {
+                    group: name.clone(),
+                    protocol_type: subscription::CONSUMER.to_owned(),
+                    state: group.state(),
+                    kind: GroupKind::Consumer,
                     members: group.member_count(),
                 };
                 all.insert(name.clone(), listing);
@@ -67,9 +82,13 @@ impl Coordinator {
         listed
     }
 
+    /// A group in which the members assign, or one without members.
     pub fn describe(&self, group: &str) -> Result<Description, GroupError> {
         let handle = self.enter(group)?;
         let mut lead = handle.lock();
+        if lead.assigns(group) {
+            return Err(GroupError::UnknownGroup);
+        }
         let described = lead
             .find(group, Instant::now())
             .map(|group| group.describe());
@@ -83,6 +102,9 @@ impl Coordinator {
         let handle = self.enter(group)?;
         let (sent, term) = {
             let mut lead = handle.lock();
+            if lead.assigns(group) {
+                return Err(GroupError::NotEmpty);
+            }
             match lead.find(group, Instant::now()).map(|group| group.state()) {
                 None => return Err(GroupError::UnknownGroup),
                 Some(GroupState::Empty) => {}
@@ -92,6 +114,7 @@ impl Coordinator {
                 group: group.to_owned(),
             }));
             lead.forget(group);
+            lead.forget_consumers(group);
             (sent, lead.term)
         };
         self.committed(group, term, sent).await

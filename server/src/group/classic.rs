@@ -27,8 +27,8 @@ use trilog_storage::env::Entropy;
 
 use super::GroupError;
 use super::types::{
-    DescribedMember, Description, GroupState, JoinRequest, Joined, JoinedMember, Leaving,
-    MemberRef, Protocol, Settings, SyncRequest, Synced,
+    DescribedMember, Description, GroupKind, GroupState, JoinRequest, Joined, JoinedMember,
+    Leaving, MemberRef, Protocol, Settings, SyncRequest, Synced,
 };
 use crate::view::group::Membership;
 use members::Member;
@@ -226,6 +226,7 @@ impl Group {
         });
         Description {
             group: self.id.clone(),
+            kind: GroupKind::Classic,
             state: self.state(),
             protocol_type: self.protocol_type.clone(),
             protocol: if stable {

@@ -55,4 +55,18 @@ pub enum GroupError {
     UnknownTopic,
     #[error("a newer incarnation of the producer has written")]
     ProducerFenced,
+    /// The consumer is to give up everything and join again.
+    #[error("the member epoch is not the member's present one")]
+    FencedEpoch,
+    #[error("the member epoch of the request is not the member's present one")]
+    StaleEpoch,
+    #[error("another member still bears the instance id")]
+    UnreleasedInstance,
+    #[error("the coordinator has no such assignor")]
+    UnsupportedAssignor,
+    #[error("the regular expression is invalid")]
+    InvalidRegex,
+    /// Not all nodes can follow yet.
+    #[error("the cluster's feature level is too low: trilog cluster upgrade raises it")]
+    LevelTooLow,
 }

@@ -57,6 +57,7 @@ impl Coordinator {
             for name in due {
                 // Its time is up, and every change looks at that.
                 self.change(handle.lock(), &name, |_, _| ());
+                self.expire_consumers(&handle, &name);
             }
             let due = handle.lock().next_due();
             next = [next, due].into_iter().flatten().min();
@@ -94,7 +95,8 @@ impl Coordinator {
                 let groups = state.groups().into_iter().flat_map(Groups::iter);
                 let actions = groups.flat_map(|(name, group)| {
                     // Somebody is about to join, or has.
-                    let expired = group.has_expired(before) && lead.group(name).is_none();
+                    let unused = lead.group(name).is_none() && !lead.assigns(name);
+                    let expired = group.has_expired(before) && unused;
                     let expire = expired.then(|| {
                         GroupAction::ExpireOffsets(ExpireOffsets {
                             group: name.clone(),

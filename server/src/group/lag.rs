@@ -124,11 +124,15 @@ impl Coordinator {
             let lead = handle.lock();
             lead.partition.with_state(|state| {
                 for (name, group) in state.groups().into_iter().flat_map(Groups::iter) {
-                    let lag = GroupLag {
+                    let mut lag = GroupLag {
                         members: lead.group(name).map_or(0, super::Group::member_count),
                         generation: group.membership().generation,
                         topics: BTreeMap::new(),
                     };
+                    if let Some(consumers) = group.consumers() {
+                        lag.members = consumers.members.len();
+                        lag.generation = consumers.epoch;
+                    }
                     let offsets = group.offsets().iter().flat_map(|(topic, partitions)| {
                         let known = partitions.iter();
                         let known = known.filter(|(_, offset)| is_of(&map, topic, offset));

@@ -4,6 +4,8 @@
 //! entries stand in the log in the order they were judged in. With the term all of this is
 //! forgotten, and whoever waits for an answer is told to look for the next coordinator.
 
+mod consumers;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -14,12 +16,13 @@ use trilog_storage::env::Entropy;
 
 use super::GroupError;
 use super::classic::{Ctx, Group, Store, Then};
+use super::consumer::ConsumerGroup;
 use super::types::Settings;
 use crate::partition::{AppendError, Partition, Ticket};
 use crate::view::PartitionCommand;
 use crate::view::group::command::PutMembers;
 use crate::view::group::{
-    GroupAction, GroupCommand, Groups, MAX_GROUPS, MAX_STATE_BYTES, Membership, Refusal,
+    Consumers, GroupAction, GroupCommand, Groups, MAX_GROUPS, MAX_STATE_BYTES, Membership, Refusal,
 };
 
 /// Bytes of commands of one partition that may be on their way.
@@ -55,6 +58,7 @@ pub(super) struct Lead {
     pub(super) partition: Partition,
     pub(super) term: Term,
     slots: BTreeMap<String, Slot>,
+    consumers: BTreeMap<String, consumers::Consumers>,
     due: BTreeSet<(Instant, String)>,
     bytes: usize,
     room: Arc<Semaphore>,
@@ -70,7 +74,12 @@ pub(super) struct Tools<'a> {
 
 impl Lead {
     /// Takes over: members are as they were last committed, and have to be heard from again.
-    pub(super) fn begin(partition: Partition, term: Term, now: Instant) -> Self {
+    pub(super) fn begin(
+        partition: Partition,
+        term: Term,
+        now: Instant,
+        settings: &Settings,
+    ) -> Self {
         let with_members = |groups: &Groups| -> Vec<(String, Membership)> {
             let groups = groups.iter();
             let groups = groups.filter(|(_, group)| !group.membership().members.is_empty());
@@ -83,12 +92,26 @@ impl Lead {
             partition,
             term,
             slots: BTreeMap::new(),
+            consumers: BTreeMap::new(),
             due: BTreeSet::new(),
             bytes: 0,
             room: Arc::new(Semaphore::new(IN_FLIGHT_BYTES)),
         };
         for (name, membership) in loaded.unwrap_or_default() {
             lead.insert(&name, Group::load(&name, &membership, now));
+        }
+        let with_consumers = |groups: &Groups| -> Vec<(String, Consumers)> {
+            let groups = groups.iter();
+            let stored = groups.filter_map(|(name, group)| Some((name, group.consumers()?)));
+            let stored = stored.filter(|(_, consumers)| !consumers.members.is_empty());
+            stored
+                .map(|(name, consumers)| (name.clone(), consumers.clone()))
+                .collect()
+        };
+        let state = &lead.partition;
+        let loaded = state.with_state(|state| state.groups().map(with_consumers));
+        for (name, stored) in loaded.unwrap_or_default() {
+            lead.insert_consumers(&name, ConsumerGroup::load(&stored, now, settings));
         }
         lead
     }

@@ -11,7 +11,9 @@
 //! ```
 
 mod admin;
+mod assigning;
 mod classic;
+mod consumer;
 mod error;
 mod keep;
 mod lag;
@@ -35,16 +37,18 @@ use trilog_storage::env::{Clock, Entropy};
 pub use error::GroupError;
 pub use lag::{GroupLag, LagMeter};
 pub use types::{
-    CommitRequest, Committed, DescribedMember, Description, FetchRequest, FetchedOffset,
-    GroupState, JoinRequest, Joined, JoinedMember, Leaving, Listed, Listing, MemberRef,
-    OffsetCommit, Place, Protocol, Reset, ResetError, ResetRequest, ResetTo, Settings, SyncRequest,
-    Synced, TransactionCommit,
+    CommitRequest, Committed, ConsumerBeat, ConsumerDescription, DescribedConsumer,
+    DescribedMember, Description, FetchRequest, FetchedOffset, Given, GroupKind, GroupState,
+    JoinRequest, Joined, JoinedMember, Leaving, Listed, Listing, MemberRef, OffsetCommit, Place,
+    Protocol, Reset, ResetError, ResetRequest, ResetTo, Settings, SyncRequest, Synced,
+    TransactionCommit,
 };
 
 use crate::cluster::{Cluster, LookupError};
 use crate::partition::Partition;
 use crate::view::group::MAX_NAME;
 use classic::{Ctx, Group, Then};
+use consumer::Catalogue;
 use lead::{Lead, Sent, Tools};
 
 /// Protocols of one member. All members' are compared with each other.
@@ -65,6 +69,8 @@ struct Inner {
     leads: Mutex<BTreeMap<u32, Entry>>,
     /// Something is due earlier than was known.
     sooner: Notify,
+    /// The topics as of the newest map that was looked at.
+    catalogue: Mutex<Arc<Catalogue>>,
 }
 
 /// A partition this node leads.
@@ -101,6 +107,7 @@ impl Coordinator {
             entropy,
             leads: Mutex::default(),
             sooner: Notify::new(),
+            catalogue: Mutex::default(),
         };
         Self {
             inner: Arc::new(inner),
@@ -149,6 +156,9 @@ impl Coordinator {
             let now = Instant::now();
             if lead.is_full() {
                 return Err(GroupError::GroupFull);
+            }
+            if lead.assigns(&name) {
+                return Err(GroupError::InconsistentProtocol);
             }
             if request.member.is_empty() {
                 lead.find_or_make(&name, now)?;
@@ -239,7 +249,12 @@ impl Coordinator {
             Some(entry) if entry.term == term => return Ok(Arc::clone(&entry.lead)),
             Some(_) | None => {}
         }
-        let lead = Arc::new(Mutex::new(Lead::begin(partition, term, Instant::now())));
+        let lead = Arc::new(Mutex::new(Lead::begin(
+            partition,
+            term,
+            Instant::now(),
+            &self.inner.settings,
+        )));
         let entry = Entry {
             term,
             lost: false,

@@ -135,7 +135,7 @@ impl Coordinator {
             let Some(present) = lead.find(group, Instant::now()) else {
                 return Err(GroupError::UnknownGroup);
             };
-            let in_use: Option<Vec<_>> = match present.state() {
+            let in_use: Option<Vec<String>> = match present.state() {
                 GroupState::Empty => Some(Vec::new()),
                 _ if present.protocol_type() == subscription::CONSUMER => {
                     let said = present.subscriptions();
@@ -143,6 +143,7 @@ impl Coordinator {
                 }
                 GroupState::PreparingRebalance
                 | GroupState::CompletingRebalance
+                | GroupState::Reconciling
                 | GroupState::Stable => None,
             };
             // Looked at, it need not stay in memory.
@@ -150,8 +151,9 @@ impl Coordinator {
             let in_use = in_use.ok_or(GroupError::NotEmpty)?;
             let mut outcomes = Vec::with_capacity(partitions.len());
             let mut deleted = Vec::new();
+            let catalogue = self.catalogue();
             for (topic, partition) in partitions {
-                if in_use.contains(&topic) {
+                if in_use.contains(&topic) || lead.wants(group, &topic, &catalogue) {
                     outcomes.push(Err(GroupError::SubscribedToTopic));
                 } else {
                     outcomes.push(Ok(()));
@@ -211,6 +213,15 @@ fn check_commit(
     transactional: bool,
 ) -> Result<(), GroupError> {
     let now = Instant::now();
+    if let Some(consumers) = lead.consumers(&member.group) {
+        // A transaction's commit may leave out who it is for.
+        let unnamed = member.member.is_empty() && member.generation < 0;
+        return if transactional && unnamed {
+            Ok(())
+        } else {
+            consumers.check_epoch(&member.member, member.generation)
+        };
+    }
     if lead.find(&member.group, now).is_none() {
         // Whoever is in no group may keep offsets all the same.
         return if member.generation < 0 {

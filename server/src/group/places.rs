@@ -3,10 +3,14 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use trilog_model::Offset;
 use trilog_raft::controller::ClusterMap;
 
-use super::types::{Committed, Description, FetchRequest, FetchedOffset, Place};
+use super::types::{
+    Committed, ConsumerDescription, DescribedMember, Description, FetchRequest, FetchedOffset,
+    GroupKind, Place,
+};
 use super::{Coordinator, GroupError, subscription};
 use crate::partition::Start;
 
@@ -17,14 +21,13 @@ impl Coordinator {
     /// A group, and every partition that it has an offset of or that a member reads.
     pub async fn survey(&self, group: &str) -> Result<(Description, Vec<Place>), GroupError> {
         self.check_used().await?;
-        let description = self.describe(group)?;
+        let (description, readers) = self.readers(group)?;
         let mut places: BTreeMap<Named, (Option<Committed>, Option<usize>)> = BTreeMap::new();
         for (named, committed) in self.committed_offsets(group).await? {
             places.insert(named, (Some(committed), None));
         }
-        for (place, member) in description.members.iter().enumerate() {
-            let given = subscription::assigned(member.assignment.clone());
-            for named in given.unwrap_or_default() {
+        for (place, named) in readers.into_iter().enumerate() {
+            for named in named {
                 places.entry(named).or_default().1 = Some(place);
             }
         }
@@ -41,6 +44,62 @@ impl Coordinator {
             },
         );
         Ok((description, places.collect()))
+    }
+
+    /// A group of either kind, and what each of its members reads.
+    pub(super) fn readers(
+        &self,
+        group: &str,
+    ) -> Result<(Description, Vec<Vec<Named>>), GroupError> {
+        let ConsumerDescription {
+            state,
+            epoch,
+            assignor,
+            members,
+            ..
+        } = match self.describe_consumers(group) {
+            Err(GroupError::UnknownGroup) => {
+                let description = self.describe(group)?;
+                let members = description.members.iter();
+                let given = members.map(|member| subscription::assigned(member.assignment.clone()));
+                let readers = given.map(Option::unwrap_or_default).collect();
+                return Ok((description, readers));
+            }
+            described => described?,
+        };
+        let map = self.inner.cluster.map();
+        let readers = members.iter().map(|member| {
+            let parts = member.assigned.iter();
+            let named = parts.filter_map(|(topic, index)| {
+                let topic = map.topic(*topic)?;
+                Some((topic.name.to_string(), *index))
+            });
+            named.collect()
+        });
+        let readers = readers.collect();
+        let members = members.into_iter().map(|member| DescribedMember {
+            member: member.member,
+            instance: member.instance,
+            client_id: member.client_id,
+            client_host: member.client_host,
+            metadata: Bytes::new(),
+            assignment: Bytes::new(),
+        });
+        let description = Description {
+            group: group.to_owned(),
+            kind: GroupKind::Consumer,
+            state,
+            protocol_type: subscription::CONSUMER.to_owned(),
+            protocol: assignor.to_owned(),
+            generation: epoch,
+            members: members.collect(),
+        };
+        Ok((description, readers))
+    }
+
+    /// Who is in a group of either kind.
+    pub fn members(&self, group: &str) -> Result<Vec<DescribedMember>, GroupError> {
+        Ok(self.readers(group)?.0.members)
     }
 
     /// Everything a group has committed, as of now.

@@ -37,7 +37,8 @@ impl Coordinator {
     }
 
     fn check_inactive(&self, group: &str) -> Result<(), ResetError> {
-        match self.describe(group) {
+        let described = self.readers(group).map(|(described, _)| described);
+        match described {
             Ok(described) if described.state == GroupState::Empty => Ok(()),
             Ok(described) => Err(ResetError::Active(described.members)),
             Err(GroupError::UnknownGroup) => Ok(()),

@@ -1,9 +1,11 @@
 //! Questions to a coordinator and its answers, as any dialect may put them.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
 use trilog_model::Offset;
+use trilog_raft::controller::TopicId;
 
 use super::GroupError;
 use crate::partition::Start;
@@ -17,6 +19,9 @@ pub struct Settings {
     pub session_timeout_min: Duration,
     pub session_timeout_max: Duration,
     pub members_max: usize,
+    /// How long a consumer that the coordinator assigns to may be silent, and how often it speaks.
+    pub consumer_session: Duration,
+    pub consumer_heartbeat: Duration,
     pub offset_retention: Duration,
     pub offset_metadata_max: usize,
 }
@@ -171,6 +176,76 @@ impl Place {
     }
 }
 
+/// What a consumer says to the coordinator that assigns to it (KIP-848). None: as before.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConsumerBeat {
+    pub group: String,
+    /// Chosen by the consumer.
+    pub member: String,
+    /// 0 joins, -1 leaves, -2 leaves to return under its instance id.
+    pub epoch: i32,
+    pub instance: Option<String>,
+    pub rack: Option<String>,
+    pub client_id: String,
+    pub client_host: String,
+    pub rebalance_timeout: Option<Duration>,
+    pub topics: Option<Vec<String>>,
+    /// Empty: none any more.
+    pub regex: Option<String>,
+    pub assignor: Option<String>,
+    /// What it reads now.
+    pub owned: Option<BTreeSet<(TopicId, u32)>>,
+}
+
+impl ConsumerBeat {
+    /// Whether it says everything, as after an error.
+    pub(super) fn is_full(&self) -> bool {
+        let wishes = self.topics.is_some() || self.regex.is_some();
+        self.rebalance_timeout.is_some() && wishes && self.owned.is_some()
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        let topics = self.topics.iter().flatten();
+        let topics: usize = topics.map(|topic| topic.len() + 32).sum();
+        let regex = self.regex.as_ref().map_or(0, String::len);
+        self.client_id.len() + self.client_host.len() + topics + regex
+    }
+}
+
+/// What a consumer is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Given {
+    pub member: String,
+    pub epoch: i32,
+    /// How soon it is to speak again.
+    pub heartbeat: Duration,
+    /// What it is to read from now on, and nothing else; none: as before.
+    pub assigned: Option<Vec<(TopicId, u32)>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConsumerDescription {
+    pub group: String,
+    pub state: GroupState,
+    pub epoch: i32,
+    pub assignor: &'static str,
+    pub members: Vec<DescribedConsumer>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DescribedConsumer {
+    pub member: String,
+    pub instance: Option<String>,
+    pub rack: Option<String>,
+    pub epoch: i32,
+    pub client_id: String,
+    pub client_host: String,
+    pub topics: Vec<String>,
+    pub regex: Option<String>,
+    pub assigned: Vec<(TopicId, u32)>,
+    pub target: Vec<(TopicId, u32)>,
+}
+
 /// Where a group's offsets are to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResetTo {
@@ -235,14 +310,37 @@ pub enum GroupState {
     Empty,
     PreparingRebalance,
     CompletingRebalance,
+    /// Of consumers that the coordinator assigns to: some have yet to give up or to take.
+    Reconciling,
     Stable,
 }
 
+/// Who assigns in a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum GroupKind {
+    /// One of the members.
+    Classic,
+    /// The coordinator (KIP-848).
+    Consumer,
+}
+
+impl GroupKind {
+    /// As Kafka's tools name it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Classic => "classic",
+            Self::Consumer => "consumer",
+        }
+    }
+}
+
 impl GroupState {
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::Empty,
         Self::PreparingRebalance,
         Self::CompletingRebalance,
+        Self::Reconciling,
         Self::Stable,
     ];
 
@@ -252,6 +350,7 @@ impl GroupState {
             Self::Empty => "Empty",
             Self::PreparingRebalance => "PreparingRebalance",
             Self::CompletingRebalance => "CompletingRebalance",
+            Self::Reconciling => "Reconciling",
             Self::Stable => "Stable",
         }
     }
@@ -263,6 +362,7 @@ pub struct Listing {
     /// Empty for one that only holds offsets.
     pub protocol_type: String,
     pub state: GroupState,
+    pub kind: GroupKind,
     pub members: usize,
 }
 
@@ -282,6 +382,7 @@ pub struct Listed {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Description {
     pub group: String,
+    pub kind: GroupKind,
     pub state: GroupState,
     pub protocol_type: String,
     /// Only of a stable group.

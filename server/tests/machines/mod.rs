@@ -121,6 +121,8 @@ impl Machines {
         config.groups.partitions = 2;
         config.groups.initial_rebalance_delay = Span::from_millis(500);
         config.groups.session_timeout_min = Span::from_secs(1);
+        config.groups.consumer_session_timeout = Span::from_secs(6);
+        config.groups.consumer_heartbeat_interval = Span::from_millis(500);
         config.storage.wal_file_size = ByteSize::kib(256);
         config.storage.wal_files = 6;
         config.storage.pinned_size = ByteSize::kib(512);

@@ -26,6 +26,8 @@ fn table(delay: u64) -> Table {
             session_timeout_min: Duration::from_secs(1),
             session_timeout_max: Duration::from_mins(1),
             members_max: 4,
+            consumer_session: Duration::from_secs(45),
+            consumer_heartbeat: Duration::from_secs(5),
             offset_retention: Duration::from_mins(1),
             offset_metadata_max: 100,
         },

@@ -12,7 +12,7 @@ use prost::Message;
 /// One change of the groups of a partition.
 #[derive(Clone, PartialEq, Eq, Hash, Message)]
 pub struct GroupCommand {
-    #[prost(oneof = "GroupAction", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "GroupAction", tags = "1, 2, 3, 4, 5, 6, 7")]
     pub action: Option<GroupAction>,
 }
 
@@ -34,6 +34,10 @@ pub enum GroupAction {
     /// A producer's transaction has ended: its offsets count, or never did.
     #[prost(message, tag = "6")]
     EndTransaction(EndTransaction),
+    /// The members of a group of consumers whom the coordinator assigns to, in place of those
+    /// before. Feature level 3.
+    #[prost(message, tag = "7")]
+    PutConsumers(PutConsumers),
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Message)]
@@ -84,6 +88,86 @@ pub struct MemberRecord {
     /// What it was given; opaque.
     #[prost(bytes = "bytes", tag = "8")]
     pub assignment: Bytes,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
+pub struct PutConsumers {
+    #[prost(string, tag = "1")]
+    pub group: String,
+    #[prost(message, required, tag = "2")]
+    pub consumers: Consumers,
+}
+
+/// A group of consumers whom the coordinator assigns to (KIP-848).
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
+pub struct Consumers {
+    /// Rises with every change of members, of what they want, or of the topics they want.
+    #[prost(int32, tag = "1")]
+    pub epoch: i32,
+    /// The assignor of the targets.
+    #[prost(string, tag = "2")]
+    pub assignor: String,
+    /// The topics and their partitions that the targets are of.
+    #[prost(message, repeated, tag = "3")]
+    pub topics: Vec<TopicSize>,
+    #[prost(message, repeated, tag = "4")]
+    pub members: Vec<ConsumerRecord>,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
+pub struct TopicSize {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub topic_id: Bytes,
+    #[prost(uint32, tag = "2")]
+    pub partitions: u32,
+}
+
+/// One of them.
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
+pub struct ConsumerRecord {
+    #[prost(string, tag = "1")]
+    pub id: String,
+    /// The name that outlives the member's restarts; empty for none.
+    #[prost(string, tag = "2")]
+    pub instance: String,
+    #[prost(string, tag = "3")]
+    pub rack: String,
+    #[prost(string, tag = "4")]
+    pub client_id: String,
+    #[prost(string, tag = "5")]
+    pub client_host: String,
+    #[prost(string, repeated, tag = "6")]
+    pub topics: Vec<String>,
+    /// Topics it wants beside those named; empty for none.
+    #[prost(string, tag = "7")]
+    pub regex: String,
+    /// The assignor it asked for; empty if it leaves that to others.
+    #[prost(string, tag = "8")]
+    pub assignor: String,
+    #[prost(uint64, tag = "9")]
+    pub rebalance_timeout_ms: u64,
+    /// -2 of a named member that is about to come back.
+    #[prost(sint32, tag = "10")]
+    pub epoch: i32,
+    #[prost(sint32, tag = "11")]
+    pub previous_epoch: i32,
+    /// What it may read.
+    #[prost(message, repeated, tag = "12")]
+    pub assigned: Vec<TopicParts>,
+    /// What it was told to give up and has not yet.
+    #[prost(message, repeated, tag = "13")]
+    pub revoking: Vec<TopicParts>,
+    /// What it is to read once others have given it up.
+    #[prost(message, repeated, tag = "14")]
+    pub target: Vec<TopicParts>,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
+pub struct TopicParts {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub topic_id: Bytes,
+    #[prost(uint32, repeated, tag = "2")]
+    pub partitions: Vec<u32>,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Message)]
@@ -196,6 +280,8 @@ pub(super) struct StoredGroup {
     pub(super) offsets: Vec<StoredOffset>,
     #[prost(message, repeated, tag = "5")]
     pub(super) pending: Vec<StoredPending>,
+    #[prost(message, optional, tag = "6")]
+    pub(super) consumers: Option<Consumers>,
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]

@@ -16,7 +16,7 @@ mod tests;
 
 use trilog_model::{LogIndex, Timestamp};
 
-pub use command::{GroupAction, GroupCommand, Membership, OffsetEntry, Offsets};
+pub use command::{Consumers, GroupAction, GroupCommand, Membership, OffsetEntry, Offsets};
 pub use state::{Group, GroupOffset, Groups};
 
 /// Groups in one partition at most.

@@ -7,8 +7,8 @@ use prost::Message;
 use trilog_model::{LogIndex, Timestamp};
 
 use super::command::{
-    CommitOffsets, DeleteOffsets, EndTransaction, ExpireOffsets, MemberRecord, ProducerRef,
-    StoredGroup, StoredGroups, StoredOffset, StoredPending, StoredProducer,
+    CommitOffsets, Consumers, DeleteOffsets, EndTransaction, ExpireOffsets, MemberRecord,
+    ProducerRef, StoredGroup, StoredGroups, StoredOffset, StoredPending, StoredProducer,
 };
 use super::producers::Epochs;
 use super::{
@@ -58,6 +58,8 @@ struct Pending {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Group {
     membership: Membership,
+    /// In place of the membership, where the coordinator assigns.
+    consumers: Option<Consumers>,
     /// When the members were last put in place: since when it is empty, if it is.
     since: Timestamp,
     offsets: Offsets,
@@ -70,6 +72,19 @@ impl Group {
     #[must_use]
     pub fn membership(&self) -> &Membership {
         &self.membership
+    }
+
+    #[must_use]
+    pub fn consumers(&self) -> Option<&Consumers> {
+        self.consumers.as_ref()
+    }
+
+    /// Whether nobody is in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        let consumers = self.consumers.as_ref();
+        self.membership.members.is_empty()
+            && consumers.is_none_or(|consumers| consumers.members.is_empty())
     }
 
     #[must_use]
@@ -93,14 +108,14 @@ impl Group {
 
     /// Whether nothing but its name would be kept.
     fn is_void(&self) -> bool {
-        self.membership.members.is_empty() && self.offsets.is_empty() && self.pending.is_empty()
+        self.is_empty() && self.offsets.is_empty() && self.pending.is_empty()
     }
 
     /// Whether something of it is past its time.
     #[must_use]
     pub fn has_expired(&self, before: Timestamp) -> bool {
         let over = |offset: &GroupOffset| self.last_use(offset) <= before;
-        self.membership.members.is_empty()
+        self.is_empty()
             && ((self.is_void() && self.since <= before)
                 || self.offsets.values().flat_map(BTreeMap::values).any(over))
     }
@@ -108,7 +123,7 @@ impl Group {
     /// From when an offset's time runs while nobody is in the group: of a group that had members
     /// not before the last one left.
     fn last_use(&self, offset: &GroupOffset) -> Timestamp {
-        if self.membership.protocol_type.is_empty() {
+        if self.membership.protocol_type.is_empty() && self.consumers.is_none() {
             offset.time
         } else {
             offset.time.max(self.since)
@@ -117,6 +132,14 @@ impl Group {
 
     fn put(&mut self, name: &str, membership: &Membership, at: At) {
         self.membership = membership.clone();
+        self.consumers = None;
+        self.since = at.time;
+        self.measure(name);
+    }
+
+    fn put_consumers(&mut self, name: &str, consumers: &Consumers, at: At) {
+        self.membership = Membership::default();
+        self.consumers = Some(consumers.clone());
         self.since = at.time;
         self.measure(name);
     }
@@ -124,7 +147,9 @@ impl Group {
     fn measure(&mut self, name: &str) {
         let all = self.pending.values().map(|pending| &pending.offsets);
         let all = all.chain([&self.offsets]);
-        let (mut count, mut bytes) = (0, OVERHEAD + name.len() + self.membership.encoded_len());
+        let members = self.membership.encoded_len();
+        let members = members + self.consumers.as_ref().map_or(0, Message::encoded_len);
+        let (mut count, mut bytes) = (0, OVERHEAD + name.len() + members);
         for (topic, offsets) in all.flatten() {
             count += offsets.len();
             bytes += topic.len() + OVERHEAD;
@@ -232,6 +257,11 @@ impl Groups {
                     self.check_room(&put.group, growth)?;
                 }
             }
+            Some(GroupAction::PutConsumers(put)) => {
+                if !put.consumers.members.is_empty() {
+                    self.check_room(&put.group, growth)?;
+                }
+            }
             Some(GroupAction::CommitOffsets(commit)) => {
                 if let Some(producer) = &commit.transaction {
                     self.check_epoch(producer)?;
@@ -288,6 +318,11 @@ impl Groups {
             Some(GroupAction::PutMembers(put)) => {
                 self.change(&put.group, |group| {
                     group.put(&put.group, &put.membership, at);
+                });
+            }
+            Some(GroupAction::PutConsumers(put)) => {
+                self.change(&put.group, |group| {
+                    group.put_consumers(&put.group, &put.consumers, at);
                 });
             }
             Some(GroupAction::CommitOffsets(commit)) => self.replay_commit(commit, at),
@@ -419,6 +454,7 @@ impl Groups {
         let groups = self.by_name.iter().map(|(name, group)| StoredGroup {
             name: name.clone(),
             membership: group.membership.clone(),
+            consumers: group.consumers.clone(),
             since: group.since.nanos(),
             offsets: stored(&group.offsets),
             pending: group
@@ -452,6 +488,7 @@ impl Groups {
         for stored in all.groups {
             let mut group = Group {
                 membership: stored.membership,
+                consumers: stored.consumers,
                 since: Timestamp(stored.since),
                 offsets: restored(&stored.offsets),
                 ..Group::default()
