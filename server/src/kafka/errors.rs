@@ -138,6 +138,12 @@ pub(super) fn group(error: &GroupError) -> ErrorCode {
         GroupError::Unstable => ErrorCode::UnstableOffsetCommit,
         GroupError::UnknownTopic => ErrorCode::UnknownTopicOrPartition,
         GroupError::ProducerFenced => ErrorCode::InvalidProducerEpoch,
+        GroupError::FencedEpoch => ErrorCode::FencedMemberEpoch,
+        GroupError::StaleEpoch => ErrorCode::StaleMemberEpoch,
+        GroupError::UnreleasedInstance => ErrorCode::UnreleasedInstanceId,
+        GroupError::UnsupportedAssignor => ErrorCode::UnsupportedAssignor,
+        GroupError::InvalidRegex => ErrorCode::InvalidRegularExpression,
+        GroupError::LevelTooLow => ErrorCode::UnsupportedVersion,
     }
 }
 
@@ -185,6 +191,12 @@ mod tests {
             (GroupError::Unstable, 88),
             (GroupError::UnknownTopic, 3),
             (GroupError::ProducerFenced, 47),
+            (GroupError::FencedEpoch, 110),
+            (GroupError::StaleEpoch, 113),
+            (GroupError::UnreleasedInstance, 111),
+            (GroupError::UnsupportedAssignor, 112),
+            (GroupError::InvalidRegex, 128),
+            (GroupError::LevelTooLow, 35),
         ];
         for (error, code) in rows {
             assert_eq!(group(&error).code(), code, "{error:?}");
