@@ -20,7 +20,7 @@ use crate::frame::Frame;
 use crate::io::{Backend, Io, IoJob};
 use crate::log::{
     Checkpoint, GroupRecord, LogStart, RecoveredGroup, Recovery, SegmentRecord, Vote, WAL,
-    checkpoint,
+    checkpoint_file,
 };
 use crate::wal::{Wal, WalError, WalPosition};
 use read_only::ReadOnly;
@@ -202,8 +202,8 @@ async fn all<I: Io>(io: &I, dir: &Path, visit: Visitor) -> Result<Inspection, In
         suspects: Vec::new(),
         visit,
     };
-    let path = checkpoint::path(dir);
-    let bytes = checkpoint::load(io, dir)
+    let path = checkpoint_file::path(dir);
+    let bytes = checkpoint_file::load(io, dir)
         .await
         .map_err(|source| InspectError::Io {
             what: "reading",

@@ -6,12 +6,16 @@
 //!                     │                │ the first entries of a group that has none here
 //! ```
 //!
+//! The limit is what was configured, or three eighths of the write-ahead log's files where there
+//! are fewer of them yet, or no room for more: what no segment holds is logged again and again
+//! until one does, and must never fill the log.
+//!
 //! Whoever is about to bring entries in claims their bytes first. Claimed and pinned bytes
 //! together stay within the limit, but for the last claim: one for more than an eighth of the
 //! limit is granted as soon as an eighth is free, lest it wait for ever.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -19,6 +23,7 @@ use tokio::sync::{Notify, watch};
 use trilog_model::LogIndex;
 
 use super::group::Group;
+use crate::wal::Growth;
 
 /// Why a node should refuse produce and withhold replication credit for now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,6 +43,14 @@ impl Pressure {
     pub fn any(self) -> bool {
         self.pinned || self.wal_low || self.disk_full
     }
+}
+
+/// What found no room on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lack {
+    Segments,
+    /// It may be written where segments cannot grow, and says nothing about them.
+    Checkpoint,
 }
 
 /// Frames of one group that may leave memory.
@@ -81,10 +94,35 @@ impl Drop for Claim {
     }
 }
 
+/// What the write-ahead log can carry.
+#[derive(Debug)]
+pub(crate) struct Carried {
+    growth: Arc<Growth>,
+    file_bytes: u64,
+}
+
+impl Carried {
+    pub(crate) fn new(growth: Arc<Growth>, file_bytes: u64) -> Self {
+        Self { growth, file_bytes }
+    }
+
+    fn bytes(&self) -> u64 {
+        carried(self.file_bytes, self.growth.files())
+    }
+}
+
+/// Bytes of entries in no segment that so many files of the write-ahead log can carry: they are
+/// all logged again once while the files fill up.
+pub(crate) fn carried(file_bytes: u64, files: u64) -> u64 {
+    (file_bytes * files) / 8 * 3
+}
+
 /// The counters of one store.
 #[derive(Debug)]
 pub(crate) struct Budget {
+    /// The most that was configured.
     pinned_limit: u64,
+    carried: Option<Carried>,
     cached_limit: u64,
     pinned: AtomicU64,
     claimed: Mutex<u64>,
@@ -94,13 +132,16 @@ pub(crate) struct Budget {
     tight: Notify,
     cached: AtomicU64,
     order: Mutex<VecDeque<Cached>>,
+    /// What the last write of each kind found, by [`Lack`].
+    lacking: [AtomicBool; 2],
     pressure: watch::Sender<Pressure>,
 }
 
 impl Budget {
-    pub(crate) fn new(pinned_limit: u64, cached_limit: u64) -> Self {
+    pub(crate) fn new(pinned_limit: u64, cached_limit: u64, carried: Option<Carried>) -> Self {
         Self {
             pinned_limit,
+            carried,
             cached_limit,
             pinned: AtomicU64::new(0),
             claimed: Mutex::new(0),
@@ -108,6 +149,7 @@ impl Budget {
             tight: Notify::new(),
             cached: AtomicU64::new(0),
             order: Mutex::new(VecDeque::new()),
+            lacking: Default::default(),
             pressure: watch::Sender::new(Pressure::default()),
         }
     }
@@ -128,12 +170,35 @@ impl Budget {
         self.pinned_limit
     }
 
+    /// The limit of now.
+    fn limit(&self) -> u64 {
+        let carried = self.carried.as_ref().map(Carried::bytes);
+        carried.map_or(self.pinned_limit, |carried| carried.min(self.pinned_limit))
+    }
+
     fn tight_from(&self) -> u64 {
-        self.pinned_limit / 4 * 3
+        self.limit() / 4 * 3
     }
 
     fn common_limit(&self) -> u64 {
-        self.pinned_limit / 8 * 7
+        self.limit() / 8 * 7
+    }
+
+    /// Asks for more of a write-ahead log that is what limits.
+    fn want_files(&self) {
+        if let Some(carried) = &self.carried
+            && carried.bytes() < self.pinned_limit
+        {
+            carried.growth.want();
+        }
+    }
+
+    /// Whether logging again what is pinned frees files of the write-ahead log: it does while that
+    /// is less than half of them. Only who appends without a claim gets beyond.
+    pub(crate) fn is_carried(&self) -> bool {
+        let carried = self.carried.as_ref();
+        carried
+            .is_none_or(|carried| self.pinned() <= carried.file_bytes * carried.growth.files() / 2)
     }
 
     /// Whether so much is pinned that filling should not wait for whole runs.
@@ -154,6 +219,7 @@ impl Budget {
         let pinned = before + bytes;
         if before < self.tight_from() && pinned >= self.tight_from() {
             self.tight.notify_one();
+            self.want_files();
         }
         if pinned >= self.common_limit() {
             self.report(|pressure| pressure.pinned = true);
@@ -172,11 +238,13 @@ impl Budget {
     pub(crate) fn try_claim(self: &Arc<Self>, bytes: u64, share: Share) -> Option<Claim> {
         let limit = match share {
             Share::Common => self.common_limit(),
-            Share::Reserved => self.pinned_limit,
+            Share::Reserved => self.limit(),
         };
         let mut claimed = self.claimed.lock();
-        let needed = bytes.min(self.pinned_limit / 8);
+        let needed = bytes.min(self.limit() / 8);
         if *claimed + self.pinned() + needed > limit {
+            drop(claimed);
+            self.want_files();
             return None;
         }
         *claimed += bytes;
@@ -186,15 +254,29 @@ impl Budget {
         })
     }
 
-    /// Calls `attempt` until it yields something, each time after memory was given back.
+    /// Waits until the write-ahead log has more files than when this was first polled.
+    async fn grown(&self) {
+        match &self.carried {
+            Some(carried) => carried.growth.grown().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Calls `attempt` until it yields something, each time after memory was given back
+    /// or the limit rose.
     pub(crate) async fn when_room<T>(&self, attempt: impl Fn() -> Option<T>) -> T {
         loop {
             let mut freed = std::pin::pin!(self.room.notified());
             freed.as_mut().enable();
+            let mut grown = std::pin::pin!(self.grown());
+            let _ = futures::poll!(grown.as_mut());
             if let Some(value) = attempt() {
                 return value;
             }
-            freed.await;
+            tokio::select! {
+                () = freed => {}
+                () = grown => {}
+            }
         }
     }
 
@@ -208,6 +290,20 @@ impl Budget {
             let before = *pressure;
             change(pressure);
             *pressure != before
+        });
+    }
+
+    /// A write found room on the disk, or none.
+    pub(crate) fn report_room(&self, what: Lack, found: bool) {
+        self.report(|pressure| {
+            let [segments, checkpoint] = &self.lacking;
+            let mine = match what {
+                Lack::Segments => segments,
+                Lack::Checkpoint => checkpoint,
+            };
+            mine.store(!found, Ordering::Relaxed);
+            pressure.disk_full =
+                segments.load(Ordering::Relaxed) || checkpoint.load(Ordering::Relaxed);
         });
     }
 
@@ -238,7 +334,7 @@ mod tests {
     use super::*;
 
     fn budget() -> Arc<Budget> {
-        Arc::new(Budget::new(800, 0))
+        Arc::new(Budget::new(800, 0, None))
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! The checkpoint: what recovery starts from, and what allows write-ahead log files to be used
-//! again. Replaced atomically: the file is synced, renamed over the old one, and the folder
-//! synced.
+//! again.
 //!
 //! ```text
 //! magic "TLCK"  version u8  zero [3]  body length u64
@@ -18,13 +17,11 @@
 //!       removed replicas u32: group u64, replica u64
 //!       barred replicas u32: group u64, replica u64
 //! CRC-32C of all before it
+//! from version 2 on: whatever stands behind it, to the end of the file
 //! tip = last u8: term u64, index u64; next index u64, next offset u64, next time u64
 //! ```
 //!
 //! A `u8` before a colon says whether what follows is there. Integers are little-endian.
-
-use std::io;
-use std::path::{Path, PathBuf};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut, TryGetError};
 use trilog_model::{EntryId, GroupId, LogIndex, Offset, ReplicaId, Term, Timestamp};
@@ -33,18 +30,17 @@ use super::segment;
 use super::tip::Tip;
 use super::types::{LogStart, TermStart, Vote};
 use crate::frame::NUMBER_MAX;
-use crate::io::{Io, IoFile, OpenMode};
 use crate::wal::{WalPosition, WalStart};
 
 /// The version this build writes and the newest it reads.
-pub(crate) const VERSION: u8 = 1;
+pub(crate) const VERSION: u8 = 2;
+/// The last version whose file ends with the checksum.
+const VERSION_EXACT: u8 = 1;
 const MAGIC: u32 = u32::from_le_bytes(*b"TLCK");
 const HEAD_LEN: usize = 16;
 const CRC_LEN: usize = 4;
 /// Larger than any segment, and so small that their sum does not overflow.
 const SEGMENT_BYTES_MAX: u64 = 1 << 40;
-pub(crate) const NAME: &str = "checkpoint";
-const NEW_NAME: &str = "checkpoint.new";
 
 /// Everything a checkpoint holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,62 +98,6 @@ impl From<TryGetError> for CheckpointError {
     }
 }
 
-pub(crate) fn path(dir: &Path) -> PathBuf {
-    dir.join(NAME)
-}
-
-/// Reads the checkpoint file; `None` if there is none.
-pub(crate) async fn load<I: Io>(io: &I, dir: &Path) -> io::Result<Option<Bytes>> {
-    let file = match io.open(&path(dir), OpenMode::Read).await {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let len = usize::try_from(file.len().await?);
-    let len = len.map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
-    file.read_at(0, len).await.map(Some)
-}
-
-/// What went wrong replacing a checkpoint: the old one still stands.
-#[derive(Debug)]
-pub(crate) enum SaveError {
-    /// Nothing was lost; it may be tried again.
-    Write(io::Error),
-    /// A sync failed: final.
-    Sync(io::Error),
-}
-
-impl SaveError {
-    pub(crate) fn into_inner(self) -> io::Error {
-        match self {
-            Self::Write(error) | Self::Sync(error) => error,
-        }
-    }
-}
-
-/// Replaces the checkpoint file; durable on return.
-pub(crate) async fn save<I: Io>(io: &I, dir: &Path, bytes: Bytes) -> Result<(), SaveError> {
-    let new = dir.join(NEW_NAME);
-    match io.remove_file(&new).await {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(SaveError::Write(error));
-        }
-        Ok(()) | Err(_) => {}
-    }
-    let file = io
-        .open(&new, OpenMode::Create)
-        .await
-        .map_err(SaveError::Write)?;
-    file.write_all_at(vec![bytes], 0)
-        .await
-        .map_err(SaveError::Write)?;
-    file.sync_data().await.map_err(SaveError::Sync)?;
-    io.rename(&new, &path(dir))
-        .await
-        .map_err(SaveError::Write)?;
-    io.sync_dir(dir).await.map_err(SaveError::Sync)
-}
-
 impl Checkpoint {
     /// The checkpoint of an empty directory.
     pub(crate) fn empty() -> Self {
@@ -205,18 +145,23 @@ impl Checkpoint {
         if magic != MAGIC || bytes.len() < HEAD_LEN + CRC_LEN {
             return Err(CheckpointError::Damaged);
         }
-        let crc_at = bytes.len() - CRC_LEN;
-        if crc32c::crc32c(&bytes[..crc_at]) != (&bytes[crc_at..]).get_u32_le() {
+        head.advance(3);
+        let crc_at = usize::try_from(head.get_u64_le())
+            .ok()
+            .and_then(|body| body.checked_add(HEAD_LEN))
+            .filter(|crc_at| *crc_at <= bytes.len() - CRC_LEN)
+            .ok_or(CheckpointError::Damaged)?;
+        let end = crc_at + CRC_LEN;
+        if crc32c::crc32c(&bytes[..crc_at]) != (&bytes[crc_at..end]).get_u32_le() {
             return Err(CheckpointError::Damaged);
         }
         if version > VERSION {
             return Err(CheckpointError::Version(version));
         }
-        head.advance(3);
-        let mut body = bytes.slice(HEAD_LEN..crc_at);
-        if head.get_u64_le() != body.len() as u64 {
+        if version <= VERSION_EXACT && end != bytes.len() {
             return Err(CheckpointError::Damaged);
         }
+        let mut body = bytes.slice(HEAD_LEN..crc_at);
         let start = match get_position(&mut body)? {
             position if position == WalPosition::default() => WalStart::Beginning,
             position => WalStart::At(position),
@@ -573,7 +518,7 @@ pub(crate) mod tests {
         bytes[crc_at..].copy_from_slice(&crc.to_le_bytes());
         assert_eq!(
             Checkpoint::decode(&bytes.into()),
-            Err(CheckpointError::Version(2))
+            Err(CheckpointError::Version(VERSION + 1))
         );
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use trilog_model::{GroupId, NodeId, ReplicaId};
 
+use super::budget;
 use crate::wal::WalConfig;
 
 /// The folder of the write-ahead log.
@@ -123,7 +124,7 @@ impl StoreConfig {
 
     /// The pinned budget that the write-ahead log can carry.
     pub(crate) fn pinned_budget(&self) -> u64 {
-        let wal = self.wal_file_bytes * u64::from(self.wal_files);
-        self.pinned_bytes.min(wal / 8 * 3)
+        let wal = budget::carried(self.wal_file_bytes, u64::from(self.wal_files));
+        self.pinned_bytes.min(wal)
     }
 }

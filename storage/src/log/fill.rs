@@ -13,6 +13,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use trilog_model::{GroupId, ReplicaId};
 
+use super::budget::Lack;
 use super::copy::{CopyError, Staged};
 use super::group::Group;
 use super::segment::{self, Extent, HEADER_LEN, IndexSlot, Segment, SegmentHeader};
@@ -467,15 +468,11 @@ impl<I: Io> Worker<I> {
     fn check<T>(&self, what: &'static str, result: io::Result<T>) -> Result<T, Stuck> {
         match result {
             Ok(value) => {
-                self.shared
-                    .budget
-                    .report(|pressure| pressure.disk_full = false);
+                self.shared.budget.report_room(Lack::Segments, true);
                 Ok(value)
             }
             Err(error) if is_full(&error) => {
-                self.shared
-                    .budget
-                    .report(|pressure| pressure.disk_full = true);
+                self.shared.budget.report_room(Lack::Segments, false);
                 Err(Stuck)
             }
             Err(error) => {

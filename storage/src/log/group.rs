@@ -18,14 +18,14 @@ use super::fill::FillTask;
 use super::memory::Resident;
 use super::note::Note;
 use super::segments::Segments;
-use super::shared::{Room, Shared, WalGuard};
+use super::shared::{Shared, WalGuard};
 use super::tip::{Break, Tip};
 use super::types::{
     AppendDone, AppendError, Appending, EndOf, LogStart, LogState, StoreError, TermStart, Vote,
 };
 use super::wal_runs::WalRuns;
 use crate::frame::{Frame, FrameHeader};
-use crate::wal::WalPosition;
+use crate::wal::{Room, WalPosition};
 
 /// A handle to one group's log; clones share it.
 #[derive(Clone, Debug)]

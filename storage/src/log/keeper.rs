@@ -9,13 +9,15 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{self, Instant};
 
-use super::checkpoint::{self, Checkpoint, GroupRecord, SaveError, SegmentRecord};
+use super::budget::Lack;
+use super::checkpoint::{Checkpoint, GroupRecord, SegmentRecord};
+use super::checkpoint_file::{self, SaveError};
 use super::fill::{self, FillTask};
 use super::group::{Group, GroupState, Life};
-use super::shared::{Room, Shared};
+use super::shared::Shared;
 use super::types::StoreError;
 use crate::io::{Io, IoJob};
-use crate::wal::{WalPosition, WalPressure, WalStart};
+use crate::wal::{Room, WalPosition, WalPressure, WalStart};
 
 /// Bytes of entries logged again as one unit.
 const RELOG_BYTES: usize = 1 << 20;
@@ -43,6 +45,7 @@ impl IoJob for KeeperJob {
         let pace = self.shared.config.fill_age;
         let mut tick = Instant::now() + pace;
         let mut pressure = keeper.watch_pressure();
+        keeper.keep_spare().await;
         keeper.look().await;
         loop {
             tokio::select! {
@@ -74,6 +77,13 @@ struct Keeper<I: Io> {
 impl<I: Io> Keeper<I> {
     fn groups(&self) -> Vec<Arc<Group>> {
         self.shared.groups.lock().values().cloned().collect()
+    }
+
+    async fn keep_spare(&self) {
+        let dir = &self.shared.config.dir;
+        if let Err(error) = checkpoint_file::keep_spare(&self.io, dir).await {
+            tracing::warn!(%error, "no room is kept for a checkpoint on a full disk");
+        }
     }
 
     fn tick(&self) {
@@ -140,7 +150,7 @@ impl<I: Io> Keeper<I> {
 
     /// Frees what can be freed of the write-ahead log. What cannot go to a segment yet is logged
     /// again, the oldest file first, each freed before the next is begun: the entries of one
-    /// file fit the file kept in reserve.
+    /// file fit the file that is kept for this.
     async fn advance(&self) -> Result<(), StoreError> {
         let Some(last) = self.shared.progress.lock().last else {
             return Ok(());
@@ -148,6 +158,10 @@ impl<I: Io> Keeper<I> {
         self.flush(last.file).await?;
         self.checkpoint(false).await?;
         let age = if self.is_full() {
+            if !self.shared.budget.is_carried() {
+                // Files would go round and round, and the reserve with them.
+                return Ok(());
+            }
             0
         } else {
             self.shared.config.relog_files()
@@ -232,7 +246,7 @@ impl<I: Io> Keeper<I> {
             return Ok(());
         }
         let dir = &self.shared.config.dir;
-        let saved = checkpoint::save(&self.io, dir, checkpoint.encode()).await;
+        let saved = checkpoint_file::save(&self.io, dir, checkpoint.encode()).await;
         self.judge(saved)?;
         let mut progress = self.shared.progress.lock();
         progress.start = checkpoint.start;
@@ -247,22 +261,17 @@ impl<I: Io> Keeper<I> {
     }
 
     fn judge(&self, saved: Result<(), SaveError>) -> Result<(), StoreError> {
-        let path = checkpoint::path(&self.shared.config.dir);
+        let path = checkpoint_file::path(&self.shared.config.dir);
         let (error, fatal) = match saved {
             Ok(()) => {
-                // Should segments still find no room, their next write says so.
-                self.shared
-                    .budget
-                    .report(|pressure| pressure.disk_full = false);
+                self.shared.budget.report_room(Lack::Checkpoint, true);
                 return Ok(());
             }
             Err(SaveError::Write(error)) => (error, false),
             Err(SaveError::Sync(error)) => (error, true),
         };
         if !fatal && fill::is_full(&error) {
-            self.shared
-                .budget
-                .report(|pressure| pressure.disk_full = true);
+            self.shared.budget.report_room(Lack::Checkpoint, false);
             return Err(StoreError::io("write", &path, error));
         }
         let copy = io::Error::new(error.kind(), error.to_string());
@@ -380,7 +389,7 @@ impl Group {
             let end = last.next();
             let (sender, receiver) = oneshot::channel();
             let group = Arc::clone(self);
-            wal.submit(&self.shared, frames, Room::Reserved, move |result| {
+            wal.submit(&self.shared, frames, Room::Relog, move |result| {
                 let result = result.map(|at| group.appended(generation, from, end, at));
                 let _ = sender.send(result);
             });

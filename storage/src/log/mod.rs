@@ -13,6 +13,7 @@
 mod adopt;
 mod budget;
 pub(crate) mod checkpoint;
+pub(crate) mod checkpoint_file;
 mod config;
 mod copy;
 mod fill;
@@ -47,7 +48,8 @@ pub use types::{
     TermStart, Vote,
 };
 
-pub(crate) use checkpoint::{Checkpoint, CheckpointError, GroupRecord, SaveError, SegmentRecord};
+pub(crate) use checkpoint::{Checkpoint, CheckpointError, GroupRecord, SegmentRecord};
+pub(crate) use checkpoint_file::SaveError;
 pub(crate) use config::{SEGMENTS, WAL};
 pub(crate) use fill::{FillJob, FillTask};
 pub(crate) use group::{Group, GroupState};

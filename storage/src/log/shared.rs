@@ -8,7 +8,7 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use tokio::sync::{Notify, mpsc, watch};
 use trilog_model::{GroupId, ReplicaId};
 
-use super::budget::Budget;
+use super::budget::{Budget, Carried};
 use super::config::StoreConfig;
 use super::fill::FillTask;
 use super::group::Group;
@@ -20,7 +20,7 @@ use crate::env::Clock;
 use crate::fatal::{Fatal, FatalSink};
 use crate::frame::Frame;
 use crate::histogram::{Counter, Histogram};
-use crate::wal::{Wal, WalError, WalPosition, WalStart};
+use crate::wal::{Room, Wal, WalError, WalPosition, WalStart};
 
 /// The store as its groups see it.
 #[derive(Debug)]
@@ -102,8 +102,13 @@ impl Shared {
         barred: BTreeSet<(GroupId, ReplicaId)>,
         fatal: FatalSink,
     ) -> Self {
+        let carried = Carried::new(wal.growth(), config.wal_file_bytes);
         Self {
-            budget: Arc::new(Budget::new(config.pinned_budget(), config.cache_bytes)),
+            budget: Arc::new(Budget::new(
+                config.pinned_budget(),
+                config.cache_bytes,
+                Some(carried),
+            )),
             config,
             clock,
             reads,
@@ -221,10 +226,7 @@ impl WalGuard<'_> {
             }
             done(result.map_err(StoreError::from));
         });
-        match room {
-            Room::Common => self.0.submit(frames, done),
-            Room::Reserved => self.0.submit_reserved(frames, done),
-        }
+        self.0.submit(frames, room, done);
     }
 
     /// Whether a frame can be written at all. Checked before anything changes: a refusal would
@@ -236,12 +238,4 @@ impl WalGuard<'_> {
     pub(crate) fn wal(&self) -> &Wal {
         &self.0
     }
-}
-
-/// Which part of the write-ahead log a unit may use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Room {
-    Common,
-    /// Also the reserve: for what lets a full log recover.
-    Reserved,
 }

@@ -16,7 +16,7 @@ use crate::io::{Backend, Io, IoFile, IoJob, OpenMode};
 use crate::log::{
     Checkpoint, CheckpointError, FillJob, FillTask, KeeperJob, Progress, ReadPool, Recovered,
     Recovery, SEGMENTS, SaveError, ScrubJob, Shared, Stage, StoreConfig, StoreError, WAL,
-    checkpoint,
+    checkpoint_file,
 };
 use crate::wal::{Wal, WalError, WalScanSummary};
 
@@ -264,13 +264,16 @@ impl IoJob for Survey {
 }
 
 async fn survey<I: Io>(io: &I, dir: &Path) -> Result<Found, Failure> {
-    let path = checkpoint::path(dir);
+    let path = checkpoint_file::path(dir);
     let refuse = |what| move |error| Failure::Refused(StoreError::io(what, dir, error));
     io.create_dir_all(dir).await.map_err(refuse("make"))?;
     let folders = folders(io, &dir.join(SEGMENTS))
         .await
         .map_err(refuse("list"))?;
-    let bytes = checkpoint::load(io, dir)
+    checkpoint_file::mend(io, dir)
+        .await
+        .map_err(refuse("mend the checkpoint of"))?;
+    let bytes = checkpoint_file::load(io, dir)
         .await
         .map_err(refuse("read the checkpoint of"))?;
     let Some(bytes) = bytes else {
@@ -280,7 +283,7 @@ async fn survey<I: Io>(io: &I, dir: &Path) -> Result<Found, Failure> {
             return Err(damaged(io, dir, what).await);
         }
         let first = Checkpoint::empty();
-        let saved = checkpoint::save(io, dir, first.encode()).await;
+        let saved = checkpoint_file::save(io, dir, first.encode()).await;
         saved.map_err(|error| refuse("write a checkpoint in")(error.into_inner()))?;
         return Ok(Found {
             checkpoint: first,
@@ -359,9 +362,10 @@ impl IoJob for SetAside {
 
 /// Replaces the checkpoint last: until then a restart finds the damage again.
 async fn set_aside<I: Io>(io: &I, dir: &Path, barred: Vec<(GroupId, ReplicaId)>) -> io::Result<()> {
+    checkpoint_file::mend(io, dir).await?;
     let names = io.list(dir).await?;
     let aside = |name: &str, n: usize| PathBuf::from(format!("{name}.{DAMAGED}{n}"));
-    let ours = [WAL, SEGMENTS, checkpoint::NAME];
+    let ours = [WAL, SEGMENTS, checkpoint_file::NAME];
     let taken = |n: &usize| ours.iter().any(|name| names.contains(&aside(name, *n)));
     let n = (0..names.len()).find(|n| !taken(n)).unwrap_or(names.len());
     for name in [WAL, SEGMENTS] {
@@ -370,8 +374,8 @@ async fn set_aside<I: Io>(io: &I, dir: &Path, barred: Vec<(GroupId, ReplicaId)>)
             io.rename(&from, &dir.join(aside(name, n))).await?;
         }
     }
-    if let Some(old) = checkpoint::load(io, dir).await? {
-        let copy = dir.join(aside(checkpoint::NAME, n));
+    if let Some(old) = checkpoint_file::load(io, dir).await? {
+        let copy = dir.join(aside(checkpoint_file::NAME, n));
         let copy = io.open(&copy, OpenMode::Create).await?;
         copy.write_durable_at(vec![old], 0).await?;
     }
@@ -380,6 +384,6 @@ async fn set_aside<I: Io>(io: &I, dir: &Path, barred: Vec<(GroupId, ReplicaId)>)
         barred,
         ..Checkpoint::empty()
     };
-    let saved = checkpoint::save(io, dir, fresh.encode()).await;
+    let saved = checkpoint_file::save(io, dir, fresh.encode()).await;
     saved.map_err(SaveError::into_inner)
 }

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use trilog_model::{EntryId, GroupId};
 
-use super::{Wal, WalConfig, WalError, WalStart, WalWriting};
+use super::{Room, Wal, WalConfig, WalError, WalStart, WalWriting};
 use crate::bench::{Measured, Watch};
 use crate::env::Entropy;
 use crate::fatal::FatalSink;
@@ -108,6 +108,7 @@ async fn submitter_of(
         let (told, answer) = oneshot::channel();
         wal.submit(
             vec![frame.clone()],
+            Room::Common,
             Box::new(move |result| drop(told.send(result))),
         );
         let position = answer.await.unwrap_or(Err(WalError::Closed))?;

@@ -23,6 +23,7 @@ pub mod bench;
 mod error;
 mod filler;
 mod format;
+mod growth;
 mod planted;
 mod pool;
 mod queue;
@@ -54,6 +55,8 @@ use scan::{Recovered, Visit};
 use writer::Writer;
 
 pub use error::{Damage, WalError};
+pub(crate) use growth::Growth;
+pub use queue::Room;
 pub use status::{WalPosition, WalPressure, WalStages, WalStatus, WalWriting};
 
 /// Where the log lives and how large it may become.
@@ -233,25 +236,15 @@ impl Wal {
     /// Queues frames as one unit and returns at once; `done` is told when all are durable.
     ///
     /// Units are written, and told, in the order of submission, one exception apart: while no
-    /// file is free, reserved units overtake units of other groups. A unit larger than a round
+    /// file is free, those with more [`Room`] overtake others. A unit larger than a round
     /// is not atomic over a crash: a part from its front may survive. A unit that was overtaken
     /// half-written is written again from its front. Units must be far smaller than the log.
-    pub fn submit(&self, frames: Vec<Frame>, done: WalDone) {
-        self.push(frames, false, done);
-    }
-
-    /// As [`Self::submit`], but may use the file kept in reserve: for what lets a full log
-    /// recover, such as votes, truncations and log starts.
-    pub fn submit_reserved(&self, frames: Vec<Frame>, done: WalDone) {
-        self.push(frames, true, done);
-    }
-
-    fn push(&self, frames: Vec<Frame>, reserved: bool, done: WalDone) {
+    pub fn submit(&self, frames: Vec<Frame>, room: Room, done: WalDone) {
         if let Err(error) = frames.iter().try_for_each(|frame| self.check(frame)) {
             done(Err(error));
             return;
         }
-        self.shared.queue.push(Unit::new(frames, reserved, done));
+        self.shared.queue.push(Unit::new(frames, room, done));
     }
 
     pub(crate) fn check(&self, frame: &Frame) -> Result<(), WalError> {
@@ -287,6 +280,11 @@ impl Wal {
 
     pub fn watch_pressure(&self) -> watch::Receiver<WalPressure> {
         self.shared.pool.watch()
+    }
+
+    /// The files there are, and a way to ask for more.
+    pub(crate) fn growth(&self) -> Arc<Growth> {
+        Arc::clone(self.shared.pool.growth())
     }
 
     /// Files before number `before_file` may be used again: a durable checkpoint no longer

@@ -5,21 +5,34 @@
 //! short ───┴─> filling ──> ready ───┴──> used (a file number) ─┘
 //! ```
 //!
-//! One ready file is the reserve: only reserved units may begin it.
+//! The last two ready files are the reserve: one for notes, such as votes, and the very last for
+//! what is logged again, since that is what frees files.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
+use super::growth::Growth;
+use super::queue::Room;
 use super::{WalPressure, WalStatus};
 use crate::fatal::Fatal;
 
-/// Ready files kept for reserved units.
-const RESERVE: usize = 1;
+/// Ready files that common units leave alone.
+const RESERVE: usize = kept_from(Room::Common);
 /// Ready files that the filler keeps up, the reserve included.
 const READY_AIM: usize = RESERVE + 1;
+
+/// Ready files that units of this kind must leave to others.
+const fn kept_from(room: Room) -> usize {
+    match room {
+        Room::Common => 2,
+        Room::Reserved => 1,
+        Room::Relog => 0,
+    }
+}
 
 /// The number in a slot file's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,6 +92,7 @@ pub(super) enum Errand {
 pub(super) struct Pool {
     state: Mutex<State>,
     errand: Notify,
+    growth: Arc<Growth>,
     pressure: watch::Sender<WalPressure>,
 }
 
@@ -123,6 +137,7 @@ impl Pool {
         Self {
             state: Mutex::default(),
             errand: Notify::new(),
+            growth: Arc::default(),
             pressure: watch::Sender::new(WalPressure::None),
         }
     }
@@ -136,26 +151,35 @@ impl Pool {
         self.errand.notify_one();
     }
 
-    /// A ready slot for file number `file`, unless only the reserve is left and it is not for
-    /// that. The very first file need not wait for a reserve.
-    pub(super) fn begin(&self, file: u64, reserved: bool) -> Option<Slot> {
-        let slot = self.change(|state| {
+    /// A ready slot for file number `file`, and the least of the kinds of units that may use it;
+    /// none if those left are kept for others. The very first file need not wait for a reserve.
+    pub(super) fn begin(&self, file: u64, room: Room) -> Option<(Slot, Room)> {
+        let begun = self.change(|state| {
             let slots = &mut state.slots;
-            let keep = if reserved || slots.used.is_empty() {
+            let kept = if slots.used.is_empty() {
                 0
             } else {
-                RESERVE
+                kept_from(room)
             };
-            if slots.ready.len() <= keep {
+            if slots.ready.len() <= kept {
                 return None;
             }
             let slot = slots.ready.pop_back()?;
+            let least = Room::ALL.into_iter().find(|least| {
+                // What could begin a file after this one could have begun this one.
+                *least == room || slots.ready.len() >= kept_from(*least)
+            });
             slots.used.insert(file, slot);
             state.starved = false;
-            Some(slot)
+            Some((slot, least.unwrap_or(room)))
         });
         self.errand.notify_one();
-        slot
+        begun
+    }
+
+    /// More files are wanted than are kept ready.
+    pub(super) fn growth(&self) -> &Arc<Growth> {
+        &self.growth
     }
 
     /// The header of `file` is durable.
@@ -163,9 +187,9 @@ impl Pool {
         self.state.lock().current = file;
     }
 
-    /// Whether there is a reserve.
-    pub(super) fn has_reserve(&self) -> bool {
-        self.state.lock().slots.ready.len() >= RESERVE
+    /// Whether all that is kept from units of this kind is there.
+    pub(super) fn has_reserve(&self, room: Room) -> bool {
+        self.state.lock().slots.ready.len() >= kept_from(room)
     }
 
     /// Whether more files are to come without a release.
@@ -208,7 +232,7 @@ impl Pool {
             if state.ended {
                 return Errand::End;
             }
-            if state.slots.ready.len() >= READY_AIM {
+            if state.slots.ready.len() >= READY_AIM && !self.growth.is_wanted() {
                 return Errand::Rest;
             }
             if state.blocked && !retry {
@@ -221,6 +245,7 @@ impl Pool {
             } else {
                 return Errand::Rest;
             };
+            self.growth.is_tried();
             if let Errand::Create(slot) | Errand::Lengthen(slot) = errand {
                 state.filling = Some(slot);
             }
@@ -230,7 +255,10 @@ impl Pool {
 
     /// Waits until the answer of [`Self::next_errand`] may be another.
     pub(super) async fn errand_changed(&self) {
-        self.errand.notified().await;
+        tokio::select! {
+            () = self.errand.notified() => {}
+            () = self.growth.wanted() => {}
+        }
     }
 
     /// The slot of the last errand is ready.
@@ -281,6 +309,8 @@ impl Pool {
     fn change<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
         let mut state = self.state.lock();
         let result = change(&mut state);
+        let files = state.slots.used.len() + state.slots.ready.len();
+        self.growth.set_files(files);
         let pressure = state.pressure();
         self.pressure.send_if_modified(|seen| {
             let changed = *seen != pressure;

@@ -11,6 +11,23 @@ use tokio::time::Instant;
 use super::{WalDone, WalError, WalPosition};
 use crate::frame::Frame;
 
+/// How far a unit may go where files run out, the least first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Room {
+    /// Not into the reserve.
+    Common,
+    /// Into the file kept for notes: for what lets a full log recover, such as votes,
+    /// truncations and log starts. Takes what its groups submitted before it along.
+    Reserved,
+    /// Into the last file: for entries that are in the log already and are logged again so that
+    /// older files can be freed. Their order does not matter.
+    Relog,
+}
+
+impl Room {
+    pub(super) const ALL: [Self; 3] = [Self::Common, Self::Reserved, Self::Relog];
+}
+
 /// Frames submitted together, and who is told when they are durable.
 pub(super) struct Unit {
     pub(super) frames: Vec<Frame>,
@@ -18,20 +35,19 @@ pub(super) struct Unit {
     pub(super) placed: usize,
     /// Where the first frame went.
     pub(super) position: Option<WalPosition>,
-    /// Whether the unit may use the reserve.
-    pub(super) reserved: bool,
+    pub(super) room: Room,
     bytes: u64,
     done: WalDone,
 }
 
 impl Unit {
-    pub(super) fn new(frames: Vec<Frame>, reserved: bool, done: WalDone) -> Self {
+    pub(super) fn new(frames: Vec<Frame>, room: Room, done: WalDone) -> Self {
         let bytes = frames.iter().map(|f| f.header.frame_len() as u64).sum();
         Self {
             frames,
             placed: 0,
             position: None,
-            reserved,
+            room,
             bytes,
             done,
         }
@@ -53,7 +69,7 @@ impl fmt::Debug for Unit {
         f.debug_struct("Unit")
             .field("frames", &self.frames.len())
             .field("placed", &self.placed)
-            .field("reserved", &self.reserved)
+            .field("room", &self.room)
             .finish_non_exhaustive()
     }
 }

@@ -20,7 +20,8 @@ pub enum WalPressure {
     None,
     /// Half the files are in use: make a checkpoint and release the oldest.
     Low,
-    /// No file is free but the reserve: what is submitted waits, except reserved units.
+    /// No file is free but the reserve: what is submitted waits, unless it has more
+    /// [`Room`](super::Room).
     Full,
 }
 

@@ -12,7 +12,7 @@ use rand::rngs::SmallRng;
 use tokio::time::Instant;
 
 use super::format::{BLOCK_BYTES, FileHeader, HEADER_LEN, padded};
-use super::queue::Unit;
+use super::queue::{Room, Unit};
 use super::round::{Place, Round, RoundBuilder};
 use super::scan::Tail;
 use super::{Shared, WalConfig, WalError, WalPosition, WalWriting};
@@ -34,8 +34,7 @@ pub(super) struct Writer<I: Io> {
     seal_due: bool,
     current: Option<Current<I::File>>,
     /// Units to be written in order, and those that overtake them into the reserve.
-    pending: VecDeque<Unit>,
-    urgent: VecDeque<Unit>,
+    lanes: Lanes,
     builder: RoundBuilder,
     writing: WalWriting,
 }
@@ -49,14 +48,67 @@ struct Current<F> {
     pos: u64,
     /// The header block, until the first round takes it along.
     header: Option<Bytes>,
-    /// Whether the file was the reserve when it was begun.
-    reserve: bool,
+    /// The least that may use the file while the reserve is not whole.
+    least: Room,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Lane {
-    Pending,
-    Urgent,
+/// What is taken from the queue, by how far it may go.
+#[derive(Debug, Default)]
+struct Lanes {
+    common: VecDeque<Unit>,
+    reserved: VecDeque<Unit>,
+    relog: VecDeque<Unit>,
+}
+
+impl Lanes {
+    fn of(&mut self, room: Room) -> &mut VecDeque<Unit> {
+        match room {
+            Room::Common => &mut self.common,
+            Room::Reserved => &mut self.reserved,
+            Room::Relog => &mut self.relog,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.common.is_empty() && self.reserved.is_empty() && self.relog.is_empty()
+    }
+
+    fn drain(&mut self) -> impl Iterator<Item = Unit> + '_ {
+        let overtook = self.relog.drain(..).chain(self.reserved.drain(..));
+        overtook.chain(self.common.drain(..))
+    }
+
+    /// Lets units overtake that may go further than the common ones: what is logged again by
+    /// itself, notes with whatever of their groups was submitted before them, so that the order
+    /// within a group stands.
+    fn overtake(&mut self) {
+        if self.common.iter().all(|unit| unit.room == Room::Common) {
+            return;
+        }
+        let mut groups = BTreeSet::new();
+        let mut lanes = Self::default();
+        while let Some(unit) = self.common.pop_back() {
+            let members = || unit.frames.iter().map(|frame| frame.header.group);
+            let room = match unit.room {
+                Room::Relog => Room::Relog,
+                Room::Reserved => Room::Reserved,
+                Room::Common if members().any(|group| groups.contains(&group)) => Room::Reserved,
+                Room::Common => Room::Common,
+            };
+            if room == Room::Reserved {
+                groups.extend(members());
+            }
+            lanes.of(room).push_front(unit);
+        }
+        self.common = lanes.common;
+        self.reserved.append(&mut lanes.reserved);
+        self.relog.append(&mut lanes.relog);
+        // What is told durable later must not begin earlier than what is told now: a unit written
+        // in part is written again as a whole.
+        for unit in self.common.iter_mut().chain(&mut self.reserved) {
+            unit.replace();
+        }
+    }
 }
 
 impl<I: Io> Writer<I> {
@@ -80,8 +132,7 @@ impl<I: Io> Writer<I> {
             tail,
             seal_due,
             current: None,
-            pending: VecDeque::new(),
-            urgent: VecDeque::new(),
+            lanes: Lanes::default(),
             builder,
             writing: WalWriting::default(),
         }
@@ -102,7 +153,7 @@ impl<I: Io> Writer<I> {
 
     async fn serve(&mut self) -> Result<(), Fatal> {
         loop {
-            let taken = self.shared.queue.take(&mut self.pending);
+            let taken = self.shared.queue.take(&mut self.lanes.common);
             if let Some(since) = taken.since {
                 self.writing.stages.queued += since.elapsed();
             }
@@ -116,15 +167,14 @@ impl<I: Io> Writer<I> {
 
     /// Whether units are left and a file for them is being made.
     fn may_place(&self) -> bool {
-        let left = self.pending.len() + self.urgent.len();
-        left > 0 && self.shared.pool.is_growing()
+        !self.lanes.is_empty() && self.shared.pool.is_growing()
     }
 
     /// Answers everything with `end` until no one can submit any more.
     async fn refuse(&mut self, end: &WalError) {
         loop {
-            let taken = self.shared.queue.take(&mut self.pending);
-            for unit in self.urgent.drain(..).chain(self.pending.drain(..)) {
+            let taken = self.shared.queue.take(&mut self.lanes.common);
+            for unit in self.lanes.drain() {
                 self.shared.queue.answer(unit, Err(end.clone()));
             }
             if taken.closed {
@@ -147,66 +197,47 @@ impl<I: Io> Writer<I> {
 
     /// Which units come next, with a file for the first of them; none if there are none or no
     /// file is free.
-    async fn next_lane(&mut self) -> Result<Option<Lane>, Fatal> {
-        self.answer_placed(Lane::Urgent);
-        if let Some(len) = next_len(&self.urgent)
-            && self.make_room(len, true).await?
-        {
-            return Ok(Some(Lane::Urgent));
+    async fn next_lane(&mut self) -> Result<Option<Room>, Fatal> {
+        if let Some(lane) = self.placeable().await? {
+            if lane == Room::Common {
+                self.shared.pool.set_starved(false);
+            }
+            return Ok(Some(lane));
         }
-        self.answer_placed(Lane::Pending);
-        let Some(len) = next_len(&self.pending) else {
+        if self.lanes.is_empty() {
             return Ok(None);
-        };
-        if self.make_room(len, false).await? {
-            self.shared.pool.set_starved(false);
-            return Ok(Some(Lane::Pending));
         }
         self.shared.pool.set_starved(true);
-        self.prefer_reserved();
-        if let Some(len) = next_len(&self.urgent)
-            && self.make_room(len, true).await?
-        {
-            return Ok(Some(Lane::Urgent));
+        self.lanes.overtake();
+        if let Some(lane) = self.placeable().await? {
+            return Ok(Some(lane));
         }
         // Where the filler failed there is nothing to wait for.
         self.shared.pool.failure().map_or(Ok(None), Err)
     }
 
-    /// Lets reserved units overtake, with whatever of their groups was submitted before them, so
-    /// that the order within a group stands.
-    fn prefer_reserved(&mut self) {
-        if !self.pending.iter().any(|unit| unit.reserved) {
-            return;
-        }
-        let mut groups = BTreeSet::new();
-        let mut kept = VecDeque::new();
-        let mut chosen = VecDeque::new();
-        while let Some(mut unit) = self.pending.pop_back() {
-            let members = || unit.frames.iter().map(|frame| frame.header.group);
-            if unit.reserved || members().any(|group| groups.contains(&group)) {
-                groups.extend(members());
-                chosen.push_front(unit);
-            } else {
-                // What is told durable later must not begin earlier than what is told now: a
-                // unit written in part is written again as a whole.
-                unit.replace();
-                kept.push_front(unit);
+    /// The first lane that has units and room for them, those that overtook before the others.
+    async fn placeable(&mut self) -> Result<Option<Room>, Fatal> {
+        for lane in Room::ALL.into_iter().rev() {
+            self.answer_placed(lane);
+            if let Some(len) = next_len(self.lanes.of(lane))
+                && self.make_room(len, lane).await?
+            {
+                return Ok(Some(lane));
             }
         }
-        self.pending = kept;
-        self.urgent.append(&mut chosen);
+        Ok(None)
     }
 
     /// Sees to a current file that takes a frame of `len` bytes; false if there is none.
-    async fn make_room(&mut self, len: usize, reserved: bool) -> Result<bool, Fatal> {
+    async fn make_room(&mut self, len: usize, lane: Room) -> Result<bool, Fatal> {
         if let Some(current) = &self.current
             && padded(HEADER_LEN + len) <= self.room()
-            && (reserved || !current.reserve || self.shared.pool.has_reserve())
+            && (lane >= current.least || self.shared.pool.has_reserve(lane))
         {
             return Ok(true);
         }
-        self.begin_file(reserved).await
+        self.begin_file(lane).await
     }
 
     /// Bytes left for rounds with frames: the last block is kept for a seal.
@@ -217,13 +248,12 @@ impl<I: Io> Writer<I> {
         })
     }
 
-    async fn begin_file(&mut self, reserved: bool) -> Result<bool, Fatal> {
+    async fn begin_file(&mut self, lane: Room) -> Result<bool, Fatal> {
         let number = self.tail.file + 1;
         let pool = &self.shared.pool;
-        let Some(slot) = pool.begin(number, reserved) else {
+        let Some((slot, least)) = pool.begin(number, lane) else {
             return Ok(false);
         };
-        let reserve = reserved && !pool.has_reserve();
         let path = slot.path(&self.config.dir);
         let file = self.io.open(&path, OpenMode::Write).await;
         let file = file.map_err(fatal)?;
@@ -242,21 +272,17 @@ impl<I: Io> Writer<I> {
             signature,
             pos: BLOCK_BYTES,
             header: Some(header.block()),
-            reserve,
+            least,
         });
         Ok(true)
     }
 
-    async fn write_round(&mut self, lane: Lane) -> Result<(), Fatal> {
+    async fn write_round(&mut self, lane: Room) -> Result<(), Fatal> {
         let began = Instant::now();
         let room = self.room();
         let position = self.next_position();
-        let units = match lane {
-            Lane::Pending => &mut self.pending,
-            Lane::Urgent => &mut self.urgent,
-        };
         self.builder.begin();
-        'full: for unit in units {
+        'full: for unit in self.lanes.of(lane) {
             for frame in &unit.frames[unit.placed..] {
                 if !self.builder.fits(frame, room) {
                     break 'full;
@@ -282,7 +308,7 @@ impl<I: Io> Writer<I> {
         }
         self.seal_due = false;
         // Without a file the mark has to wait for the next round with frames.
-        if self.current.is_none() && !self.begin_file(false).await? {
+        if self.current.is_none() && !self.begin_file(Room::Common).await? {
             return Ok(());
         }
         self.builder.begin();
@@ -342,15 +368,12 @@ impl<I: Io> Writer<I> {
     }
 
     /// Answers the units at the front of a lane whose frames are all durable.
-    fn answer_placed(&mut self, lane: Lane) {
+    fn answer_placed(&mut self, lane: Room) {
         let here = WalPosition {
             file: self.tail.file,
             round: self.tail.round,
         };
-        let units = match lane {
-            Lane::Pending => &mut self.pending,
-            Lane::Urgent => &mut self.urgent,
-        };
+        let units = self.lanes.of(lane);
         while units.front().is_some_and(Unit::is_placed) {
             if let Some(unit) = units.pop_front() {
                 self.writing.units += 1;

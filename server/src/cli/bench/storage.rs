@@ -22,7 +22,7 @@ use trilog_storage::frame::{Frame, FrameKind};
 use trilog_storage::io::Backend;
 use trilog_storage::log::{Appending, GroupLog, Pressure, StoreConfig};
 use trilog_storage::store::Store;
-use trilog_storage::wal::{Wal, WalConfig, WalStart, WalWriting};
+use trilog_storage::wal::{Room, Wal, WalConfig, WalStart, WalWriting};
 
 use super::Setting;
 use super::report::{Figure, Report};
@@ -138,7 +138,7 @@ async fn write_all(wal: &Arc<Wal>, bytes: u64) -> anyhow::Result<()> {
             while take(&left) {
                 let (done, written) = oneshot::channel();
                 let done = Box::new(move |outcome| drop(done.send(outcome)));
-                wal.submit(vec![frame.clone()], done);
+                wal.submit(vec![frame.clone()], Room::Common, done);
                 let position = written.await.context("the log is gone")??;
                 wal.release(position.file);
             }

@@ -151,7 +151,9 @@ fn a_torn_tail_is_cut_and_the_log_goes_on() {
 async fn steps_aside(scene: &AtRest, damage: impl Fn(&SimDisk)) {
     let disk = scene.image.kill(2);
     damage(&disk);
-    let before = contents(&disk);
+    let mut before = contents(&disk);
+    // What it holds was replaced long ago, and it is there to be written over.
+    before.remove(Path::new("/data/checkpoint.new"));
     let (store, report) = open(&disk, small()).await;
     assert!(report.step_aside, "{report:?}");
     assert_eq!(report.stepped_aside, [(GROUP, REPLICA)]);
@@ -225,7 +227,9 @@ fn a_damaged_or_lost_checkpoint_makes_the_replicas_step_aside() {
     block_on(async {
         let scene = AtRest::new(true).await;
         let path = Path::new("/data/checkpoint");
-        let len = scene.image.read(path).unwrap().len() as u64;
+        let bytes = scene.image.read(path).unwrap();
+        // Head, body and checksum; what comes behind them means nothing.
+        let len = 20 + u64::from_le_bytes(bytes[8..16].try_into().unwrap());
         for at in [0, 9, 40, len / 2, len - 1] {
             steps_aside(&scene, |disk| disk.flip_bit(path, at, 2)).await;
         }

@@ -20,6 +20,7 @@ const ACTIVE: &str = "/data/p/7@0.70/00000000000000000005.seg";
 const SEALED: &str = "/data/p/7@0.70/00000000000000000000.seg";
 const INDEX: &str = "/data/p/7@0.70/00000000000000000000.idx";
 const CHECKPOINT: &str = "/data/checkpoint";
+const SPARE: &str = "/data/checkpoint.new";
 const VOTE: Vote = Vote {
     term: Term(3),
     node: REPLICA,
@@ -152,18 +153,18 @@ async fn same_entries(log: &GroupLog, count: usize) {
 }
 
 /// What holds no signature and no place in the write-ahead log is the same to the byte.
-/// `TRILOG_BLESS=1` writes the fixture of the present format anew.
+/// `TRILOG_BLESS=1` writes the fixtures of the present formats anew.
 #[test]
-fn segments_indexes_and_checkpoints_are_still_written_as_format_1() {
-    let today = block_on(written_today());
-    let checkpoint = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/checkpoint.v1");
+fn segments_and_indexes_are_still_written_as_format_1() {
+    let mut today = block_on(written_today());
+    // Its content is that of the checkpoint before last, or nothing yet.
+    assert!(today.remove(Path::new(SPARE)).is_some());
     if std::env::var_os("TRILOG_BLESS").is_some() {
         for (path, bytes) in &today {
             let path = folder("v1").join(path.strip_prefix("/data").unwrap());
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, bytes).unwrap();
         }
-        fs::write(&checkpoint, sample().encode()).unwrap();
         return;
     }
     let kept = kept("v1");
@@ -171,15 +172,30 @@ fn segments_indexes_and_checkpoints_are_still_written_as_format_1() {
     for path in [SEALED, ACTIVE, INDEX] {
         assert_eq!(kept[Path::new(path)], today[Path::new(path)], "{path}");
     }
-    let checkpoint = fs::read(&checkpoint).unwrap();
-    assert_eq!(sample().encode(), checkpoint);
-    assert_eq!(Checkpoint::decode(&checkpoint.into()), Ok(sample()));
 }
 
-/// Raises the version in the header at `at`, whose checksum covers `covered` bytes from there on
+#[test]
+fn checkpoints_are_written_as_format_2_and_those_of_format_1_still_read() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let present = folder.join("checkpoint.v2");
+    if std::env::var_os("TRILOG_BLESS").is_some() {
+        fs::write(&present, sample().encode()).unwrap();
+        return;
+    }
+    assert_eq!(sample().encode(), fs::read(&present).unwrap());
+    for (name, may_be_longer) in [("checkpoint.v1", false), ("checkpoint.v2", true)] {
+        let mut bytes = fs::read(folder.join(name)).unwrap();
+        assert_eq!(Checkpoint::decode(&bytes.clone().into()), Ok(sample()));
+        bytes.push(7);
+        let longer = Checkpoint::decode(&bytes.into());
+        assert_eq!(longer.is_ok(), may_be_longer, "{name}");
+    }
+}
+
+/// Sets a version of days to come in the header at `at`, whose checksum covers `covered` bytes from there on
 /// and follows them.
 fn newer(bytes: &mut [u8], at: usize, covered: usize) {
-    bytes[at + 4] = 2;
+    bytes[at + 4] = 9;
     let end = at + covered;
     let crc = crc32c::crc32c(&bytes[at..end]);
     bytes[end..end + 4].copy_from_slice(&crc.to_le_bytes());
@@ -261,7 +277,7 @@ fn a_segment_of_a_newer_format_is_not_written_to() {
     let refused = SegmentHeader::decode(header).unwrap_err().to_string();
     assert_eq!(
         refused,
-        "segment format version 2 is newer than this build reads (up to 1)"
+        "segment format version 9 is newer than this build reads (up to 1)"
     );
 }
 

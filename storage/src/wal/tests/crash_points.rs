@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use super::model::Model;
 use super::support::{data, open, tiny_config, vote};
 use crate::io::sim::{PowerLoss, SimConfig, SimDisk, SimImage, block_on};
+use crate::wal::Room;
 use crate::wal::Wal;
 
 const LOSSES: [PowerLoss; 4] = [
@@ -27,9 +28,11 @@ async fn write_history(wal: &Wal, model: &Arc<Mutex<Model>>) {
         let len = [100, 6_000, 0, 900, 3_000][usize::try_from(index % 5).unwrap()];
         let unit = vec![data(index % 3, index, len), data(7, index, 30)];
         if index % 4 == 0 && model.lock().open_units() == 0 {
-            model.lock().submit(wal, vec![vote(index % 3, index)], true);
+            model
+                .lock()
+                .submit(wal, vec![vote(index % 3, index)], Room::Reserved);
         }
-        model.lock().submit(wal, unit, false);
+        model.lock().submit(wal, unit, Room::Common);
         while model.lock().open_units() > usize::from(index % 2 == 1) {
             bell.notified().await;
         }
@@ -94,7 +97,7 @@ fn every_crash_point_of_a_recovery_recovers_too() {
             let opened = open(&disk.backend(), &tiny_config(), model.start(), seed).await;
             let (wal, scan) = opened.unwrap();
             model.recovered(&scan.frames, *safe);
-            model.submit(&wal, vec![data(9, 9_999, 2_000)], false);
+            model.submit(&wal, vec![data(9, 9_999, 2_000)], Room::Common);
             model.all_acknowledged().await;
             disk.kill();
             drop(wal);

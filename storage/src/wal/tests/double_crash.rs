@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::model::Model;
 use super::support::{any_len, data, open, seeds, tiny_config, vote};
 use crate::io::sim::{PowerLoss, SimConfig, SimDisk, block_on};
+use crate::wal::Room;
 use crate::wal::Wal;
 
 const LIVES: u64 = 3;
@@ -27,7 +28,7 @@ impl Script {
                 // Alone in the queue, so that it overtakes nothing.
                 model.all_acknowledged().await;
                 let vote = vote(self.rng.random_range(0..3), self.next());
-                model.submit(wal, vec![vote], true);
+                model.submit(wal, vec![vote], Room::Reserved);
             }
             1 => tokio::time::sleep(Duration::from_millis(60)).await,
             2 => model.all_acknowledged().await,
@@ -36,7 +37,7 @@ impl Script {
             _ => {
                 let frames = self.rng.random_range(1..5);
                 let unit = (0..frames).map(|_| self.frame()).collect();
-                model.submit(wal, unit, false);
+                model.submit(wal, unit, Room::Common);
             }
         }
         // Bounded as by credits, so that the reserve is never called upon.

@@ -8,7 +8,7 @@ use super::support::{data, open, submit, tiny_config};
 use crate::env::Entropy;
 use crate::fatal::FatalSink;
 use crate::io::sim::{PowerLoss, SimConfig, SimDisk, SyncFailure, block_on};
-use crate::wal::{Wal, WalError, WalStart};
+use crate::wal::{Room, Wal, WalError, WalStart};
 
 async fn opened(disk: &SimDisk, fatal: &FatalSink) -> Wal {
     let backend = disk.backend();
@@ -34,7 +34,7 @@ async fn every_waiter_is_told(fail: impl FnOnce(&SimDisk)) {
     let fatal = FatalSink::new();
     let wal = opened(&disk, &fatal).await;
     submit(&wal, vec![data(1, 1, 100)]).await.unwrap().unwrap();
-    let ready = || wal.status().free_files == 2;
+    let ready = || wal.status().free_files == 3;
     idle_until(ready).await;
     fail(&disk);
     let waiters: Vec<_> = (2..8)
@@ -75,10 +75,10 @@ fn what_is_recovered_after_a_failed_sync_survives_the_next_power_loss() {
             let mut model = Model::new();
             let wal = opened(&disk, &FatalSink::new()).await;
             for index in 0..seed % 9 {
-                model.submit(&wal, vec![data(1, index, 3_000)], false);
+                model.submit(&wal, vec![data(1, index, 3_000)], Room::Common);
                 model.all_acknowledged().await;
             }
-            idle_until(|| wal.status().free_files == 2).await;
+            idle_until(|| wal.status().free_files == 3).await;
             disk.fail_sync(None, SyncFailure::Ghost);
             let failed = vec![data(1, 100, 9_000), data(2, 100, 300)];
             model.submit_failing(&wal, failed).await;

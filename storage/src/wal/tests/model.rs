@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use trilog_model::GroupId;
 
 use crate::frame::{Frame, FrameKind};
-use crate::wal::{Wal, WalPosition, WalStart};
+use crate::wal::{Room, Wal, WalPosition, WalStart};
 
 /// The frames of a log, in the order of submission, over all its openings.
 #[derive(Debug)]
@@ -69,7 +69,7 @@ impl Model {
     }
 
     /// Submits a unit and notes its acknowledgement, whenever that comes.
-    pub(super) fn submit(&mut self, wal: &Wal, frames: Vec<Frame>, reserved: bool) {
+    pub(super) fn submit(&mut self, wal: &Wal, frames: Vec<Frame>, room: Room) {
         let first = self.frames.len();
         self.frames.extend_from_slice(&frames);
         let end = self.frames.len();
@@ -86,11 +86,7 @@ impl Model {
             acks.last = Some((position, first));
             bell.notify_one();
         });
-        if reserved {
-            wal.submit_reserved(frames, done);
-        } else {
-            wal.submit(frames, done);
-        }
+        wal.submit(frames, room, done);
     }
 
     /// Submits a unit that fails: it may or may not be found again.

@@ -11,7 +11,7 @@ use super::support::{data, open, submit, tiny_config, vote};
 use crate::frame::Frame;
 use crate::io::sim::{PowerLoss, SimConfig, SimDisk, SimImage, block_on};
 use crate::wal::planted::{Flaw, notices};
-use crate::wal::{Wal, WalPosition, WalScan, WalStart};
+use crate::wal::{Room, Wal, WalPosition, WalScan, WalStart};
 
 const SEED: u64 = 9;
 const BLOCK: usize = 4096;
@@ -205,7 +205,7 @@ async fn moments(disk: &SimDisk, model: Model, life: u64) -> Vec<(SimImage, Mode
             data(1, life * 10 + index, 9_000),
             vote(2, life * 10 + index),
         ];
-        model.lock().submit(&wal, unit, false);
+        model.lock().submit(&wal, unit, Room::Common);
         let bell = model.lock().bell();
         while model.lock().open_units() > 0 {
             bell.notified().await;

@@ -12,7 +12,7 @@ use crate::env::Entropy;
 use crate::fatal::FatalSink;
 use crate::frame::{BATCH_PREFIX_LEN, Frame, FrameKind};
 use crate::io::Backend;
-use crate::wal::{Wal, WalConfig, WalError, WalPosition, WalScan, WalStart};
+use crate::wal::{Room, Wal, WalConfig, WalError, WalPosition, WalScan, WalStart};
 
 /// A data frame whose record batch has `len` bytes that depend on group and index.
 pub(super) fn data(group: u64, index: u64, len: usize) -> Frame {
@@ -91,7 +91,11 @@ pub(super) fn submit(
     frames: Vec<Frame>,
 ) -> oneshot::Receiver<Result<WalPosition, WalError>> {
     let (told, answer) = oneshot::channel();
-    wal.submit(frames, Box::new(move |result| drop(told.send(result))));
+    wal.submit(
+        frames,
+        Room::Common,
+        Box::new(move |result| drop(told.send(result))),
+    );
     answer
 }
 
