@@ -138,6 +138,34 @@ fn a_founder_that_is_stopped_while_its_cluster_forms_leaves_one_that_works() {
     );
 }
 
+/// The controller's leader cannot reach a node that moved after the others, and so cannot tell it
+/// who leads before it has registered, which takes the leader.
+#[test]
+fn nodes_that_come_back_at_other_addresses_one_after_another_register_there() {
+    for seed in seeds(3) {
+        block_on(async {
+            let mut all = three(seed).await;
+            let mut places = all.produce(TOPIC, 0, 20).await;
+            for number in 1..=3 {
+                all.relocate(number);
+            }
+            all.boot(1).await;
+            all.boot(2).await;
+            all.until("two nodes at their new addresses", |all| {
+                all.serves(1) && all.serves(2)
+            })
+            .await;
+            all.boot(3).await;
+            all.until("the third at its new address", |all| all.serves(3))
+                .await;
+            // The others find it there: with it they can do without one of them.
+            all.kill(1);
+            places.extend(all.produce(TOPIC, 20, 40).await);
+            all.check(3, TOPIC, &places).await;
+        });
+    }
+}
+
 #[test]
 fn two_wiped_seeds_found_nothing_beside_the_third() {
     for seed in seeds(2) {

@@ -36,6 +36,8 @@ pub(crate) struct Machine {
     pub(crate) disk: SimDisk,
     pub(crate) clock: Arc<SimClock>,
     kv: MemoryKv,
+    /// Part of its address.
+    place: u32,
     lives: u32,
     life: Option<Life>,
 }
@@ -98,6 +100,7 @@ impl Machines {
             disk: SimDisk::new(self.entropy.next_u64()),
             clock: Arc::default(),
             kv: MemoryKv::new(&[KV_FAMILY]),
+            place: 0,
             lives: 0,
             life: None,
         };
@@ -117,7 +120,11 @@ impl Machines {
         config.node.id = number;
         config.node.data_dir = self.data_dir(number);
         config.cluster.seeds.clone_from(&self.seeds);
-        config.advertise.peer = Some(SimNet::address(NodeId(number)));
+        let place = self
+            .by_number
+            .get(&number)
+            .map_or(0, |machine| machine.place);
+        config.advertise.peer = Some(SimNet::address_at(NodeId(number), place));
         config.groups.partitions = 2;
         config.groups.initial_rebalance_delay = Span::from_millis(500);
         config.groups.session_timeout_min = Span::from_secs(1);
@@ -188,6 +195,20 @@ impl Machines {
         machine.disk.kill();
         machine.kv = machine.kv.crash();
         self.net.crash(NodeId(number), Crash::Process);
+    }
+
+    /// Kills a node and gives its machine another address, which the seeds of whoever starts from
+    /// now on name.
+    pub(crate) fn relocate(&mut self, number: u32) {
+        self.kill(number);
+        let node = NodeId(number);
+        self.net.relocate(node, 1);
+        let machine = self.by_number.get_mut(&number).unwrap();
+        machine.place = 1;
+        let before = SimNet::address(node);
+        for seed in self.seeds.iter_mut().filter(|seed| **seed == before) {
+            *seed = SimNet::address_at(node, 1);
+        }
     }
 
     /// Stops a node that serves, in order.

@@ -107,10 +107,25 @@ impl SimNet {
         transport
     }
 
-    /// The address under which a node listens.
+    /// The address under which a node listens that was never moved.
     #[must_use]
     pub fn address(node: NodeId) -> String {
-        format!("sim:{node}")
+        Self::address_at(node, 0)
+    }
+
+    /// The address of a node at one of its places.
+    #[must_use]
+    pub fn address_at(node: NodeId, place: u32) -> String {
+        if place == 0 {
+            format!("sim:{node}")
+        } else {
+            format!("sim:{node}:{place}")
+        }
+    }
+
+    /// Gives a node that is down another address: nobody is at the former one any more.
+    pub fn relocate(&self, node: NodeId, place: u32) {
+        self.world.lock().relocate(node, place);
     }
 
     /// Sets how bytes travel where nothing else is said.
@@ -204,7 +219,7 @@ impl Net for SimHost {
     fn connect(&self, address: String) -> BoxFuture<'static, io::Result<BoxConn>> {
         let (net, from) = (self.net.clone(), self.node);
         Box::pin(async move {
-            let to = parse(&address)?;
+            let (to, place) = parse(&address)?;
             let there = net.world.lock().travel(from, to);
             tokio::time::sleep(there).await;
             loop {
@@ -214,7 +229,7 @@ impl Net for SimHost {
                 }
                 changed.await;
             }
-            let connected = net.world.lock().connect(from, to);
+            let connected = net.world.lock().connect(from, to, place);
             let conn =
                 connected.map(|id| SimConn::new(Arc::clone(&net.world), id, Side::Initiator));
             net.changed.notify_waiters();
@@ -233,7 +248,8 @@ impl Net for SimHost {
                 if let Some((id, from)) = next {
                     let world = Arc::clone(&self.net.world);
                     let conn = SimConn::new(world, id, Side::Acceptor);
-                    return Ok((Box::new(conn) as BoxConn, SimNet::address(from)));
+                    let place = self.net.world.lock().place(from);
+                    return Ok((Box::new(conn) as BoxConn, SimNet::address_at(from, place)));
                 }
                 changed.await;
             }
@@ -241,16 +257,17 @@ impl Net for SimHost {
     }
 
     fn address(&self) -> String {
-        SimNet::address(self.node)
+        let place = self.net.world.lock().place(self.node);
+        SimNet::address_at(self.node, place)
     }
 }
 
-fn parse(address: &str) -> io::Result<NodeId> {
-    address
-        .strip_prefix("sim:")
-        .and_then(|node| node.parse().ok())
-        .map(NodeId)
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not a simulated address"))
+fn parse(address: &str) -> io::Result<(NodeId, u32)> {
+    let parsed = address.strip_prefix("sim:").and_then(|name| {
+        let (node, place) = name.split_once(':').unwrap_or((name, "0"));
+        Some((NodeId(node.parse().ok()?), place.parse().ok()?))
+    });
+    parsed.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not a simulated address"))
 }
 
 #[cfg(test)]

@@ -118,6 +118,8 @@ impl Wire {
 
 #[derive(Debug, Default)]
 struct Host {
+    /// Part of its address.
+    place: u32,
     incarnation: u64,
     up: bool,
     backlog: VecDeque<(u64, NodeId)>,
@@ -197,6 +199,16 @@ impl World {
         (incarnation, self.random.next_u64())
     }
 
+    /// Gives a node's machine another address.
+    pub(super) fn relocate(&mut self, node: NodeId, place: u32) {
+        self.hosts.entry(node).or_default().place = place;
+    }
+
+    /// Where a node's machine stands; zero unless it was moved.
+    pub(super) fn place(&self, node: NodeId) -> u32 {
+        self.hosts.get(&node).map_or(0, |host| host.place)
+    }
+
     pub(super) fn own(&mut self, node: NodeId, owner: Owner) {
         if let Some(host) = self.hosts.get_mut(&node) {
             host.owner = Some(owner);
@@ -271,8 +283,10 @@ impl World {
     }
 
     /// A connection to a listening host; `None` if it refuses.
-    pub(super) fn connect(&mut self, from: NodeId, to: NodeId) -> Option<u64> {
-        if !self.hosts.get(&to).is_some_and(|host| host.up) {
+    /// Opens a connection to whoever is at the address of `to` at `place`.
+    pub(super) fn connect(&mut self, from: NodeId, to: NodeId, place: u32) -> Option<u64> {
+        let host = self.hosts.get(&to);
+        if !host.is_some_and(|host| host.up && host.place == place) {
             self.record(Event::Refuse, from, to, 0);
             return None;
         }
