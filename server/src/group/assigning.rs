@@ -8,6 +8,7 @@ use trilog_model::Term;
 use trilog_raft::controller::CONSUMERS_LEVEL;
 use trilog_raft::controller::commands::TopicKind;
 
+use super::classic::new_id;
 use super::consumer::{Around, Catalogue};
 use super::lead::Sent;
 use super::types::{ConsumerBeat, ConsumerDescription, Given};
@@ -20,8 +21,12 @@ const MAX_TOPICS: usize = 10_000;
 impl Coordinator {
     /// A consumer says what it wants and has, and is told what it is to read. What it is told is
     /// committed before.
-    pub async fn consumer_heartbeat(&self, beat: ConsumerBeat) -> Result<Given, GroupError> {
+    pub async fn consumer_heartbeat(&self, mut beat: ConsumerBeat) -> Result<Given, GroupError> {
         check_id(&beat.group)?;
+        if beat.member.is_empty() && beat.epoch == 0 {
+            // The first version of the protocol has the coordinator choose.
+            beat.member = new_id(&beat.client_id, &self.inner.entropy);
+        }
         check_beat(&beat)?;
         if self.inner.cluster.map().level() < CONSUMERS_LEVEL {
             return Err(GroupError::LevelTooLow);

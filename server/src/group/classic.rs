@@ -32,6 +32,7 @@ use super::types::{
 };
 use crate::view::group::Membership;
 use members::Member;
+pub(super) use members::new_id;
 
 pub(super) type JoinReply = oneshot::Sender<Result<Joined, GroupError>>;
 pub(super) type SyncReply = oneshot::Sender<Result<Synced, GroupError>>;
@@ -293,7 +294,8 @@ impl Group {
     }
 
     fn join_new(&mut self, request: JoinRequest, reply: JoinReply, ctx: &mut Ctx<'_>) {
-        let id = members::new_id(&request, ctx.entropy);
+        let whose = request.instance.as_ref().unwrap_or(&request.client_id);
+        let id = new_id(whose, ctx.entropy);
         match &request.instance {
             Some(instance) => match self.instances.get(instance).cloned() {
                 Some(old) => self.replace(&old, id, request, reply, ctx),

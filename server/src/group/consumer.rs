@@ -257,9 +257,8 @@ impl ConsumerGroup {
             }
             return Ok(true);
         };
-        if member.instance != beat.instance
-            && (member.instance.is_some() || beat.instance.is_some())
-        {
+        // A name is said once; later it may be left out.
+        if beat.instance.is_some() && member.instance != beat.instance {
             return Err(GroupError::FencedInstance);
         }
         if !joins {
@@ -384,7 +383,8 @@ impl ConsumerGroup {
             });
         };
         let stays = beat.epoch == LEAVES_TO_RETURN;
-        if stays && (member.instance.is_none() || member.instance != beat.instance) {
+        let same = beat.instance.is_none() || member.instance == beat.instance;
+        if stays && (member.instance.is_none() || !same) {
             return Err(GroupError::InvalidRequest("only a named member can return"));
         }
         if stays {

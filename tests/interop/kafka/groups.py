@@ -225,18 +225,17 @@ class Member:
         self.parts, self.revoked, self.found = set(), [], []
         self.changes = 0
         self.fenced = False
-        self.consumer = lib.Consumer(
-            {
-                "bootstrap.servers": bootstrap,
-                "group.id": group,
-                "auto.offset.reset": "earliest",
-                "enable.auto.commit": False,
-                "session.timeout.ms": SESSION_MS,
-                "heartbeat.interval.ms": 500,
-                "topic.metadata.refresh.interval.ms": 2000,
-                **config,
-            }
-        )
+        settings = {
+            "bootstrap.servers": bootstrap,
+            "group.id": group,
+            "auto.offset.reset": "earliest",
+            "enable.auto.commit": False,
+            "session.timeout.ms": SESSION_MS,
+            "heartbeat.interval.ms": 500,
+            "topic.metadata.refresh.interval.ms": 2000,
+            **config,
+        }
+        self.consumer = lib.Consumer({k: v for k, v in settings.items() if v is not None})
         self.consumer.subscribe(
             [name], on_assign=self._assigned, on_revoke=self._gone, on_lost=self._gone
         )

@@ -19,6 +19,7 @@ import tempfile
 import time
 import traceback
 
+import consumers
 import groups
 from common import RUN, Missing, equal, topic
 
@@ -394,7 +395,7 @@ class Aiokafka:
         asyncio.run(run())
 
 
-CLIENTS = [Kcat, Confluent, KafkaPython, Aiokafka, *groups.CLIENTS]
+CLIENTS = [Kcat, Confluent, KafkaPython, Aiokafka, *groups.CLIENTS, *consumers.CLIENTS]
 
 
 def checks(client):
@@ -457,6 +458,7 @@ class Cluster:
         # Any of its nodes will do.
         ports = [port + 10 * node + 3 for node in range(3)]
         self.bootstrap = ",".join(f"127.0.0.1:{port}" for port in ports)
+        self.server = f"127.0.0.1:{port}"
         self.data = tempfile.mkdtemp(prefix="trilog-interop-")
         command = [trilog, "dev", "--data", self.data, "--base-port", str(port)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

@@ -65,5 +65,7 @@ fn cold(request: &Request) -> Result<(), Malformed> {
         ListGroups => ListGroupsRequest,
         DeleteGroups => DeleteGroupsRequest,
         OffsetDelete => OffsetDeleteRequest,
+        ConsumerGroupHeartbeat => ConsumerGroupHeartbeatRequest,
+        ConsumerGroupDescribe => ConsumerGroupDescribeRequest,
     }
 }

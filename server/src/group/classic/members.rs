@@ -43,13 +43,12 @@ pub(super) fn said(protocols: &[Protocol]) -> usize {
 }
 
 /// An id that nobody has, and that tells people whose it is.
-pub(super) fn new_id(request: &JoinRequest, entropy: &Entropy) -> String {
+pub(crate) fn new_id(whose: &str, entropy: &Entropy) -> String {
     let mut bytes = [0; 16];
     bytes[..8].copy_from_slice(&entropy.next_u64().to_be_bytes());
     bytes[8..].copy_from_slice(&entropy.next_u64().to_be_bytes());
     bytes[6] = bytes[6] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;
-    let whose = request.instance.as_ref().unwrap_or(&request.client_id);
     format!("{whose}-{}", Uuid::from_bytes(bytes))
 }
 

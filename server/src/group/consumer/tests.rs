@@ -250,6 +250,8 @@ fn a_named_member_that_returns_goes_on_where_it_was_and_nobody_else_notices() {
     };
     let mut desk = Desk::new(&[4]);
     let a = desk.beat(&named("a")).unwrap();
+    // Clients say their name when they join, and no more.
+    assert_eq!(desk.beat(&next(&a, &parts(&a))).unwrap().epoch, a.epoch);
     desk.beat(&join("b", &["t1"])).unwrap();
     assert_eq!(desk.beat(&named("c")), Err(GroupError::UnreleasedInstance));
     let leaving = ConsumerBeat {
@@ -257,13 +259,18 @@ fn a_named_member_that_returns_goes_on_where_it_was_and_nobody_else_notices() {
         instance: Some("i".to_owned()),
         ..next(&a, &parts(&a))
     };
-    let nameless = ConsumerBeat {
+    let unnamed = ConsumerBeat {
+        member: "b".to_owned(),
         instance: None,
         ..leaving.clone()
     };
-    assert!(desk.beat(&nameless).is_err());
+    assert!(desk.beat(&unnamed).is_err(), "only a named one can return");
     assert_eq!(desk.beat(&leaving).unwrap().epoch, LEAVES_TO_RETURN);
     let epoch = desk.group.epoch;
+    assert_eq!(
+        desk.beat(&next(&a, &parts(&a))),
+        Err(GroupError::FencedEpoch)
+    );
     let c = desk.beat(&named("c")).unwrap();
     assert_eq!(desk.group.epoch, epoch, "nothing is assigned anew");
     assert!(parts(&c).is_subset(&parts(&a)) && !parts(&c).is_empty());

@@ -1,12 +1,24 @@
 //! ApiVersions: what can be asked, and in which versions.
 
-use trilog_wire::kafka::messages::api_versions_response::ApiVersion;
+use trilog_raft::controller::CONSUMERS_LEVEL;
+use trilog_wire::kafka::messages::api_versions_response::{
+    ApiVersion, FinalizedFeatureKey, SupportedFeatureKey,
+};
 use trilog_wire::kafka::messages::{ApiKey, ApiVersionsRequest, ApiVersionsResponse};
-use trilog_wire::kafka::{APIS, Answer, Api, ErrorCode, Request, Writer, api_of, decode};
+use trilog_wire::kafka::{APIS, Answer, Api, ErrorCode, Request, StrBytes, Writer, api_of, decode};
 
 use crate::kafka::conn::Ended;
+use crate::kafka::session::Session;
 
-pub(super) fn answer(request: &Request) -> Result<Answer, Ended> {
+/// From here on an answer tells of features.
+const FEATURES_SINCE: i16 = 3;
+
+/// The feature that says whether consumers may have the coordinator assign (KIP-848), and its
+/// only level.
+const GROUP_VERSION: &str = "group.version";
+const GROUP_LEVEL: i16 = 1;
+
+pub(super) fn answer(session: &Session, request: &Request) -> Result<Answer, Ended> {
     let asked: ApiVersionsRequest = decode(request)?;
     let wrong = request.version >= 3
         && !(is_name(&asked.client_software_name) && is_name(&asked.client_software_version));
@@ -15,8 +27,29 @@ pub(super) fn answer(request: &Request) -> Result<Answer, Ended> {
         response.error_code = ErrorCode::InvalidRequest.code();
     } else {
         response.api_keys = APIS.iter().map(range).collect();
+        if request.version >= FEATURES_SINCE {
+            features(session, &mut response);
+        }
     }
     Ok(Writer::message(request, &response)?)
+}
+
+/// What the cluster's nodes can do, and what all of them may by now.
+fn features(session: &Session, response: &mut ApiVersionsResponse) {
+    let supported = SupportedFeatureKey::default()
+        .with_name(StrBytes::from_static_str(GROUP_VERSION))
+        .with_min_version(GROUP_LEVEL)
+        .with_max_version(GROUP_LEVEL);
+    response.supported_features = vec![supported];
+    let map = session.kafka.inner.cluster.map();
+    response.finalized_features_epoch = i64::try_from(map.version()).unwrap_or(i64::MAX);
+    if map.level() >= CONSUMERS_LEVEL {
+        let finalized = FinalizedFeatureKey::default()
+            .with_name(StrBytes::from_static_str(GROUP_VERSION))
+            .with_min_version_level(GROUP_LEVEL)
+            .with_max_version_level(GROUP_LEVEL);
+        response.finalized_features = vec![finalized];
+    }
 }
 
 /// To a version of the request that is not served: the range of those that are, in version zero.

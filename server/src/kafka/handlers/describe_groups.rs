@@ -18,7 +18,7 @@ use crate::kafka::session::Session;
 const UNKNOWN_SINCE: i16 = 6;
 const INSTANCE_SINCE: i16 = 4;
 /// What may be done with a group where nothing is forbidden: read, delete, describe.
-const GROUP_OPERATIONS: i32 = 0b1_0100_1000;
+pub(super) const GROUP_OPERATIONS: i32 = 0b1_0100_1000;
 
 pub(super) fn answer(session: &mut Session, request: &Request) -> Result<Answer, Ended> {
     let asked: DescribeGroupsRequest = decode(request)?;

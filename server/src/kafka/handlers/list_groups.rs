@@ -11,8 +11,6 @@ use crate::kafka::session::Session;
 
 const STATE_SINCE: i16 = 4;
 const TYPE_SINCE: i16 = 5;
-/// The type of all groups there are.
-const CLASSIC: &str = "classic";
 
 pub(super) fn answer(session: &mut Session, request: &Request) -> Result<Answer, Ended> {
     let asked: ListGroupsRequest = decode(request)?;
@@ -22,7 +20,7 @@ pub(super) fn answer(session: &mut Session, request: &Request) -> Result<Answer,
         Ok(groups) => {
             let listed = groups.into_iter().filter(|group| {
                 is_wanted(&asked.states_filter, group.state.as_str())
-                    && is_wanted(&asked.types_filter, CLASSIC)
+                    && is_wanted(&asked.types_filter, group.kind.as_str())
             });
             response.groups.extend(listed.map(|group| {
                 let mut listed = ListedGroup::default()
@@ -32,7 +30,7 @@ pub(super) fn answer(session: &mut Session, request: &Request) -> Result<Answer,
                     listed.group_state = StrBytes::from_static_str(group.state.as_str());
                 }
                 if request.version >= TYPE_SINCE {
-                    listed.group_type = StrBytes::from_static_str(CLASSIC);
+                    listed.group_type = StrBytes::from_static_str(group.kind.as_str());
                 }
                 listed
             }));

@@ -2,6 +2,8 @@
 
 mod alter_configs;
 mod api_versions;
+mod consumer_group_describe;
+mod consumer_group_heartbeat;
 mod create_partitions;
 mod create_topics;
 mod delete_groups;
@@ -63,7 +65,7 @@ pub(super) async fn begin(session: &mut Session, request: Request) -> Begun {
         ApiKey::Fetch => return fetch::begin(session, request),
         ApiKey::JoinGroup => return join_group::begin(session, request),
         ApiKey::SyncGroup => return sync_group::begin(session, request),
-        ApiKey::ApiVersions => api_versions::answer(&request),
+        ApiKey::ApiVersions => api_versions::answer(session, &request),
         ApiKey::Metadata => metadata::answer(session, &request).await,
         ApiKey::ListOffsets => list_offsets::answer(session, &request).await,
         ApiKey::CreateTopics => create_topics::answer(session, &request).await,
@@ -85,6 +87,8 @@ pub(super) async fn begin(session: &mut Session, request: Request) -> Begun {
         ApiKey::DescribeGroups => describe_groups::answer(session, &request),
         ApiKey::ListGroups => list_groups::answer(session, &request),
         ApiKey::DeleteGroups => delete_groups::answer(session, &request).await,
+        ApiKey::ConsumerGroupHeartbeat => consumer_group_heartbeat::answer(session, &request).await,
+        ApiKey::ConsumerGroupDescribe => consumer_group_describe::answer(session, &request),
         // The table of apis names no other.
         _ => Err(Ended::Stopped),
     };

@@ -15,6 +15,9 @@ use crate::kafka::conn::Ended;
 use crate::kafka::errors;
 use crate::kafka::session::Session;
 
+/// From here on a generation may be the epoch of a consumer that the coordinator assigns to.
+const MEMBER_EPOCH_SINCE: i16 = 9;
+
 /// One outcome for each offset, in order.
 type Outcomes = Vec<Result<(), GroupError>>;
 
@@ -27,6 +30,10 @@ pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<A
         let mut answered = OffsetCommitResponseTopic::default().with_name(topic.name.clone());
         for partition in &topic.partitions {
             let code = match &committed {
+                // A client that knows no member epochs.
+                Err(GroupError::StaleEpoch) if request.version < MEMBER_EPOCH_SINCE => {
+                    ErrorCode::IllegalGeneration.code()
+                }
                 Err(error) => errors::group(error).code(),
                 Ok(_) => match outcomes.next() {
                     Some(Ok(())) => 0,

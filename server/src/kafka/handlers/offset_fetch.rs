@@ -89,7 +89,10 @@ async fn answer_group(
         require_stable,
     };
     let fetched = if few {
-        session.kafka.inner.groups.fetch(request).await
+        match check_member(session, &asked) {
+            Ok(()) => session.kafka.inner.groups.fetch(request).await,
+            Err(error) => Err(error),
+        }
     } else {
         Err(GroupError::InvalidRequest("it names too many partitions"))
     };
@@ -104,6 +107,18 @@ async fn answer_group(
             let topics = topics.into_iter().map(|topic| pick(topic, &mut found));
             answer.with_topics(topics.collect())
         }
+    }
+}
+
+/// A consumer that says who it is gets offsets only as of its present epoch: it may have lost its
+/// partitions to others who have moved on.
+fn check_member(session: &Session, asked: &OffsetFetchRequestGroup) -> Result<(), GroupError> {
+    let groups = &session.kafka.inner.groups;
+    match &asked.member_id {
+        Some(member) if asked.member_epoch >= 0 => {
+            groups.check_member(&asked.group_id, member, asked.member_epoch)
+        }
+        Some(_) | None => Ok(()),
     }
 }
 

@@ -84,14 +84,14 @@ pub const APIS: &[Api] = &[
     api(
         ApiKey::OffsetCommit,
         "offset_commit",
-        (2, 8),
+        (2, 9),
         8,
         shapes::OFFSET_COMMIT,
     ),
     api(
         ApiKey::OffsetFetch,
         "offset_fetch",
-        (1, 8),
+        (1, 9),
         6,
         shapes::OFFSET_FETCH,
     ),
@@ -228,6 +228,20 @@ pub const APIS: &[Api] = &[
         (0, 2),
         0,
         shapes::DESCRIBE_CLUSTER,
+    ),
+    api(
+        ApiKey::ConsumerGroupHeartbeat,
+        "consumer_group_heartbeat",
+        (0, 1),
+        0,
+        shapes::CONSUMER_GROUP_HEARTBEAT,
+    ),
+    api(
+        ApiKey::ConsumerGroupDescribe,
+        "consumer_group_describe",
+        (0, 1),
+        0,
+        shapes::CONSUMER_GROUP_DESCRIBE,
     ),
 ];
 

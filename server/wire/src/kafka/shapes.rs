@@ -364,3 +364,28 @@ pub(super) const OFFSET_DELETE: &[Field] = &[
         ]),
     ), // topics
 ];
+
+pub(super) const CONSUMER_GROUP_HEARTBEAT: &[Field] = &[
+    field(0, 1, Text),        // group_id
+    field(0, 1, Text),        // member_id
+    field(0, 1, Fixed(4)),    // member_epoch
+    field(0, 1, Text),        // instance_id
+    field(0, 1, Text),        // rack_id
+    field(0, 1, Fixed(4)),    // rebalance_timeout_ms
+    field(0, 1, List(&Text)), // subscribed_topic_names
+    field(1, 1, Text),        // subscribed_topic_regex
+    field(0, 1, Text),        // server_assignor
+    field(
+        0,
+        1,
+        Structs(&[
+            field(0, 1, Fixed(16)),       // topic_id
+            field(0, 1, List(&Fixed(4))), // partitions
+        ]),
+    ), // topic_partitions
+];
+
+pub(super) const CONSUMER_GROUP_DESCRIBE: &[Field] = &[
+    field(0, 1, List(&Text)), // group_ids
+    field(0, 1, Fixed(1)),    // include_authorized_operations
+];

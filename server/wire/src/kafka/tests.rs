@@ -140,6 +140,12 @@ fn decodes(request: &Request) -> Result<(), Malformed> {
         ApiKey::ListGroups => decode::<messages::ListGroupsRequest>(request).map(drop),
         ApiKey::DeleteGroups => decode::<messages::DeleteGroupsRequest>(request).map(drop),
         ApiKey::OffsetDelete => decode::<messages::OffsetDeleteRequest>(request).map(drop),
+        ApiKey::ConsumerGroupHeartbeat => {
+            decode::<messages::ConsumerGroupHeartbeatRequest>(request).map(drop)
+        }
+        ApiKey::ConsumerGroupDescribe => {
+            decode::<messages::ConsumerGroupDescribeRequest>(request).map(drop)
+        }
         other => panic!("{other:?} is served and not tested"),
     }
 }
