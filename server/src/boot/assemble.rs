@@ -221,6 +221,7 @@ impl Server {
             intake: Intake {
                 in_flight: Arc::new(Semaphore::new(IN_FLIGHT_BYTES)),
                 pressure: self.store.pressure(),
+                clock: Arc::clone(&self.clock),
             },
             max_batch_bytes: config.limits.batch_size.as_usize(),
             tasks: self.tasks.clone(),

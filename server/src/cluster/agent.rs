@@ -21,11 +21,11 @@ use trilog_raft::controller::reconcile::{
     Action, LeaderView, Limits, LocalGroup, LocalRole, Myself, OpenKind, Progress, plan_node,
 };
 use trilog_raft::controller::silence::Silence;
-use trilog_raft::controller::{ClusterMap, GroupPlace, InternalTopic, TopicConfig};
+use trilog_raft::controller::{ClusterMap, GroupPlace, InternalTopic, TimestampType, TopicConfig};
 use trilog_raft::{Group, Leadership, MembershipError, Node, OpenError, View};
 
 use super::{Cluster, PeerFile, ProposeError};
-use crate::partition::{Intake, Limits as PartitionLimits, Partition};
+use crate::partition::{Intake, Limits as PartitionLimits, Partition, RecordRules, Times};
 use crate::view::{PartitionView, ViewKind};
 use trilog_storage::log::Retention;
 
@@ -205,6 +205,16 @@ impl Agent {
                     .filter(|_| deletes)
                     .map(Duration::from_millis),
                 bytes: config.retention_bytes.filter(|_| deletes),
+            },
+            rules: RecordRules {
+                keyed: config.cleanup_compact,
+                times: match config.timestamp_type {
+                    TimestampType::LogAppendTime => Times::Appended,
+                    TimestampType::CreateTime => Times::Created {
+                        before_ms: config.timestamp_before_max_ms,
+                        after_ms: config.timestamp_after_max_ms,
+                    },
+                },
             },
         }
     }
@@ -388,6 +398,7 @@ impl Agent {
         let limits = PartitionLimits {
             max_batch_bytes: self.max_batch_bytes,
             retention: Retention::default(),
+            rules: RecordRules::default(),
         };
         let partition = Partition::new(group, state, self.intake.clone(), limits);
         self.cluster.partitions().insert(id, partition);

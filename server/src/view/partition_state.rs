@@ -112,11 +112,14 @@ impl PartitionState {
             first_sequence: batch.base_sequence,
             records: batch.record_count,
         };
-        Ok(Some(self.producers.replay(
-            &publisher,
-            header.base_offset,
-            header.append_time,
-        )))
+        // A repeat is told the time its original's records have.
+        let time = if batch.attributes.is_append_time() {
+            Timestamp::from_millis(batch.max_timestamp)
+        } else {
+            header.append_time
+        };
+        let change = self.producers.replay(&publisher, header.base_offset, time);
+        Ok(Some(change))
     }
 
     fn replay_command(&mut self, header: &FrameHeader, command: &[u8]) -> Result<(), StateError> {
