@@ -277,7 +277,7 @@ pub fn stamp_append_time(batch: &Bytes, millis: i64) -> Bytes {
 }
 
 /// Writes the checksum of a batch whose other bytes are final.
-fn seal(batch: &mut [u8]) {
+pub(super) fn seal(batch: &mut [u8]) {
     let crc = crc32c::crc32c(&batch[CRC_END..]);
     batch[CRC_AT..CRC_END].copy_from_slice(&crc.to_be_bytes());
 }

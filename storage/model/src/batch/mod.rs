@@ -18,6 +18,7 @@ mod builder;
 mod compression;
 mod header;
 mod record;
+mod retain;
 mod varint;
 
 #[cfg(test)]
@@ -27,3 +28,4 @@ pub use builder::{BatchBuilder, BuildError, ProducerState, marker, restamp, stam
 pub use compression::{Compression, DecompressError};
 pub use header::{Attributes, BatchError, BatchHeader, HEADER_LEN, sequence_after};
 pub use record::{Header, Headers, Record, RecordError, RecordIter, Records};
+pub use retain::{RetainError, Retained, retain};
