@@ -52,6 +52,8 @@ const LIMITS: Limits = Limits {
             after_ms: u64::MAX,
         },
     },
+    compaction: None,
+    rolling: None,
 };
 
 struct Cluster {

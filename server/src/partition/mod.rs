@@ -3,6 +3,7 @@
 //! Owns admission and the translation between offsets and the log. Knows no dialect, socket or
 //! file; below it are the Raft group and its log.
 
+mod compaction;
 mod drain;
 mod epochs;
 mod error;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use trilog_model::batch::BatchHeader;
@@ -21,8 +23,9 @@ use trilog_model::{LogIndex, NodeId, Offset, ReplicaId, Term, Timestamp};
 use trilog_raft::{HighWatermark, Leadership};
 use trilog_storage::env::Clock;
 use trilog_storage::frame::Frame;
-use trilog_storage::log::{Pressure, Retention};
+use trilog_storage::log::{Pressure, Retention, Rolling};
 
+pub use compaction::{Compaction, keep as keep_compaction};
 pub use epochs::Dated;
 pub use error::{AppendError, ReadError};
 pub use registry::Partitions;
@@ -31,6 +34,7 @@ pub use rules::{BadRecord, BadRecords, RecordFault, RecordRules, Times};
 
 use crate::view::producers::Publisher;
 use crate::view::{PartitionCommand, PartitionState, PartitionView, SharedState, ViewKind};
+use compaction::Swept;
 use drain::{Request, Work};
 
 /// The Raft group under a partition.
@@ -90,6 +94,10 @@ pub struct Limits {
     pub retention: Retention,
     /// What is asked of records.
     pub rules: RecordRules,
+    /// How it is compacted, where it is.
+    pub compaction: Option<Compaction>,
+    /// When segments end, if earlier than the node's own limits say.
+    pub rolling: Option<Rolling>,
 }
 
 /// What all appends of a node share.
@@ -135,6 +143,7 @@ struct Inner {
     intake: Intake,
     limits: watch::Sender<Limits>,
     kind: ViewKind,
+    swept: Mutex<Swept>,
     drain: JoinHandle<()>,
 }
 
@@ -161,6 +170,7 @@ impl Partition {
             intake,
             limits,
             kind,
+            swept: Mutex::default(),
             drain,
         };
         Self {
@@ -502,6 +512,9 @@ impl Partition {
     }
 
     pub fn set_limits(&self, limits: Limits) {
+        if let Some(rolling) = limits.rolling {
+            self.inner.group.log().set_rolling(rolling);
+        }
         self.inner.limits.send_replace(limits);
     }
 }
