@@ -21,9 +21,12 @@ use trilog_raft::testkit::{SimClock, block_on, seeds, small_store};
 use trilog_raft::transport::sim::SimNet;
 use trilog_raft::transport::{ClusterId, TransportConfig};
 use trilog_raft::{KV_FAMILY, Node, RaftConfig};
-use trilog_server::partition::{AppendError, Intake, Limits, Partition};
+use trilog_server::partition::{
+    AppendError, Appended, Intake, Limits, Partition, RecordRules, Times,
+};
 use trilog_server::view::PartitionView;
 use trilog_storage::env::Entropy;
+use trilog_storage::frame::Frame;
 use trilog_storage::io::sim::SimDisk;
 use trilog_storage::kv::Kv;
 use trilog_storage::log::Retention;
@@ -35,6 +38,23 @@ const BATCHES: i32 = 60;
 const RECORDS: i32 = 3;
 /// Batches a producer has on their way at once, as Kafka's clients do.
 const PIPELINE: i32 = 5;
+
+const LIMITS: Limits = Limits {
+    max_batch_bytes: 1 << 16,
+    retention: Retention {
+        age: None,
+        bytes: None,
+    },
+    rules: RecordRules {
+        keyed: false,
+        times: Times::Created {
+            before_ms: u64::MAX,
+            after_ms: u64::MAX,
+        },
+    },
+    compaction: None,
+    rolling: None,
+};
 
 struct Cluster {
     net: SimNet,
@@ -104,6 +124,7 @@ async fn node(number: NodeId, net: &SimNet, entropy: &Entropy) -> Partition {
     let intake = Intake {
         in_flight: Arc::new(Semaphore::new(1 << 20)),
         pressure: store.pressure(),
+        clock: clock.clone(),
     };
     let kv = Kv::memory(&[KV_FAMILY]);
     let node = Node::start(&raft, store, kv, transport, clock, entropy).unwrap();
@@ -112,16 +133,12 @@ async fn node(number: NodeId, net: &SimNet, entropy: &Entropy) -> Partition {
         .open_group(GROUP, ReplicaId::new(number, 1), view)
         .await
         .unwrap();
-    let limits = Limits {
-        max_batch_bytes: 1 << 16,
-        retention: Retention::default(),
-    };
     // The node lives as long as its partition's task does: as long as the test.
     tokio::spawn(async move {
         let _node = node;
         std::future::pending::<()>().await;
     });
-    Partition::new(group, state, intake, limits)
+    Partition::new(group, state, intake, LIMITS)
 }
 
 fn batch(producer: i64, number: i32) -> Bytes {
@@ -327,5 +344,78 @@ fn simulate(seed: u64) {
 fn every_batch_is_appended_once_whatever_becomes_of_leaders_and_replies() {
     for seed in seeds(5) {
         simulate(seed);
+    }
+}
+
+/// Sends one batch, again until a leader takes it.
+async fn append(cluster: &Cluster, bytes: &Bytes) -> Appended {
+    let deadline = Instant::now() + Duration::from_mins(1);
+    loop {
+        assert!(Instant::now() < deadline, "no leader takes the batch");
+        sleep(Duration::from_millis(20)).await;
+        let Some(leader) = cluster.leader().cloned() else {
+            continue;
+        };
+        if let Ok(appended) = leader.append(bytes.clone()).await {
+            return appended;
+        }
+    }
+}
+
+/// The times that all batches of a replica bear, each of which must be whole.
+async fn stamps(partition: &Partition) -> Vec<i64> {
+    let fetched = partition.read(Offset(0), 1 << 20).await.unwrap();
+    let stamp = |frame: &Frame| {
+        let header = BatchHeader::parse(&frame.records).unwrap();
+        assert_eq!(header.check_crc(&frame.records), Ok(()));
+        assert!(header.attributes.is_append_time());
+        assert!(header.max_timestamp <= frame.header.append_time.as_millis());
+        header.max_timestamp
+    };
+    fetched.frames.iter().map(stamp).collect()
+}
+
+#[test]
+fn records_with_the_time_of_their_append_have_it_everywhere_and_a_repeat_is_told_the_same() {
+    for seed in seeds(3) {
+        block_on(async move {
+            let cluster = Cluster::start(seed).await;
+            for partition in &cluster.partitions {
+                partition.set_limits(Limits {
+                    rules: RecordRules {
+                        keyed: false,
+                        times: Times::Appended,
+                    },
+                    ..LIMITS
+                });
+            }
+            let mut told = Vec::new();
+            for number in 0..4 {
+                let first = append(&cluster, &batch(1, number)).await;
+                let again = append(&cluster, &batch(1, number)).await;
+                assert!(again.duplicate && !first.duplicate);
+                assert_eq!(again.stamped, first.stamped);
+                told.push(first.stamped.unwrap());
+                let Some(leader) = cluster.leader() else {
+                    continue;
+                };
+                // The next leader's clock need not be the same; its times go on all the same.
+                let next = leader.group().replica().node().get() % NODES + 1;
+                let to = ReplicaId::new(NodeId(next), 1);
+                drop(leader.group().transfer_leader(to).await);
+            }
+            await_equal(&cluster).await;
+            assert!(told.is_sorted(), "{told:?}");
+            for partition in &cluster.partitions {
+                assert_eq!(stamps(partition).await, told);
+                let found = partition.first_since(told[2]).await.unwrap().unwrap();
+                let stamped = told.iter().position(|time| *time == told[2]).unwrap();
+                assert_eq!(found.timestamp, told[2]);
+                assert_eq!(
+                    found.offset,
+                    Offset(stamped as u64 * u64::from(RECORDS.unsigned_abs()))
+                );
+            }
+        });
     }
 }

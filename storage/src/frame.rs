@@ -6,9 +6,13 @@
 //!  32 base offset u64  40 append time ns u64           48 record count u32
 //!  52 records length u32               56 records CRC u32
 //!  60 command length u32               64 command CRC u32
-//!  68 reserved u64, zero               76 CRC-32C of bytes 0..76
+//!  68 further entries u64              76 CRC-32C of bytes 0..76
 //!  80 records, then command
 //! ```
+//!
+//! `further entries` is zero but in a [`FrameKind::Removed`], which stands for entries of one term
+//! that compaction left nothing of: from `index` on, one and so many more. Its record count says
+//! how many offsets they took, its append time is the latest that keeps the chain whole.
 //!
 //! Integers are little-endian. `records` is exactly one Kafka v2 record batch with base offset
 //! and leader epoch patched in. Its CRC-32C is the batch's own (over byte 21 onwards), which the
@@ -43,6 +47,9 @@ pub enum FrameKind {
     Data = 2,
     /// A Raft membership; the command part carries it, opaque to storage.
     Membership = 3,
+    /// Only in segments and copies of them: entries of which nothing is left. They keep their
+    /// places and their offsets.
+    Removed = 4,
     /// Only in the write-ahead log: the group's vote; the command part carries it.
     Vote = 16,
     /// Only in the write-ahead log: entries after `index` are gone; flag bit 0: all are.
@@ -65,6 +72,7 @@ impl FrameKind {
             1 => Self::Blank,
             2 => Self::Data,
             3 => Self::Membership,
+            4 => Self::Removed,
             16 => Self::Vote,
             17 => Self::Truncate,
             18 => Self::LogStart,
@@ -80,6 +88,12 @@ impl FrameKind {
     #[must_use]
     pub const fn is_entry(self) -> bool {
         matches!(self, Self::Blank | Self::Data | Self::Membership)
+    }
+
+    /// Whether the frame may stand in a segment.
+    #[must_use]
+    pub const fn is_stored(self) -> bool {
+        self.is_entry() || matches!(self, Self::Removed)
     }
 }
 
@@ -99,6 +113,8 @@ pub struct FrameHeader {
     pub records_crc: u32,
     pub command_len: u32,
     pub command_crc: u32,
+    /// Entries it stands for beside the one at `index`.
+    pub further: u64,
 }
 
 impl FrameHeader {
@@ -108,6 +124,27 @@ impl FrameHeader {
             term: self.term,
             index: self.index,
         }
+    }
+
+    /// The last entry it stands for.
+    #[must_use]
+    pub const fn last_id(&self) -> EntryId {
+        EntryId {
+            term: self.term,
+            index: LogIndex(self.index.get() + self.further),
+        }
+    }
+
+    /// The entry that follows.
+    #[must_use]
+    pub const fn next_index(&self) -> LogIndex {
+        LogIndex(self.index.get() + self.further + 1)
+    }
+
+    /// Whether there are records for readers in it.
+    #[must_use]
+    pub fn has_records(&self) -> bool {
+        self.record_count > 0 && self.kind != FrameKind::Removed
     }
 
     /// The offset after the last record of this entry.
@@ -140,7 +177,7 @@ impl FrameHeader {
         buf.put_u32_le(self.records_crc);
         buf.put_u32_le(self.command_len);
         buf.put_u32_le(self.command_crc);
-        buf.put_u64_le(0);
+        buf.put_u64_le(self.further);
         let crc = crc32c::crc32c(&out[..CRC_AT]);
         out[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
         out
@@ -176,14 +213,17 @@ impl FrameHeader {
             records_crc: buf.get_u32_le(),
             command_len: buf.get_u32_le(),
             command_crc: buf.get_u32_le(),
+            further: buf.get_u64_le(),
         };
         let numbers = [
+            header.further,
             header.index.get(),
             header.term.get(),
             header.base_offset.get(),
             header.append_time.nanos(),
         ];
-        if numbers.iter().any(|number| *number > NUMBER_MAX) {
+        let alone = kind == FrameKind::Removed || header.further == 0;
+        if !alone || numbers.iter().any(|number| *number > NUMBER_MAX) {
             return Err(FrameError::Implausible);
         }
         Ok(header)
@@ -233,6 +273,7 @@ impl Frame {
             records_crc: 0,
             command_len: u32::try_from(command.len()).unwrap_or(u32::MAX),
             command_crc: crc32c::crc32c(&command),
+            further: 0,
         };
         Self {
             header,

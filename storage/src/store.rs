@@ -39,6 +39,8 @@ struct Inner {
     keeper: mpsc::UnboundedSender<KeeperTask>,
     /// Dropping it ends the scrub.
     scrub: Mutex<Option<oneshot::Sender<()>>>,
+    /// Dropping it ends compaction.
+    clean: Mutex<Option<oneshot::Sender<()>>>,
     jobs: Mutex<Vec<JobHandle>>,
 }
 
@@ -64,6 +66,8 @@ pub struct StoreStats {
     pub short_groups: usize,
     /// Bytes the background scrub has read since the start.
     pub scrubbed_bytes: u64,
+    /// Bytes that compaction has read and written since the start.
+    pub compacted_bytes: u64,
     /// The write-ahead log's own counters; none once it is closed.
     pub wal: Option<WalStatus>,
 }
@@ -156,6 +160,7 @@ impl Store {
             groups: groups.len(),
             quarantined,
             short_groups,
+            compacted_bytes: shared.compacted.load(Ordering::Relaxed),
             scrubbed_bytes: shared.scrubbed.load(Ordering::Relaxed),
             pinned_bytes: shared.budget.pinned(),
             pinned_limit: shared.budget.pinned_limit(),
@@ -203,6 +208,7 @@ impl Inner {
         // Whoever is gone already needs no telling.
         let _ = self.keeper.send(KeeperTask::Stop);
         drop(self.scrub.lock().take());
+        drop(self.clean.lock().take());
         for worker in self.shared.fill_workers() {
             let _ = worker.send(FillTask::Stop);
         }

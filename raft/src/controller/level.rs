@@ -16,8 +16,11 @@ pub const INTERNAL_LEVEL: u32 = 2;
 /// From here on logs of groups hold consumers that the coordinator assigns to.
 pub const CONSUMERS_LEVEL: u32 = 3;
 
+/// From here on logs are compacted by key.
+pub const COMPACTION_LEVEL: u32 = 3;
+
 /// The newest level this build can follow.
-pub const BUILD_LEVEL: u32 = CONSUMERS_LEVEL;
+pub const BUILD_LEVEL: u32 = COMPACTION_LEVEL;
 
 /// The levels a build can follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

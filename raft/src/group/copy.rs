@@ -8,8 +8,9 @@
 //!          3                                                         nothing of it is here
 //! ```
 //!
-//! A call asks what a replica holds: `whole u8, end index u64, reluctance u8`, the end being that of
-//! what is both committed and durable there; a version before the reluctance leaves it out.
+//! A call asks what a replica holds: `whole u8, end index u64, reluctance u8, clean up to offset u64,
+//! arrivals u64`, the end being that of what is both committed and durable there; a version before
+//! the reluctance, or before compaction, ends there.
 //!
 //! The sender reads, and so verifies, each frame before it sends it; the receiver verifies it
 //! again, with its place in the chain, and the sums so far. A copy has the room of one stream:
@@ -22,8 +23,8 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
-use trilog_model::{LogIndex, ReplicaId};
-use trilog_storage::log::{CopyError, CopySum, Gap, GroupLog, ReadError};
+use trilog_model::{LogIndex, Offset, ReplicaId};
+use trilog_storage::log::{Cleanness, CopyError, CopySum, Gap, GroupLog, ReadError};
 
 use super::catch_up::Throttle;
 use super::network::{COPY, WHOLE};
@@ -204,7 +205,7 @@ impl Copies {
             let Some(last) = frames.last() else {
                 return Ok(sender.send(vec![Bytes::from_static(&[NOTHING])]).await?);
             };
-            next = last.header.index.next();
+            next = last.header.next_index();
             let mut slices = vec![Bytes::new()];
             for frame in &frames {
                 frame.push_slices(&mut slices);
@@ -255,6 +256,8 @@ pub(crate) struct Holding {
     /// The end of what is both committed and durable.
     pub(crate) end: LogIndex,
     pub(crate) reluctance: Reluctance,
+    /// How clean its log is; `None` from a version that does not know.
+    pub(crate) cleanness: Option<Cleanness>,
 }
 
 /// Whether a replica would take leadership.
@@ -294,26 +297,42 @@ impl Holding {
             whole: log.is_whole(),
             end: last.map_or(LogIndex(0), LogIndex::next),
             reluctance,
+            cleanness: Some(log.cleanness()),
         }
     }
 
     pub(crate) fn encode(self) -> Bytes {
-        let mut out = BytesMut::with_capacity(10);
+        let mut out = BytesMut::with_capacity(26);
         out.put_u8(u8::from(self.whole));
         out.put_u64_le(self.end.get());
         out.put_u8(self.reluctance.to_wire());
+        if let Some(cleanness) = self.cleanness {
+            out.put_u64_le(cleanness.clean.get());
+            out.put_u64_le(cleanness.arrivals);
+        }
         out.freeze()
     }
 
     fn decode(bytes: Bytes) -> Result<Self, CodecError> {
         let mut reader = Reader::new(bytes);
+        let whole = reader.flag("wholeness of a log")?;
+        let end = LogIndex(reader.u64()?);
+        let reluctance = match reader.u8() {
+            Ok(byte) => Reluctance::from_wire(byte),
+            Err(_) => Reluctance::Willing,
+        };
+        let cleanness = match (reader.u64(), reader.u64()) {
+            (Ok(clean), Ok(arrivals)) => Some(Cleanness {
+                clean: Offset(clean),
+                arrivals,
+            }),
+            _ => None,
+        };
         Ok(Self {
-            whole: reader.flag("wholeness of a log")?,
-            end: LogIndex(reader.u64()?),
-            reluctance: match reader.rest().first() {
-                Some(byte) => Reluctance::from_wire(*byte),
-                None => Reluctance::Willing,
-            },
+            whole,
+            end,
+            reluctance,
+            cleanness,
         })
     }
 }

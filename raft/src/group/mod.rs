@@ -8,6 +8,7 @@
 
 mod catch_up;
 mod checkpoint;
+mod clean;
 mod copy;
 mod descriptor;
 mod error;

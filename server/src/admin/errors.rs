@@ -42,7 +42,7 @@ pub(super) fn append(cluster: &Cluster, error: &AppendError) -> Error {
         AppendError::NotLeader { leader } => return not_leader(cluster, *leader),
         AppendError::Unknown => ErrorCode::UnknownOutcome,
         AppendError::Invalid(BatchError::Crc) => ErrorCode::CorruptBatch,
-        AppendError::Invalid(_) => ErrorCode::InvalidRecord,
+        AppendError::Invalid(_) | AppendError::Records(_) => ErrorCode::InvalidRecord,
         AppendError::TooLarge { .. } => ErrorCode::TooLarge,
         AppendError::OutOfOrder { .. } => ErrorCode::OutOfOrderSequence,
         AppendError::Fenced { .. } => ErrorCode::ProducerFenced,

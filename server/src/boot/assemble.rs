@@ -31,7 +31,7 @@ use crate::config::Config;
 use crate::group::{Coordinator, LagMeter, Settings as GroupSettings};
 use crate::kafka::{Kafka, Limits as KafkaLimits};
 use crate::listen::RequestMemory;
-use crate::partition::{Intake, Partitions, keep_retention};
+use crate::partition::{Intake, Partitions, keep_compaction, keep_retention};
 
 /// How long a stop waits for others to get their votes in the controller.
 const GROWTH_PATIENCE: Duration = Duration::from_secs(5);
@@ -221,6 +221,7 @@ impl Server {
             intake: Intake {
                 in_flight: Arc::new(Semaphore::new(IN_FLIGHT_BYTES)),
                 pressure: self.store.pressure(),
+                clock: Arc::clone(&self.clock),
             },
             max_batch_bytes: config.limits.batch_size.as_usize(),
             tasks: self.tasks.clone(),
@@ -229,8 +230,10 @@ impl Server {
         self.tasks.spawn(agent.run());
         let partitions = self.cluster.partitions().clone();
         let clock = Arc::clone(&self.clock);
-        let retention = keep_retention(partitions, clock, self.stop.clone());
+        let retention = keep_retention(partitions.clone(), Arc::clone(&clock), self.stop.clone());
         self.tasks.spawn(retention);
+        let compaction = keep_compaction(partitions, clock, self.stop.clone());
+        self.tasks.spawn(compaction);
         let leaders = self.cluster.leaders().clone();
         let keeping = leaders.keep(
             self.cluster.clone(),

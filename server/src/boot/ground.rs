@@ -237,6 +237,8 @@ pub(super) fn store_config(config: &Config, identity: &Identity) -> StoreConfig 
         segment_bytes: storage.segment_size.get(),
         fill_bytes: storage.fill_size.get(),
         scrub_bytes_per_second: storage.scrub_rate.get(),
+        compaction_bytes_per_second: storage.compaction_rate.get(),
+        compaction_memory: storage.compaction_memory.as_usize(),
         residents: residents(identity),
         ..defaults
     }

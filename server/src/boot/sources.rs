@@ -266,6 +266,7 @@ fn publish_store(stats: &trilog_storage::store::StoreStats) {
     gauge!("trilog_segments_quarantined").set(as_f64(stats.quarantined as u64));
     gauge!("trilog_partitions_incomplete").set(as_f64(stats.short_groups as u64));
     counter!("trilog_scrub_bytes_total").absolute(stats.scrubbed_bytes);
+    counter!("trilog_compaction_bytes_total").absolute(stats.compacted_bytes);
     let Some(wal) = &stats.wal else { return };
     counter!("trilog_wal_bytes_total").absolute(wal.writing.bytes);
     counter!("trilog_wal_rounds_total").absolute(wal.writing.rounds);

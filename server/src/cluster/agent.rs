@@ -21,13 +21,17 @@ use trilog_raft::controller::reconcile::{
     Action, LeaderView, Limits, LocalGroup, LocalRole, Myself, OpenKind, Progress, plan_node,
 };
 use trilog_raft::controller::silence::Silence;
-use trilog_raft::controller::{ClusterMap, GroupPlace, InternalTopic, TopicConfig};
+use trilog_raft::controller::{
+    COMPACTION_LEVEL, ClusterMap, GroupPlace, InternalTopic, TimestampType, TopicConfig,
+};
 use trilog_raft::{Group, Leadership, MembershipError, Node, OpenError, View};
 
 use super::{Cluster, PeerFile, ProposeError};
-use crate::partition::{Intake, Limits as PartitionLimits, Partition};
+use crate::partition::{
+    Compaction, Intake, Limits as PartitionLimits, Partition, RecordRules, Times,
+};
 use crate::view::{PartitionView, ViewKind};
-use trilog_storage::log::Retention;
+use trilog_storage::log::{Retention, Rolling};
 
 /// How often a round is planned when nothing asks for one.
 const INTERVAL: Duration = Duration::from_millis(200);
@@ -185,7 +189,7 @@ impl Agent {
         }
         self.peers.lock().update(book);
         for topic in map.topics() {
-            let limits = self.limits(&map.topic_config(topic));
+            let limits = self.limits(&map.topic_config(topic), map.level());
             for place in &topic.partitions {
                 if let Some(partition) = self.cluster.partitions().get(place.group) {
                     partition.set_limits(limits);
@@ -194,9 +198,13 @@ impl Agent {
         }
     }
 
-    fn limits(&self, config: &TopicConfig) -> PartitionLimits {
+    fn limits(&self, config: &TopicConfig, level: u32) -> PartitionLimits {
         let asked = usize::try_from(config.max_message_bytes).unwrap_or(usize::MAX);
         let deletes = config.cleanup_delete;
+        // An older build cannot read what compaction leaves.
+        let compacts = config.cleanup_compact && level >= COMPACTION_LEVEL;
+        let max_lag = Duration::from_millis(config.max_compaction_lag_ms);
+        let segment_age = Duration::from_millis(config.segment_ms);
         PartitionLimits {
             max_batch_bytes: asked.min(self.max_batch_bytes),
             retention: Retention {
@@ -206,6 +214,31 @@ impl Agent {
                     .map(Duration::from_millis),
                 bytes: config.retention_bytes.filter(|_| deletes),
             },
+            rules: RecordRules {
+                keyed: config.cleanup_compact,
+                times: match config.timestamp_type {
+                    TimestampType::LogAppendTime => Times::Appended,
+                    TimestampType::CreateTime => Times::Created {
+                        before_ms: config.timestamp_before_max_ms,
+                        after_ms: config.timestamp_after_max_ms,
+                    },
+                },
+            },
+            compaction: compacts.then(|| Compaction {
+                min_lag: Duration::from_millis(config.min_compaction_lag_ms),
+                max_lag,
+                keep_markers: Duration::from_millis(config.delete_retention_ms),
+                dirty_ratio: config.min_cleanable_dirty_ratio,
+            }),
+            rolling: Some(Rolling {
+                bytes: config.segment_bytes,
+                // Only closed segments are compacted.
+                age: if compacts {
+                    segment_age.min(max_lag)
+                } else {
+                    segment_age
+                },
+            }),
         }
     }
 
@@ -388,6 +421,9 @@ impl Agent {
         let limits = PartitionLimits {
             max_batch_bytes: self.max_batch_bytes,
             retention: Retention::default(),
+            rules: RecordRules::default(),
+            compaction: None,
+            rolling: None,
         };
         let partition = Partition::new(group, state, self.intake.clone(), limits);
         self.cluster.partitions().insert(id, partition);

@@ -112,6 +112,8 @@ fn read_appended(mut answer: Bytes) -> Option<Appended> {
         base_offset: Offset(answer.get_u64()),
         append_time: Timestamp(answer.get_u64()),
         duplicate: answer.get_u8() != 0,
+        // Nobody who comes this way asks.
+        stamped: None,
     })
 }
 

@@ -91,6 +91,10 @@ section! {
         /// Bytes a second at which closed segment files are read again in the background, to
         /// find what has gone bad before it is needed. 0 turns it off.
         scrub_rate: ByteSize = ByteSize::mib(4),
+        /// Bytes a second that compaction reads and writes, all topics together. 0 sets no limit.
+        compaction_rate: ByteSize = ByteSize::mib(32),
+        /// Memory for the keys that compaction remembers in one pass; more keys take more passes.
+        compaction_memory: ByteSize = ByteSize::mib(64),
     }
 }
 

@@ -235,6 +235,18 @@ impl Check<'_> {
                 ByteSize::bytes(0),
                 gib(4),
             ),
+            (
+                "storage.compaction_rate",
+                storage.compaction_rate,
+                ByteSize::bytes(0),
+                gib(4),
+            ),
+            (
+                "storage.compaction_memory",
+                storage.compaction_memory,
+                ByteSize::mib(1),
+                gib(4),
+            ),
         ];
         for (key, value, least, most) in sizes {
             self.size(key, value, least, most);

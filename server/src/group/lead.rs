@@ -340,6 +340,7 @@ fn append_error(error: &AppendError) -> GroupError {
         AppendError::Closed => GroupError::NotCoordinator { node: None },
         AppendError::TooLarge { .. } => GroupError::CommitTooLarge,
         AppendError::Invalid(_)
+        | AppendError::Records(_)
         | AppendError::OutOfOrder { .. }
         | AppendError::Fenced { .. }
         | AppendError::OffsetMismatch { .. }

@@ -7,7 +7,7 @@ use trilog_raft::controller::ControllerError;
 
 use crate::cluster::{LookupError, ProposeError};
 use crate::group::GroupError;
-use crate::partition::{AppendError, ReadError};
+use crate::partition::{AppendError, ReadError, RecordFault};
 
 /// Codes say too little of some refusals; what is said to people beside them.
 pub(super) type Refusal = (ErrorCode, Option<String>);
@@ -18,6 +18,10 @@ pub(super) fn append(error: &AppendError) -> Refusal {
         // It may yet be committed: a producer that tries again must be idempotent to be sure.
         AppendError::Unknown => ErrorCode::RequestTimedOut,
         AppendError::Invalid(error) => batch(*error),
+        AppendError::Records(bad) => match bad.fault {
+            RecordFault::NoKey => ErrorCode::InvalidRecord,
+            RecordFault::Time => ErrorCode::InvalidTimestamp,
+        },
         AppendError::TooLarge { .. } => ErrorCode::MessageTooLarge,
         AppendError::OutOfOrder { .. } => ErrorCode::OutOfOrderSequenceNumber,
         AppendError::Fenced { .. } => ErrorCode::InvalidProducerEpoch,
@@ -31,7 +35,7 @@ pub(super) fn append(error: &AppendError) -> Refusal {
 
 pub(super) fn batch(error: BatchError) -> ErrorCode {
     match error {
-        BatchError::Crc | BatchError::Incomplete | BatchError::Length(_) => {
+        BatchError::Crc | BatchError::Incomplete | BatchError::Length(_) | BatchError::Records => {
             ErrorCode::CorruptMessage
         }
         BatchError::AppendTime => ErrorCode::InvalidTimestamp,

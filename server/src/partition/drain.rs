@@ -7,11 +7,15 @@
 //! admission: the next drain starts only once the leader of some term is ready again, when the
 //! applied state says what became of it.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio::time::Instant;
+use trilog_model::batch::{BatchHeader, stamp_append_time};
 use trilog_model::{Offset, ReplicaId, Term};
 use trilog_raft::{Leadership, Proposal, ProposeError};
+use trilog_storage::env::Clock;
 
 use super::{AppendError, Appended, Group};
 use crate::view::producers::{Drain, Place, Publisher, Verdict};
@@ -37,6 +41,8 @@ pub(super) enum Work {
         publisher: Option<Publisher>,
         /// Append only if this is the next offset.
         expect: Option<Offset>,
+        /// Its records get the time of their append.
+        stamp: bool,
     },
     Command {
         encoded: Bytes,
@@ -54,6 +60,11 @@ impl Request {
         }
     }
 
+    /// The time its records got, if they got that of their append.
+    fn stamped(&self, millis: i64) -> Option<i64> {
+        matches!(self.work, Work::Batch { stamp: true, .. }).then_some(millis)
+    }
+
     fn answer(self, outcome: Result<Appended, AppendError>) {
         // The asker may have gone: its answer then matters to nobody.
         drop(self.reply.send(outcome));
@@ -61,7 +72,12 @@ impl Request {
 }
 
 /// Runs until the queue closes.
-pub(super) async fn run(group: Group, state: SharedState, mut queue: mpsc::Receiver<Request>) {
+pub(super) async fn run(
+    group: Group,
+    state: SharedState,
+    clock: Arc<dyn Clock>,
+    mut queue: mpsc::Receiver<Request>,
+) {
     let mut leadership = group.leadership();
     let commits = metrics::histogram!("trilog_commit_duration_seconds");
     let mut requests = Vec::new();
@@ -70,27 +86,32 @@ pub(super) async fn run(group: Group, state: SharedState, mut queue: mpsc::Recei
             refuse_all(&mut requests, &leadership);
             continue;
         };
-        let (proposals, waiting) = {
+        let (mut proposals, waiting, time) = {
             let applied = state.lock();
-            admit(&applied, term, requests.drain(..))
+            let (proposals, waiting) = admit(&applied, term, requests.drain(..));
+            // Partition time only rises, and so do these times.
+            (
+                proposals,
+                waiting,
+                clock.now().max(applied.time()).as_millis(),
+            )
         };
         if proposals.is_empty() {
             continue;
         }
+        stamp(&mut proposals, &waiting, time);
         let begun = Instant::now();
         match group.propose(proposals, term).await {
             Ok(applied) => {
                 commits.record(begun.elapsed());
-                let places: Vec<Appended> = applied
-                    .iter()
-                    .map(|entry| Appended {
+                for (slot, request) in waiting {
+                    let place = applied.get(slot).map(|entry| Appended {
                         base_offset: entry.base_offset,
                         append_time: entry.append_time,
                         duplicate: false,
-                    })
-                    .collect();
-                for (slot, request) in waiting {
-                    request.answer(places.get(slot).copied().ok_or(AppendError::Unknown));
+                        stamped: request.stamped(time),
+                    });
+                    request.answer(place.ok_or(AppendError::Unknown));
                 }
             }
             Err(error) => {
@@ -104,6 +125,25 @@ pub(super) async fn run(group: Group, state: SharedState, mut queue: mpsc::Recei
             }
         }
     }
+}
+
+/// Gives the records that are to have it the time of their append. Their bodies are copied for
+/// it: the time lies under the batch's checksum.
+fn stamp(proposals: &mut [Proposal], waiting: &[(usize, Request)], millis: i64) {
+    for (slot, request) in waiting {
+        let Work::Batch { stamp: true, .. } = &request.work else {
+            continue;
+        };
+        // A repeat in the same drain waits for a batch that has its stamp already.
+        let proposal = proposals.get_mut(*slot);
+        if let Some(proposal) = proposal.filter(|proposal| !has_append_time(&proposal.records)) {
+            proposal.records = stamp_append_time(&proposal.records, millis);
+        }
+    }
+}
+
+fn has_append_time(batch: &Bytes) -> bool {
+    BatchHeader::parse(batch).is_ok_and(|header| header.attributes.is_append_time())
 }
 
 /// Waits for at least one request and takes what else is there, within a drain's bounds.
@@ -177,7 +217,7 @@ enum Judged {
 }
 
 fn judge(work: &Work, now: Term, producers: &mut Drain<'_>, slot: usize, next: Offset) -> Judged {
-    let (bytes, records, publisher, expect) = match work {
+    let (bytes, records, publisher, expect, stamp) = match work {
         Work::Command { term, .. } if term.is_some_and(|term| term != now) => {
             return Judged::Answer(Err(AppendError::NotLeader { leader: None }));
         }
@@ -193,7 +233,8 @@ fn judge(work: &Work, now: Term, producers: &mut Drain<'_>, slot: usize, next: O
             records,
             publisher,
             expect,
-        } => (bytes, *records, publisher, expect),
+            stamp,
+        } => (bytes, *records, publisher, expect, *stamp),
     };
     // A repeat is recognised before the condition is checked: its first try has changed the
     // very offset that it expects.
@@ -222,6 +263,7 @@ fn judge(work: &Work, now: Term, producers: &mut Drain<'_>, slot: usize, next: O
             base_offset,
             append_time,
             duplicate: true,
+            stamped: stamp.then(|| append_time.as_millis()),
         })),
         Verdict::OutOfOrder { expected } => {
             Judged::Answer(Err(AppendError::OutOfOrder { expected }))

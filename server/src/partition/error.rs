@@ -3,6 +3,8 @@
 use trilog_model::batch::BatchError;
 use trilog_model::{NodeId, Offset};
 
+use super::rules::BadRecords;
+
 /// Why an append was not acknowledged.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
@@ -14,6 +16,9 @@ pub enum AppendError {
     Unknown,
     #[error("the batch is refused: {0}")]
     Invalid(BatchError),
+    /// Records of it break the topic's rules; nothing of the batch was appended.
+    #[error("{0}")]
+    Records(BadRecords),
     #[error("the batch has {size} bytes; the topic takes at most {limit}")]
     TooLarge { size: usize, limit: usize },
     #[error("out of order: the producer's next sequence is {expected}")]

@@ -3,31 +3,38 @@
 //! Owns admission and the translation between offsets and the log. Knows no dialect, socket or
 //! file; below it are the Raft group and its log.
 
+mod compaction;
 mod drain;
 mod epochs;
 mod error;
 mod registry;
 mod retention;
+mod rules;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use trilog_model::batch::BatchHeader;
 use trilog_model::{LogIndex, NodeId, Offset, ReplicaId, Term, Timestamp};
 use trilog_raft::{HighWatermark, Leadership};
+use trilog_storage::env::Clock;
 use trilog_storage::frame::Frame;
-use trilog_storage::log::{Pressure, Retention};
+use trilog_storage::log::{Pressure, Retention, Rolling};
 
+pub use compaction::{Compaction, keep as keep_compaction};
 pub use epochs::Dated;
 pub use error::{AppendError, ReadError};
 pub use registry::Partitions;
 pub use retention::keep as keep_retention;
+pub use rules::{BadRecord, BadRecords, RecordFault, RecordRules, Times};
 
 use crate::view::producers::Publisher;
 use crate::view::{PartitionCommand, PartitionState, PartitionView, SharedState, ViewKind};
+use compaction::Swept;
 use drain::{Request, Work};
 
 /// The Raft group under a partition.
@@ -52,6 +59,8 @@ pub struct Appended {
     pub append_time: Timestamp,
     /// The batch had been appended before; these are the original's.
     pub duplicate: bool,
+    /// The time all its records have, in milliseconds, where they have that of their append.
+    pub stamped: Option<i64>,
 }
 
 /// A place in a partition, as readers name it.
@@ -83,6 +92,12 @@ pub struct Limits {
     pub max_batch_bytes: usize,
     /// What is kept, where the topic deletes at all.
     pub retention: Retention,
+    /// What is asked of records.
+    pub rules: RecordRules,
+    /// How it is compacted, where it is.
+    pub compaction: Option<Compaction>,
+    /// When segments end, if earlier than the node's own limits say.
+    pub rolling: Option<Rolling>,
 }
 
 /// What all appends of a node share.
@@ -92,6 +107,8 @@ pub struct Intake {
     pub in_flight: Arc<Semaphore>,
     /// Whether storage can take more.
     pub pressure: watch::Receiver<Pressure>,
+    /// What records' times are held against, and stamped with.
+    pub clock: Arc<dyn Clock>,
 }
 
 impl Intake {
@@ -126,6 +143,7 @@ struct Inner {
     intake: Intake,
     limits: watch::Sender<Limits>,
     kind: ViewKind,
+    swept: Mutex<Swept>,
     drain: JoinHandle<()>,
 }
 
@@ -140,7 +158,9 @@ impl Partition {
     #[must_use]
     pub fn new(group: Group, state: SharedState, intake: Intake, limits: Limits) -> Self {
         let (queue, requests) = mpsc::channel(QUEUE_LEN);
-        let drain = tokio::spawn(drain::run(group.clone(), Arc::clone(&state), requests));
+        let clock = Arc::clone(&intake.clock);
+        let drain = drain::run(group.clone(), Arc::clone(&state), clock, requests);
+        let drain = tokio::spawn(drain);
         let limits = watch::Sender::new(limits);
         let kind = state.lock().kind();
         let inner = Inner {
@@ -150,6 +170,7 @@ impl Partition {
             intake,
             limits,
             kind,
+            swept: Mutex::default(),
             drain,
         };
         Self {
@@ -170,6 +191,9 @@ impl Partition {
         expect: Option<Offset>,
     ) -> Result<Ticket, AppendError> {
         let header = self.check(&bytes)?;
+        let rules = self.inner.limits.borrow().rules;
+        let now = self.inner.intake.clock.now();
+        rules.check(&header, &bytes, now).await?;
         let publisher = header.is_idempotent().then_some(Publisher {
             producer_id: header.producer_id,
             epoch: header.producer_epoch,
@@ -182,6 +206,7 @@ impl Partition {
             records,
             publisher,
             expect,
+            stamp: rules.times == Times::Appended,
         })
         .await
     }
@@ -487,6 +512,9 @@ impl Partition {
     }
 
     pub fn set_limits(&self, limits: Limits) {
+        if let Some(rolling) = limits.rolling {
+            self.inner.group.log().set_rolling(rolling);
+        }
         self.inner.limits.send_replace(limits);
     }
 }

@@ -13,7 +13,7 @@ use super::group::GroupCommand;
 /// One command of a partition.
 #[derive(Clone, PartialEq, Eq, Hash, Message)]
 pub struct PartitionCommand {
-    #[prost(oneof = "Action", tags = "1, 2, 3")]
+    #[prost(oneof = "Action", tags = "1, 2, 3, 20")]
     pub action: Option<Action>,
 }
 
@@ -28,6 +28,9 @@ pub enum Action {
     /// Of partitions that hold groups.
     #[prost(message, tag = "3")]
     Group(GroupCommand),
+    /// Every replica's log is clean below the offset. From feature level 3 on.
+    #[prost(message, tag = "20")]
+    Clean(Clean),
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Message)]
@@ -39,6 +42,12 @@ pub struct Trim {
 
 #[derive(Clone, PartialEq, Eq, Hash, Message)]
 pub struct Tick {}
+
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
+pub struct Clean {
+    #[prost(uint64, tag = "1")]
+    pub offset: u64,
+}
 
 impl PartitionCommand {
     #[must_use]
@@ -54,6 +63,15 @@ impl PartitionCommand {
     pub fn tick() -> Self {
         Self {
             action: Some(Action::Tick(Tick {})),
+        }
+    }
+
+    #[must_use]
+    pub fn clean(offset: Offset) -> Self {
+        Self {
+            action: Some(Action::Clean(Clean {
+                offset: offset.get(),
+            })),
         }
     }
 

@@ -5,7 +5,8 @@
 //! no clock; time arrives in the entry. The reply to a request is released when its entry
 //! commits. Views know no dialect, no socket and no file.
 
-pub mod command;
+pub mod cleanness;
+mod command;
 pub mod group;
 pub mod partition_state;
 mod partition_view;

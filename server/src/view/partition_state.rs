@@ -7,6 +7,7 @@
 
 use std::hash::Hasher;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use prost::Message;
@@ -15,6 +16,7 @@ use trilog_model::{Offset, Timestamp};
 use trilog_storage::frame::FrameHeader;
 
 use super::ViewKind;
+use super::cleanness::{Cleanness, StoredStep};
 use super::command::{Action, PartitionCommand};
 use super::group::{At, Groups};
 use super::producers::{Change, Producers, Publisher, Window};
@@ -29,6 +31,8 @@ pub struct PartitionState {
     next_offset: Offset,
     time: Timestamp,
     producers: Producers,
+    /// Only of partitions that are compacted.
+    clean: Cleanness,
     /// Only of partitions that hold groups.
     groups: Option<Groups>,
 }
@@ -112,11 +116,14 @@ impl PartitionState {
             first_sequence: batch.base_sequence,
             records: batch.record_count,
         };
-        Ok(Some(self.producers.replay(
-            &publisher,
-            header.base_offset,
-            header.append_time,
-        )))
+        // A repeat is told the time its original's records have.
+        let time = if batch.attributes.is_append_time() {
+            Timestamp::from_millis(batch.max_timestamp)
+        } else {
+            header.append_time
+        };
+        let change = self.producers.replay(&publisher, header.base_offset, time);
+        Ok(Some(change))
     }
 
     fn replay_command(&mut self, header: &FrameHeader, command: &[u8]) -> Result<(), StateError> {
@@ -127,6 +134,10 @@ impl PartitionState {
                 self.log_start = self.log_start.max(wanted);
             }
             Action::Tick(_) => {}
+            Action::Clean(clean) => {
+                let reached = Offset(clean.offset).min(self.next_offset);
+                self.clean.reach(reached, header.append_time);
+            }
             Action::Group(command) => {
                 let groups = self.groups.as_mut().ok_or(StateError::Command)?;
                 let at = At {
@@ -157,6 +168,18 @@ impl PartitionState {
     #[must_use]
     pub fn time(&self) -> Timestamp {
         self.time
+    }
+
+    /// Below which offset every replica's log is clean.
+    #[must_use]
+    pub fn clean(&self) -> Offset {
+        self.clean.end()
+    }
+
+    /// Below which offset deletion markers may go that stay for `kept`, at partition time `now`.
+    #[must_use]
+    pub fn markers_before(&self, kept: Duration, now: Timestamp) -> Offset {
+        self.clean.markers_before(kept, now)
     }
 
     #[must_use]
@@ -190,6 +213,7 @@ impl PartitionState {
             next_offset: Offset(number(8)?),
             time: Timestamp(number(16)?),
             producers: Producers::default(),
+            clean: Cleanness::default(),
             groups: None,
         };
         for (id, window) in windows {
@@ -210,6 +234,7 @@ impl PartitionState {
             position: self.encode_position().to_vec(),
             producers: producers.collect(),
             groups: self.groups.as_ref().map(Groups::snapshot),
+            clean: self.clean.stored(),
         }
         .encode_to_vec()
     }
@@ -222,6 +247,7 @@ impl PartitionState {
             .iter()
             .map(|p| (p.producer_id, p.window.as_slice()));
         let mut state = Self::from_stored(&stored.position, windows)?;
+        state.clean = Cleanness::restore(&stored.clean);
         if let Some(groups) = &stored.groups {
             let groups = Groups::restore(groups).map_err(|_| StateError::Stored)?;
             state.groups = Some(groups);
@@ -261,6 +287,8 @@ struct StoredState {
     producers: Vec<StoredProducer>,
     #[prost(bytes = "vec", optional, tag = "3")]
     groups: Option<Vec<u8>>,
+    #[prost(message, repeated, tag = "20")]
+    clean: Vec<StoredStep>,
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]
@@ -344,6 +372,25 @@ mod tests {
             state.replay(&header, &[], &command).unwrap();
             assert_eq!(state.log_start(), Offset(start));
         }
+    }
+
+    #[test]
+    fn what_is_clean_everywhere_is_folded_and_survives_a_snapshot() {
+        let mut state = replayed(&[entry(0, 0, None), entry(1, 1, None)]);
+        let header = FrameHeader {
+            record_count: 0,
+            ..entry(2, 2, None).header
+        };
+        for (wanted, clean) in [(1, 1), (0, 1), (99, 2)] {
+            let command = PartitionCommand::clean(Offset(wanted)).encoded();
+            state.replay(&header, &[], &command).unwrap();
+            assert_eq!(state.clean(), Offset(clean));
+        }
+        let kept = Duration::from_nanos(10);
+        let later = Timestamp(header.append_time.nanos() + 11);
+        assert_eq!(state.markers_before(kept, header.append_time), Offset(0));
+        assert_eq!(state.markers_before(kept, later), Offset(2));
+        assert_eq!(PartitionState::restore(&state.snapshot()), Ok(state));
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub(super) async fn read<I: Io>(
     let copies = kept(&is_copy);
     let aside = kept(&|name| parse_aside_name(name).is_some());
     for segment in &record.segments {
-        let name = PathBuf::from(segment_file_name(segment.base_index));
+        let name = PathBuf::from(segment_file_name(segment.base_index, segment.generation));
         let path = folder.join(&name);
         let is_aside = |aside: &PathBuf| parse_aside_name(aside) == Some(segment.base_index);
         if !names.contains(&name) && aside.iter().any(is_aside) {

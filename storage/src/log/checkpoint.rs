@@ -16,12 +16,15 @@
 //!                       last time u64, record time i64, sealed u8
 //!       removed replicas u32: group u64, replica u64
 //!       barred replicas u32: group u64, replica u64
+//!       version 3: rewritten logs u32: group u64, replica u64, clean up to offset u64,
+//!                  segments u32: base index u64, generation u32
 //! CRC-32C of all before it
 //! from version 2 on: whatever stands behind it, to the end of the file
 //! tip = last u8: term u64, index u64; next index u64, next offset u64, next time u64
 //! ```
 //!
-//! A `u8` before a colon says whether what follows is there. Integers are little-endian.
+//! A `u8` before a colon says whether what follows is there. Integers are little-endian. Version 2
+//! is written as long as no log was rewritten, so that an older build can still read it.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut, TryGetError};
 use trilog_model::{EntryId, GroupId, LogIndex, Offset, ReplicaId, Term, Timestamp};
@@ -32,8 +35,10 @@ use super::types::{LogStart, TermStart, Vote};
 use crate::frame::NUMBER_MAX;
 use crate::wal::{WalPosition, WalStart};
 
-/// The version this build writes and the newest it reads.
-pub(crate) const VERSION: u8 = 2;
+/// The newest version this build writes and reads.
+pub(crate) const VERSION: u8 = 3;
+/// The version without rewritten logs.
+const PLAIN_VERSION: u8 = 2;
 /// The last version whose file ends with the checksum.
 const VERSION_EXACT: u8 = 1;
 const MAGIC: u32 = u32::from_le_bytes(*b"TLCK");
@@ -68,6 +73,8 @@ pub(crate) struct GroupRecord {
     pub(crate) tip: Tip,
     pub(crate) terms: Vec<TermStart>,
     pub(crate) segments: Vec<SegmentRecord>,
+    /// Below it no record is left that a later one below it supersedes.
+    pub(crate) clean: Offset,
 }
 
 /// One segment in a checkpoint, as far as it is durable.
@@ -81,6 +88,8 @@ pub(crate) struct SegmentRecord {
     pub(crate) last_time: Timestamp,
     pub(crate) record_time: i64,
     pub(crate) sealed: bool,
+    /// Part of the name of its file.
+    pub(crate) generation: u32,
 }
 
 /// Why bytes are not a checkpoint.
@@ -127,9 +136,23 @@ impl Checkpoint {
                 body.put_u64_le(replica.0);
             }
         }
+        let rewritten: Vec<_> = self
+            .groups
+            .iter()
+            .filter(|group| group.is_rewritten())
+            .collect();
+        let version = if rewritten.is_empty() {
+            PLAIN_VERSION
+        } else {
+            put_count(&mut body, rewritten.len());
+            VERSION
+        };
+        for group in rewritten {
+            group.put_rewritten(&mut body);
+        }
         let mut out = BytesMut::with_capacity(HEAD_LEN + body.len() + CRC_LEN);
         out.put_u32_le(MAGIC);
-        out.put_u8(VERSION);
+        out.put_u8(version);
         out.put_bytes(0, 3);
         out.put_u64_le(body.len() as u64);
         out.put_slice(&body);
@@ -166,9 +189,14 @@ impl Checkpoint {
             position if position == WalPosition::default() => WalStart::Beginning,
             position => WalStart::At(position),
         };
-        let groups = get_list(&mut body, GroupRecord::get)?;
+        let mut groups = get_list(&mut body, GroupRecord::get)?;
         let doomed = get_list(&mut body, get_replica)?;
         let barred = get_list(&mut body, get_replica)?;
+        if version > PLAIN_VERSION {
+            for rewritten in get_list(&mut body, Rewritten::get)? {
+                rewritten.note(&mut groups)?;
+            }
+        }
         if body.has_remaining() || !groups.iter().all(GroupRecord::is_plausible) {
             return Err(CheckpointError::Damaged);
         }
@@ -216,10 +244,38 @@ impl GroupRecord {
             let times = within(segment.base_time.nanos()) && within(segment.last_time.nanos());
             follows && grows && bytes && times && segment.tip.is_within(NUMBER_MAX)
         });
+        let clean = within(self.clean.get());
         let vote = self.vote.is_none_or(|vote| within(vote.term.get()));
         let created = within(self.created.file) && within(self.created.round);
         let tip = self.tip.is_within(NUMBER_MAX) && end.0 <= self.tip.next_index;
-        created && vote && within(self.committed.get()) && start && tip && terms && segments
+        created
+            && clean
+            && vote
+            && within(self.committed.get())
+            && start
+            && tip
+            && terms
+            && segments
+    }
+
+    /// Whether compaction was here.
+    fn is_rewritten(&self) -> bool {
+        self.clean > Offset(0) || self.segments.iter().any(|segment| segment.generation > 0)
+    }
+
+    fn put_rewritten(&self, out: &mut BytesMut) {
+        out.put_u64_le(self.group.get());
+        out.put_u64_le(self.replica.0);
+        out.put_u64_le(self.clean.get());
+        let replaced = self
+            .segments
+            .iter()
+            .filter(|segment| segment.generation > 0);
+        put_count(out, replaced.clone().count());
+        for segment in replaced {
+            out.put_u64_le(segment.base_index.get());
+            out.put_u32_le(segment.generation);
+        }
     }
 
     fn put(&self, out: &mut BytesMut) {
@@ -286,7 +342,45 @@ impl GroupRecord {
                 })
             })?,
             segments: get_list(body, SegmentRecord::get)?,
+            clean: Offset(0),
         })
+    }
+}
+
+/// What compaction did to a log.
+#[derive(Debug)]
+struct Rewritten {
+    id: (GroupId, ReplicaId),
+    clean: Offset,
+    generations: Vec<(LogIndex, u32)>,
+}
+
+impl Rewritten {
+    fn get(body: &mut Bytes) -> Result<Self, CheckpointError> {
+        Ok(Self {
+            id: get_replica(body)?,
+            clean: Offset(body.try_get_u64_le()?),
+            generations: get_list(body, |body| {
+                Ok((LogIndex(body.try_get_u64_le()?), body.try_get_u32_le()?))
+            })?,
+        })
+    }
+
+    /// Adds it to the record of its log.
+    fn note(self, groups: &mut [GroupRecord]) -> Result<(), CheckpointError> {
+        let group = groups
+            .iter_mut()
+            .find(|group| (group.group, group.replica) == self.id)
+            .ok_or(CheckpointError::Damaged)?;
+        group.clean = self.clean;
+        for (base, generation) in self.generations {
+            let at = group
+                .segments
+                .binary_search_by_key(&base, |segment| segment.base_index)
+                .map_err(|_| CheckpointError::Damaged)?;
+            group.segments[at].generation = generation;
+        }
+        Ok(())
     }
 }
 
@@ -312,6 +406,7 @@ impl SegmentRecord {
             last_time: Timestamp(body.try_get_u64_le()?),
             record_time: body.try_get_i64_le()?,
             sealed: body.try_get_u8()? != 0,
+            generation: 0,
         })
     }
 }
@@ -416,6 +511,7 @@ pub(crate) mod tests {
             last_time: Timestamp(base * 1_000 + 900),
             record_time: -5,
             sealed,
+            generation: 0,
         };
         let full = GroupRecord {
             group: GroupId(7),
@@ -441,6 +537,7 @@ pub(crate) mod tests {
                 offset: Offset(100),
             }],
             segments: vec![segment(10, true), segment(20, false)],
+            clean: Offset(0),
         };
         let bare = GroupRecord {
             group: GroupId(8),
@@ -452,6 +549,7 @@ pub(crate) mod tests {
             tip: Tip::default(),
             terms: Vec::new(),
             segments: Vec::new(),
+            clean: Offset(0),
         };
         Checkpoint {
             start: WalStart::At(WalPosition { file: 3, round: 10 }),
@@ -463,14 +561,27 @@ pub(crate) mod tests {
 
     #[test]
     fn a_checkpoint_survives_the_round_trip() {
-        for checkpoint in [sample(), Checkpoint::empty()] {
+        for checkpoint in [sample(), rewritten(), Checkpoint::empty()] {
             assert_eq!(Checkpoint::decode(&checkpoint.encode()), Ok(checkpoint));
         }
     }
 
+    fn rewritten() -> Checkpoint {
+        let mut checkpoint = sample();
+        checkpoint.groups[0].clean = Offset(150);
+        checkpoint.groups[0].segments[0].generation = 3;
+        checkpoint
+    }
+
+    #[test]
+    fn an_older_build_reads_a_checkpoint_without_rewritten_logs() {
+        assert_eq!(sample().encode()[4], PLAIN_VERSION);
+        assert_eq!(rewritten().encode()[4], VERSION);
+    }
+
     #[test]
     fn every_truncation_and_every_flip_is_found() {
-        let whole = sample().encode();
+        let whole = rewritten().encode();
         for len in 0..whole.len() {
             assert_eq!(
                 Checkpoint::decode(&whole.slice(..len)),
@@ -490,7 +601,8 @@ pub(crate) mod tests {
 
     #[test]
     fn numbers_that_would_overflow_or_run_backwards_are_damage() {
-        let changes: [fn(&mut GroupRecord); 9] = [
+        let changes: [fn(&mut GroupRecord); 10] = [
+            |group| group.clean = Offset(u64::MAX),
             |group| group.segments[0].bytes = u64::MAX,
             |group| group.segments[0].bytes = 10,
             |group| group.segments[0].tip.next_index = LogIndex(u64::MAX),

@@ -48,6 +48,10 @@ pub struct StoreConfig {
     pub read_workers: u32,
     /// Bytes per second the background scrub reads; zero turns it off.
     pub scrub_bytes_per_second: u64,
+    /// Bytes per second that compaction reads and writes; zero sets no limit.
+    pub compaction_bytes_per_second: u64,
+    /// Bytes that compaction may take for the keys it remembers in one pass.
+    pub compaction_memory: usize,
     /// A scrub of everything begins no sooner than this after the one before began.
     pub scrub_interval: Duration,
 }
@@ -71,6 +75,8 @@ impl StoreConfig {
             fill_workers: 2,
             read_workers: 2,
             scrub_bytes_per_second: 4 * MIB,
+            compaction_bytes_per_second: 32 * MIB,
+            compaction_memory: 64 << 20,
             scrub_interval: Duration::from_hours(1),
         }
     }

@@ -10,6 +10,9 @@
 //!                                                                   ──> the log
 //! ```
 //!
+//! What a sender has compacted is as good: it holds the same offsets, and its bytes may differ. Only
+//! what is known of its cleanness then ends where the stretch begins.
+//!
 //! Below the first segment a log grows downwards, the newest stretch first: so it has no hole at
 //! any time, serves what it has, and goes on after a restart where the last checkpoint ends.
 
@@ -20,17 +23,18 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
-use trilog_model::LogIndex;
+use trilog_model::{LogIndex, Offset, Timestamp};
 
 use super::fill::{FillTask, is_full};
 use super::group::{Group, GroupLog, GroupState, Life};
 use super::index::SparseIndex;
 use super::memory::record_time;
 use super::reader::is_closed;
+use super::rewriter::{cut_back, cut_front};
 use super::segment::{self, Extent, HEADER_LEN, IndexSlot, Segment, SegmentHeader};
 use super::tip::Tip;
-use super::types::{StoreError, TermStart};
-use crate::frame::{Frame, FrameHeader};
+use super::types::{LogStart, StoreError, TermStart};
+use crate::frame::{Frame, FrameHeader, FrameKind};
 
 /// Bytes of one stretch from below the log's first segment: many times what a segment has.
 const STRETCH_MAX: u64 = 8 << 30;
@@ -126,8 +130,10 @@ impl GroupState {
         fits.then(|| Place::Of(Arc::clone(&link.segment), link.extent))
     }
 
-    /// Whether a staged stretch still has its place, and joins what stands there.
-    pub(crate) fn takes(&self, staged: &Staged) -> Result<(), CopyError> {
+    /// Whether a staged stretch still has its place, and joins what stands there; then, which
+    /// content of its name it is. One that may differ from what a checkpoint says of the name
+    /// takes another.
+    pub(crate) fn takes(&self, staged: &Staged) -> Result<u32, CopyError> {
         let tip = &staged.extent.tip;
         let placed = match &staged.place {
             Place::Below { era } => {
@@ -147,7 +153,35 @@ impl GroupState {
         if matches!(staged.place, Place::Below { .. }) && !self.joins(tip) {
             return Err(damaged("it does not join what stands behind it"));
         }
-        Ok(())
+        Ok(match &staged.place {
+            Place::Below { .. } => 0,
+            Place::Of(segment, extent)
+                if *extent == staged.extent && self.rewrites.clean == Offset(0) =>
+            {
+                segment.generation
+            }
+            Place::Of(segment, _) => segment.generation.saturating_add(1),
+        })
+    }
+
+    /// Where a stretch for this place has to end.
+    fn end_of_place(&self, place: &Place, gap: Gap) -> Tip {
+        let starts_at = |start: &&LogStart| start.purged.index.next() == gap.end;
+        let start = self.log_start.as_ref().filter(starts_at);
+        let front = self.segments.links.front();
+        match place {
+            Place::Of(_, extent) => extent.tip,
+            Place::Below { .. } => Tip {
+                last: None,
+                next_index: gap.end,
+                next_offset: self.segments.data_start(None),
+                next_time: match (start, front) {
+                    (Some(start), _) => start.next_time,
+                    (None, Some(link)) => link.segment.header.base_time,
+                    (None, None) => Timestamp(0),
+                },
+            },
+        }
     }
 
     /// Whether the log's first entry continues a chain that ends at `tip`.
@@ -170,6 +204,7 @@ impl GroupState {
 
     /// Makes a stretch part of the log.
     pub(crate) fn adopt(&mut self, staged: Staged, segment: Arc<Segment>) {
+        self.rewrites.arrived(staged.header.base_offset);
         match staged.place {
             Place::Below { .. } => {
                 self.segments.prepend(segment, staged.extent);
@@ -180,7 +215,7 @@ impl GroupState {
                 self.terms = staged.terms;
                 self.terms.extend(later);
             }
-            Place::Of(damaged, _) => self.segments.replace(&damaged, segment),
+            Place::Of(damaged, _) => self.segments.replace(&damaged, segment, staged.extent),
         }
     }
 }
@@ -235,18 +270,20 @@ impl GroupLog {
     /// Begins to take in a part that [`GroupLog::gaps`] named. One at a time.
     pub async fn receive(&self, gap: Gap) -> Result<Incoming, CopyError> {
         let group = &self.0;
-        let place = {
+        let (place, end) = {
             let mut state = group.state.lock();
             let place = state.place(gap).ok_or(CopyError::Superseded)?;
             if mem::replace(&mut state.receiving, true) {
                 return Err(CopyError::Busy);
             }
-            place
+            let end = state.end_of_place(&place, gap);
+            (place, end)
         };
         let incoming = Incoming {
             group: Arc::clone(group),
             gap,
             place,
+            end,
             sum: CopySum::default(),
             build: None,
         };
@@ -264,6 +301,8 @@ pub struct Incoming {
     group: Arc<Group>,
     gap: Gap,
     place: Place,
+    /// Where it has to end, as far as that is known before.
+    end: Tip,
     sum: CopySum,
     build: Option<Build>,
 }
@@ -300,6 +339,7 @@ impl Incoming {
         let mut from = None;
         while !rest.is_empty() {
             let frame = Frame::decode(&mut rest).map_err(damaged)?;
+            let frame = self.fit(frame)?;
             let build = match &mut self.build {
                 Some(build) => build,
                 build @ None => {
@@ -313,18 +353,36 @@ impl Incoming {
             build.take(&self.group, &frame, self.gap.end)?;
             frame.push_slices(&mut bufs);
         }
-        let most = match &self.place {
-            Place::Below { .. } => STRETCH_MAX,
-            Place::Of(_, extent) => extent.bytes,
-        };
         let (Some(from), Some(build)) = (from, &self.build) else {
             return Ok(());
         };
-        if build.extent.bytes > most {
+        if build.extent.bytes > STRETCH_MAX {
             return Err(damaged("it is too long"));
         }
         let written = self.group.shared.stage.write(&build.path, from, bufs).await;
         written.map_err(|error| self.failed("write a copy to", error))
+    }
+
+    /// The part of a frame that belongs here: entries of which nothing is left may share a frame
+    /// with others that lie outside.
+    fn fit(&self, frame: Frame) -> Result<Frame, CopyError> {
+        if frame.header.kind != FrameKind::Removed {
+            return Ok(frame);
+        }
+        let outside = || damaged("entries that were removed do not fit their place");
+        let tip = match (&self.build, &self.place) {
+            (Some(build), _) => Some(build.extent.tip),
+            (None, Place::Of(segment, _)) => Some(segment.header.tip_before()),
+            (None, Place::Below { .. }) => None,
+        };
+        let mut frame = frame;
+        if let Some(tip) = tip.filter(|tip| frame.header.index < tip.next_index) {
+            frame = cut_front(&frame.header, &tip).ok_or_else(outside)?;
+        }
+        if frame.header.next_index() > self.end.next_index {
+            frame = cut_back(&frame.header, &self.end).ok_or_else(outside)?;
+        }
+        Ok(frame)
     }
 
     /// Whether what came so far is what the sender says it sent so far.
@@ -344,9 +402,8 @@ impl Incoming {
         let build = self.build.as_ref().ok_or_else(|| damaged("it is empty"))?;
         let complete = match &self.place {
             Place::Below { .. } => build.extent.tip.next_index == self.gap.end,
-            Place::Of(_, extent) => {
-                (build.extent.bytes, build.extent.tip) == (extent.bytes, extent.tip)
-            }
+            // What was compacted, here or there, has another length.
+            Place::Of(_, extent) => build.extent.tip == extent.tip,
         };
         if !complete {
             return Err(damaged("it ends elsewhere"));
@@ -408,10 +465,12 @@ fn first_header(
         base_time: frame.append_time,
     };
     let expected = match place {
-        Place::Below { .. } => frame.index < gap.end,
-        Place::Of(segment, _) => segment.header == header,
+        Place::Below { .. } => (frame.index < gap.end).then_some(header),
+        // One that stands for several may begin earlier; the chain is checked once it is cut.
+        Place::Of(segment, _) if frame.kind == FrameKind::Removed => Some(segment.header),
+        Place::Of(segment, _) => (segment.header == header).then_some(header),
     };
-    if expected {
+    if let Some(header) = expected {
         Ok(header)
     } else {
         Err(damaged(format_args!("it begins with entry {}", frame.id())))
@@ -420,19 +479,13 @@ fn first_header(
 
 impl Build {
     fn new(group: &Group, header: SegmentHeader) -> Self {
-        let tip = Tip {
-            last: None,
-            next_index: header.base_index,
-            next_offset: header.base_offset,
-            next_time: header.base_time,
-        };
-        let segment = group.dir.join(segment::file_name(header.base_index));
+        let segment = group.dir.join(segment::file_name(header.base_index, 0));
         Self {
             path: segment::copy_path(&segment),
             header,
             extent: Extent {
                 bytes: HEADER_LEN,
-                tip,
+                tip: header.tip_before(),
                 last_time: header.base_time,
                 record_time: i64::MIN,
             },
@@ -444,7 +497,8 @@ impl Build {
     /// Notes a frame, whose checksums hold, if it continues the chain.
     fn take(&mut self, group: &Group, frame: &Frame, end: LogIndex) -> Result<(), CopyError> {
         let header = &frame.header;
-        let ours = header.group == group.id && header.kind.is_entry() && header.index < end;
+        let ours =
+            header.group == group.id && header.kind.is_stored() && header.next_index() <= end;
         if !ours || self.extent.tip.check(header).is_err() {
             return Err(damaged(format_args!(
                 "entry {} does not follow",
@@ -471,9 +525,9 @@ impl Build {
 
 impl Staged {
     /// The segment it will be.
-    pub(crate) fn segment(&self, group: &Group) -> Segment {
+    pub(crate) fn segment(&self, group: &Group, generation: u32) -> Segment {
         let index = IndexSlot::Here(self.index.clone());
-        Segment::new(&group.dir, self.header, index)
+        Segment::new(&group.dir, self.header, generation, index)
     }
 }
 

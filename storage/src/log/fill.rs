@@ -14,8 +14,10 @@ use tokio::sync::{mpsc, oneshot};
 use trilog_model::{GroupId, ReplicaId};
 
 use super::budget::Lack;
+use super::compaction::CleanError;
 use super::copy::{CopyError, Staged};
 use super::group::Group;
+use super::rewriter::Rewritten;
 use super::segment::{self, Extent, HEADER_LEN, IndexSlot, Segment, SegmentHeader};
 use super::shared::Shared;
 use crate::frame::Frame;
@@ -50,6 +52,16 @@ pub(crate) enum FillTask {
         Box<Staged>,
         oneshot::Sender<Result<(), CopyError>>,
     ),
+    /// Say when all that was asked before is done.
+    Settle(oneshot::Sender<()>),
+    /// Put a rewritten segment in the place of others.
+    Switch(
+        Arc<Group>,
+        Box<Rewritten>,
+        oneshot::Sender<Result<(), CleanError>>,
+    ),
+    /// Delete segments that were replaced.
+    Drop(Arc<Group>, Vec<PathBuf>),
     /// Delete the folder of a removed group.
     Remove(GroupId, ReplicaId),
     Stop,
@@ -120,6 +132,13 @@ impl IoJob for FillJob {
                 FillTask::Adopt(group, staged, done) => {
                     let _ = done.send(worker.adopt(&group, *staged).await);
                 }
+                FillTask::Settle(done) => {
+                    let _ = done.send(());
+                }
+                FillTask::Switch(group, rewritten, done) => {
+                    let _ = done.send(worker.switch(&group, *rewritten).await);
+                }
+                FillTask::Drop(group, paths) => worker.drop_retired(&group, &paths).await,
                 FillTask::Remove(group, replica) => worker.remove(group, replica).await,
                 FillTask::Stop => return,
             }
@@ -399,7 +418,7 @@ impl<I: Io> Worker<I> {
         Ok(())
     }
 
-    async fn delete(&mut self, paths: &[PathBuf]) {
+    pub(super) async fn delete(&mut self, paths: &[PathBuf]) {
         for path in paths {
             self.open.retain(|_, open| open.segment.path != *path);
             self.shared.reads.forget(path).await;

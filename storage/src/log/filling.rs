@@ -3,18 +3,45 @@
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use trilog_model::LogIndex;
 
+use super::config::StoreConfig;
 use super::fill::{FillRun, FillStep, FillTask};
-use super::group::{Group, GroupState, Life};
+use super::group::{Group, GroupLog, GroupState, Life};
 use super::segment::{self, Extent, IndexSlot, Segment, SegmentHeader};
 use crate::frame::FrameHeader;
 
 /// Bytes written to a segment in one go.
 const RUN_BYTES: usize = 4 << 20;
 
+/// When a segment is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rolling {
+    pub bytes: u64,
+    /// The append time it may span.
+    pub age: Duration,
+}
+
+impl GroupLog {
+    /// Ends segments earlier than the store's own limits say.
+    pub fn set_rolling(&self, rolling: Rolling) {
+        self.0.state.lock().rolling = Some(rolling);
+    }
+}
+
 impl GroupState {
+    /// The limits in force.
+    fn rolling(&self, config: &StoreConfig) -> Rolling {
+        let asked = self.rolling.as_ref();
+        let (bytes, age) = (config.segment_bytes, config.segment_age);
+        Rolling {
+            bytes: asked.map_or(bytes, |asked| asked.bytes.min(bytes)),
+            age: asked.map_or(age, |asked| asked.age.min(age)),
+        }
+    }
+
     /// Where committed and durable entries end, which segments may take.
     pub(crate) fn fillable(&self) -> LogIndex {
         self.committed.min(self.durable)
@@ -29,12 +56,12 @@ impl GroupState {
     /// The segment the next run goes to, begun if there is none; `None` if the active one must
     /// be sealed first.
     fn target(&mut self, group: &Group, first: &FrameHeader) -> Option<(Arc<Segment>, Extent)> {
-        let config = &group.shared.config;
-        let age = u64::try_from(config.segment_age.as_nanos()).unwrap_or(u64::MAX);
+        let rolling = self.rolling(&group.shared.config);
+        let age = u64::try_from(rolling.age.as_nanos()).unwrap_or(u64::MAX);
         if let Some(active) = self.segments.active() {
             let base_time = active.segment.header.base_time;
             let span = first.append_time.nanos().saturating_sub(base_time.nanos());
-            let full = active.extent.bytes >= config.segment_bytes || span >= age;
+            let full = active.extent.bytes >= rolling.bytes || span >= age;
             return (!full).then(|| (Arc::clone(&active.segment), active.extent));
         }
         let header = SegmentHeader {
@@ -50,6 +77,11 @@ impl GroupState {
 }
 
 impl Group {
+    /// When its segments are full.
+    pub(crate) fn rolling(&self) -> Rolling {
+        self.state.lock().rolling(&self.shared.config)
+    }
+
     /// Hands the group to its fill worker if it has a run for it.
     pub(crate) fn queue_fill(self: &Arc<Self>, state: &mut GroupState) {
         let worth = if self.shared.budget.is_tight() {
@@ -114,11 +146,8 @@ impl Group {
                 None => FillStep::Idle,
             };
         };
-        let room = self
-            .shared
-            .config
-            .segment_bytes
-            .saturating_sub(extent.bytes);
+        let rolling = state.rolling(&self.shared.config);
+        let room = rolling.bytes.saturating_sub(extent.bytes);
         let room = usize::try_from(room).unwrap_or(RUN_BYTES).min(RUN_BYTES);
         let frames = state.resident.frames(from, to, room).unwrap_or_default();
         FillStep::Write(FillRun {

@@ -15,8 +15,10 @@ use trilog_model::{EntryId, GroupId, LogIndex, ReplicaId, Term};
 use super::budget::{Claim, Pressure, Share};
 use super::config::StoreConfig;
 use super::fill::FillTask;
+use super::filling::Rolling;
 use super::memory::Resident;
 use super::note::Note;
+use super::rewrites::Rewrites;
 use super::segments::Segments;
 use super::shared::{Shared, WalGuard};
 use super::tip::{Break, Tip};
@@ -71,6 +73,9 @@ pub(crate) struct GroupState {
     pub(crate) seen_filled: LogIndex,
     /// A copy from another replica is on its way.
     pub(crate) receiving: bool,
+    pub(crate) rewrites: Rewrites,
+    /// When segments end, where the owner of the log asks for less than the store's own limits.
+    pub(crate) rolling: Option<Rolling>,
 }
 
 /// The notes of a group that are durable.
@@ -147,6 +152,8 @@ impl GroupState {
             emptied_files: Vec::new(),
             seen_filled: tip.next_index,
             receiving: false,
+            rewrites: Rewrites::default(),
+            rolling: None,
         }
     }
 
@@ -560,7 +567,8 @@ impl Group {
         state.committed = tip.next_index;
         state.hinted = tip.next_index;
         state.runs.cut(LogIndex(0));
-        let gone = state.segments.restart(tip);
+        let mut gone = state.segments.restart(tip);
+        gone.extend(state.rewrites.reset());
         if !gone.is_empty() {
             state.emptied_files.extend(gone);
         }

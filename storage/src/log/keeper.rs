@@ -14,6 +14,7 @@ use super::checkpoint::{Checkpoint, GroupRecord, SegmentRecord};
 use super::checkpoint_file::{self, SaveError};
 use super::fill::{self, FillTask};
 use super::group::{Group, GroupState, Life};
+use super::rewrites::Mark;
 use super::shared::Shared;
 use super::types::StoreError;
 use crate::io::{Io, IoJob};
@@ -89,6 +90,8 @@ impl<I: Io> Keeper<I> {
     fn tick(&self) {
         for group in self.groups() {
             group.tick();
+            // Somebody may have read what the last checkpoint left without a place.
+            group.delete_retired();
         }
     }
 
@@ -239,7 +242,7 @@ impl<I: Io> Keeper<I> {
         if let Some(failure) = self.shared.failure() {
             return Err(failure);
         }
-        let Some(checkpoint) = self.capture() else {
+        let Some((checkpoint, marks)) = self.capture() else {
             return Ok(());
         };
         if !always && checkpoint.start == self.shared.progress.lock().start {
@@ -248,6 +251,9 @@ impl<I: Io> Keeper<I> {
         let dir = &self.shared.config.dir;
         let saved = checkpoint_file::save(&self.io, dir, checkpoint.encode()).await;
         self.judge(saved)?;
+        for (group, mark) in marks {
+            group.rewrites_saved(mark);
+        }
         let mut progress = self.shared.progress.lock();
         progress.start = checkpoint.start;
         if let WalStart::At(start) = checkpoint.start {
@@ -281,12 +287,13 @@ impl<I: Io> Keeper<I> {
 
     /// Everything as it stands; `None` if a log is just being emptied. The place in the
     /// write-ahead log is read first: what is captured after it only knows more.
-    fn capture(&self) -> Option<Checkpoint> {
+    fn capture(&self) -> Option<(Checkpoint, Marks)> {
         let (last, firsts, old) = {
             let progress = self.shared.progress.lock();
             (progress.last, progress.firsts.clone(), progress.start)
         };
         let mut groups = Vec::new();
+        let mut marks = Vec::new();
         let mut oldest: Option<u64> = None;
         for group in self.groups() {
             let state = group.state.lock();
@@ -300,15 +307,19 @@ impl<I: Io> Keeper<I> {
                 oldest = Some(oldest.map_or(file, |oldest| oldest.min(file)));
             }
             groups.push(state.record(&group, created));
+            let mark = state.rewrites.mark();
+            drop(state);
+            marks.push((group, mark));
         }
         let doomed = self.shared.doomed.lock().iter().copied().collect();
         let start = start_at(last, oldest, &firsts).unwrap_or(old);
-        Some(Checkpoint {
+        let checkpoint = Checkpoint {
             start,
             groups,
             doomed,
             barred: self.shared.barred.iter().copied().collect(),
-        })
+        };
+        Some((checkpoint, marks))
     }
 }
 
@@ -344,6 +355,7 @@ impl GroupState {
                 last_time: synced.last_time,
                 record_time: synced.record_time,
                 sealed: link.sealed,
+                generation: link.segment.generation,
             });
             if synced != link.extent {
                 break;
@@ -360,6 +372,7 @@ impl GroupState {
             tip,
             terms: terms.copied().collect(),
             segments,
+            clean: self.rewrites.clean,
         }
     }
 }
@@ -399,6 +412,9 @@ impl Group {
         Ok(waits)
     }
 }
+
+/// What a checkpoint says of each group's rewriting.
+type Marks = Vec<(Arc<Group>, Mark)>;
 
 /// The outcome of a unit that was submitted.
 type Written = oneshot::Receiver<Result<(), StoreError>>;

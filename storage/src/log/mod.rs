@@ -14,6 +14,7 @@ mod adopt;
 mod budget;
 pub(crate) mod checkpoint;
 pub(crate) mod checkpoint_file;
+mod compaction;
 mod config;
 mod copy;
 mod fill;
@@ -22,12 +23,15 @@ mod group;
 mod index;
 mod index_cache;
 mod keeper;
+mod key_map;
 mod memory;
 mod note;
 mod read;
 mod reader;
 mod recovery;
 mod retention;
+mod rewriter;
+mod rewrites;
 mod scrub;
 mod search;
 mod segment;
@@ -39,10 +43,13 @@ mod types;
 mod wal_runs;
 
 pub use budget::{Claim, Pressure, Share};
+pub use compaction::{CleanError, CleanPlan, CleanReport, Cleanable};
 pub use config::StoreConfig;
 pub use copy::{CopyError, CopySum, Gap, Incoming};
+pub use filling::Rolling;
 pub use group::GroupLog;
 pub use retention::{Retention, SegmentInfo};
+pub use rewrites::Cleanness;
 pub use types::{
     AppendDone, AppendError, Appending, EndOf, LogStart, LogState, ReadError, StoreError,
     TermStart, Vote,
@@ -50,6 +57,7 @@ pub use types::{
 
 pub(crate) use checkpoint::{Checkpoint, CheckpointError, GroupRecord, SegmentRecord};
 pub(crate) use checkpoint_file::SaveError;
+pub(crate) use compaction::{CleanJob, QUEUE as CLEAN_QUEUE};
 pub(crate) use config::{SEGMENTS, WAL};
 pub(crate) use fill::{FillJob, FillTask};
 pub(crate) use group::{Group, GroupState};

@@ -105,9 +105,11 @@ impl Note {
             FrameKind::GroupCreated => Self::Created(ReplicaId(command.try_get_u64_le().ok()?)),
             FrameKind::GroupRemoved => Self::Removed(ReplicaId(command.try_get_u64_le().ok()?)),
             FrameKind::Committed => Self::Committed(header.index.next()),
-            FrameKind::Blank | FrameKind::Data | FrameKind::Membership | FrameKind::Pointer => {
-                return None;
-            }
+            FrameKind::Blank
+            | FrameKind::Data
+            | FrameKind::Membership
+            | FrameKind::Removed
+            | FrameKind::Pointer => return None,
         })
     }
 }

@@ -70,7 +70,7 @@ impl GroupLog {
         let before = |header: &FrameHeader| header.index <= from;
         scan.begin(max_bytes, before).await?;
         scan.collect(max_bytes, |header| match header.index {
-            index if index < from => Take::Skip,
+            _ if header.next_index() <= from => Take::Skip,
             index if index >= to => Take::Stop,
             _ => Take::Keep,
         })
@@ -103,9 +103,7 @@ impl GroupLog {
             let frames = scan
                 .collect(max_bytes, |header| match header {
                     header if header.index > up_to => Take::Stop,
-                    header if header.next_offset() <= from || header.record_count == 0 => {
-                        Take::Skip
-                    }
+                    header if header.next_offset() <= from || !header.has_records() => Take::Skip,
                     _ => Take::Keep,
                 })
                 .await?;
@@ -132,7 +130,7 @@ impl GroupState {
             let Some(last) = frames.last().map(|frame| frame.header.index) else {
                 return frames;
             };
-            frames.retain(|frame| frame.header.record_count > 0);
+            frames.retain(|frame| frame.header.has_records());
             if !frames.is_empty() {
                 return frames;
             }
@@ -259,6 +257,19 @@ impl<'a> Scan<'a> {
         }
     }
 
+    /// Over all of it.
+    pub(super) fn whole(group: &'a Arc<Group>, link: &'a Link) -> Self {
+        Self::new(group, link, HEADER_LEN)
+    }
+
+    /// The next frame, verified; `None` at the end.
+    pub(super) async fn next_frame(&mut self) -> Result<Option<Frame>, ReadError> {
+        match self.header(CHUNK_MAX).await? {
+            Some(header) => self.frame(&header).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
     fn reads(&self) -> &ReadPool {
         &self.group.shared.reads
     }
@@ -342,9 +353,9 @@ impl<'a> Scan<'a> {
         }
         let header = FrameHeader::decode(&self.chunk);
         let header = header.map_err(|error| self.undecodable(error))?;
-        let ours = header.group == self.group.id && header.kind.is_entry();
+        let ours = header.group == self.group.id && header.kind.is_stored();
         let follows = self.next.is_none_or(|next| next == header.index);
-        let within = header.index < self.extent.tip.next_index
+        let within = header.next_index() <= self.extent.tip.next_index
             && header.index >= self.segment.header.base_index
             && self.pos + header.frame_len() as u64 <= self.extent.bytes;
         if ours && follows && within {
@@ -358,7 +369,7 @@ impl<'a> Scan<'a> {
         let len = header.frame_len();
         self.chunk.advance(len.min(self.chunk.len()));
         self.pos += len as u64;
-        self.next = Some(header.index.next());
+        self.next = Some(header.next_index());
     }
 
     /// The whole frame at the present place, verified.
@@ -370,7 +381,7 @@ impl<'a> Scan<'a> {
         let frame = Frame::decode(&mut self.chunk);
         let frame = frame.map_err(|error| self.undecodable(error))?;
         self.pos += len as u64;
-        self.next = Some(header.index.next());
+        self.next = Some(header.next_index());
         Ok(frame)
     }
 

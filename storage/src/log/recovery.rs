@@ -13,11 +13,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use trilog_model::{GroupId, LogIndex, ReplicaId};
+use trilog_model::{GroupId, LogIndex, Offset, ReplicaId};
 
 use super::checkpoint::{Checkpoint, GroupRecord, SegmentRecord};
 use super::group::{Group, GroupState, Life, Settled};
 use super::note::Note;
+use super::rewrites::Rewrites;
 use super::segment::{Extent, IndexSlot, Segment, SegmentHeader};
 use super::segments::{Link, Segments};
 use super::shared::Shared;
@@ -312,6 +313,7 @@ impl GroupRecord {
             tip: super::tip::Tip::default(),
             terms: Vec::new(),
             segments: Vec::new(),
+            clean: Offset(0),
         }
     }
 
@@ -320,6 +322,7 @@ impl GroupRecord {
         self.committed = self.tip.next_index;
         self.terms.clear();
         self.segments.clear();
+        self.clean = Offset(0);
     }
 }
 
@@ -352,6 +355,7 @@ impl RecoveredGroup {
         let links = record.segments.iter();
         let links = links.map(|segment| segment.link(&record, &dir)).collect();
         let mut state = GroupState::new(record.tip);
+        state.rewrites = Rewrites::recovered(record.clean, shared.clock.now());
         state.segments = Segments::recovered(links, record.tip);
         state.terms = record.terms;
         state.vote = record.vote;
@@ -428,7 +432,7 @@ impl SegmentRecord {
             IndexSlot::Here(super::index::SparseIndex::new(self.record_time))
         };
         Link {
-            segment: Arc::new(Segment::new(dir, header, index)),
+            segment: Arc::new(Segment::new(dir, header, self.generation, index)),
             extent,
             synced: Some(extent),
             sealed: self.sealed,

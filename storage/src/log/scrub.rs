@@ -155,13 +155,7 @@ impl<I: Io> Scrub<I> {
         link: &Link,
         reader: &mut Reader<I::File>,
     ) -> Result<SparseIndex, Bad> {
-        let header = &link.segment.header;
-        let mut tip = Tip {
-            last: None,
-            next_index: header.base_index,
-            next_offset: header.base_offset,
-            next_time: header.base_time,
-        };
+        let mut tip = link.segment.header.tip_before();
         let mut index = SparseIndex::new(i64::MIN);
         while reader.pos < reader.end {
             let pos = reader.pos;
@@ -175,7 +169,7 @@ impl<I: Io> Scrub<I> {
             self.more(reader, header.frame_len()).await?;
             let frame = Frame::decode(&mut reader.chunk).map_err(judge)?;
             reader.pos += header.frame_len() as u64;
-            let ours = header.group == group.id && header.kind.is_entry();
+            let ours = header.group == group.id && header.kind.is_stored();
             if !ours || tip.check(&header).is_err() {
                 return Err(bad(&"the chain breaks"));
             }

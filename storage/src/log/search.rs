@@ -108,9 +108,7 @@ impl GroupLog {
             let pos = self.0.seek(&link, |index| wanted.seek(index)).await?;
             let found = Scan::new(&self.0, &link, pos)
                 .find(up_to, |header, time| {
-                    header.record_count > 0
-                        && header.next_offset() > floor
-                        && wanted.is(header, time)
+                    header.has_records() && header.next_offset() > floor && wanted.is(header, time)
                 })
                 .await?;
             if let Some(header) = found {
@@ -139,7 +137,7 @@ impl GroupState {
                 Wanted::Recorded(millis) => self.resident.find_record_time(at, millis),
             };
             let header = self.resident.get(at).filter(|_| at <= up_to)?.header;
-            if header.record_count > 0 {
+            if header.has_records() {
                 return Some((header, floor));
             }
             at = at.next();

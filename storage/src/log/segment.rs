@@ -13,7 +13,11 @@
 //!
 //! Two more names stand beside a segment. `<base>.damaged-N` is a segment that was found damaged
 //! and set aside; while a replacement is missing, so is `<base>.seg`, and that is how a restart
-//! knows. `<base>.copy` is one on its way here from another replica; a restart deletes it.
+//! knows. `<base>.copy` is one on its way here from another replica, `<base>.clean` one that is
+//! being rewritten; a restart deletes both.
+//!
+//! A segment that takes the place of others, having been rewritten, is named `<base>-<n>.seg`, for
+//! a name stands for one content as long as a checkpoint may say so.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,6 +38,7 @@ const MAGIC: u32 = u32::from_le_bytes(*b"TLSG");
 const CRC_AT: usize = 60;
 const SUFFIX: &str = ".seg";
 const COPY_SUFFIX: &str = "copy";
+const CLEAN_SUFFIX: &str = "clean";
 const ASIDE_SUFFIX: &str = "damaged-";
 
 /// The first bytes of a segment file.
@@ -56,6 +61,16 @@ pub(crate) enum SegmentError {
 }
 
 impl SegmentHeader {
+    /// Where the chain stands before its first frame.
+    pub(crate) fn tip_before(&self) -> Tip {
+        Tip {
+            last: None,
+            next_index: self.base_index,
+            next_offset: self.base_offset,
+            next_time: self.base_time,
+        }
+    }
+
     pub(crate) fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(CRC_AT + 4);
         out.put_u32_le(MAGIC);
@@ -94,16 +109,27 @@ impl SegmentHeader {
     }
 }
 
-/// The file name of the segment that begins at `base`.
-pub(crate) fn file_name(base: LogIndex) -> String {
-    format!("{base:020}{SUFFIX}")
+/// The file name of the segment that begins at `base`, the `generation`th of its content.
+pub(crate) fn file_name(base: LogIndex, generation: u32) -> String {
+    match generation {
+        0 => format!("{base:020}{SUFFIX}"),
+        _ => format!("{base:020}-{generation}{SUFFIX}"),
+    }
 }
 
 /// The base index in a segment's file name.
 pub(crate) fn parse_file_name(name: &Path) -> Option<LogIndex> {
-    let digits = name.to_str()?.strip_suffix(SUFFIX)?;
-    let plain = digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit());
-    plain.then(|| digits.parse().ok().map(LogIndex)).flatten()
+    let stem = name.to_str()?.strip_suffix(SUFFIX)?;
+    let (digits, generation) = match stem.split_once('-') {
+        Some((digits, generation)) => (digits, generation),
+        None => (stem, "1"),
+    };
+    let numbers = [digits, generation];
+    let plain = numbers
+        .iter()
+        .all(|number| number.bytes().all(|byte| byte.is_ascii_digit()));
+    let known = plain && digits.len() == 20 && generation.parse::<u32>().is_ok_and(|n| n > 0);
+    known.then(|| digits.parse().ok().map(LogIndex)).flatten()
 }
 
 /// Where a segment is put together that is copied from another replica.
@@ -111,10 +137,16 @@ pub(crate) fn copy_path(segment: &Path) -> PathBuf {
     segment.with_extension(COPY_SUFFIX)
 }
 
-/// Whether a file is a segment on its way here.
+/// Where a segment is put together that takes the place of `segment`.
+pub(crate) fn clean_path(segment: &Path) -> PathBuf {
+    segment.with_extension(CLEAN_SUFFIX)
+}
+
+/// Whether a file is a segment that is not whole yet: copied from elsewhere, or rewritten.
 pub(crate) fn is_copy(name: &Path) -> bool {
     let base = name.with_extension("seg");
-    name.extension().is_some_and(|kind| kind == COPY_SUFFIX)
+    name.extension()
+        .is_some_and(|kind| kind == COPY_SUFFIX || kind == CLEAN_SUFFIX)
         && base
             .file_name()
             .map(Path::new)
@@ -158,6 +190,8 @@ pub(crate) struct Extent {
 pub(crate) struct Segment {
     pub(crate) path: PathBuf,
     pub(crate) header: SegmentHeader,
+    /// How often a segment that begins here was replaced by one of another content.
+    pub(crate) generation: u32,
     pub(crate) index: Mutex<IndexSlot>,
     damaged: AtomicBool,
 }
@@ -172,10 +206,16 @@ pub(crate) enum IndexSlot {
 }
 
 impl Segment {
-    pub(crate) fn new(dir: &Path, header: SegmentHeader, index: IndexSlot) -> Self {
+    pub(crate) fn new(
+        dir: &Path,
+        header: SegmentHeader,
+        generation: u32,
+        index: IndexSlot,
+    ) -> Self {
         Self {
-            path: dir.join(file_name(header.base_index)),
+            path: dir.join(file_name(header.base_index, generation)),
             header,
+            generation,
             index: Mutex::new(index),
             damaged: AtomicBool::new(false),
         }
@@ -216,11 +256,20 @@ mod tests {
 
     #[test]
     fn file_names_sort_by_index_and_foreign_names_are_ignored() {
-        let name = file_name(LogIndex(42));
-        assert_eq!(name, "00000000000000000042.seg");
-        assert_eq!(parse_file_name(Path::new(&name)), Some(LogIndex(42)));
+        for (generation, name) in [
+            (0, "00000000000000000042.seg"),
+            (1, "00000000000000000042-1.seg"),
+            (70, "00000000000000000042-70.seg"),
+        ] {
+            assert_eq!(file_name(LogIndex(42), generation), name);
+            assert_eq!(parse_file_name(Path::new(name)), Some(LogIndex(42)));
+        }
         for foreign in [
             "42.seg",
+            "00000000000000000042-.seg",
+            "00000000000000000042-0.seg",
+            "00000000000000000042--1.seg",
+            "00000000000000000042-1-1.seg",
             "00000000000000000042.idx",
             "+0000000000000000042.seg",
         ] {
@@ -234,7 +283,10 @@ mod tests {
         let aside = aside_path(segment, 3);
         assert_eq!(aside, Path::new("/p/00000000000000000042.damaged-3"));
         assert_eq!(parse_aside_name(&aside), Some(LogIndex(42)));
-        assert!(is_copy(&copy_path(segment)));
+        assert!(is_copy(&copy_path(segment)) && is_copy(&clean_path(segment)));
+        let second = Path::new("/p/00000000000000000042-2.seg");
+        assert_eq!(parse_aside_name(&aside_path(second, 1)), Some(LogIndex(42)));
+        assert!(is_copy(&clean_path(second)));
         for foreign in ["42.damaged-1", "00000000000000000042.damaged-x", "x.copy"] {
             assert_eq!(parse_aside_name(Path::new(foreign)), None);
             assert!(!is_copy(Path::new(foreign)));

@@ -1,6 +1,7 @@
 //! The chain of one group's segments, and how far it is written and durable.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -110,7 +111,7 @@ impl Segments {
     /// Starts a segment behind the last one.
     pub(crate) fn begin(&mut self, dir: &Path, header: SegmentHeader) -> &mut Link {
         let index = super::index::SparseIndex::new(i64::MIN);
-        let segment = Segment::new(dir, header, IndexSlot::Here(index));
+        let segment = Segment::new(dir, header, 0, IndexSlot::Here(index));
         self.links.push_back(Link {
             segment: Arc::new(segment),
             extent: Extent {
@@ -153,14 +154,47 @@ impl Segments {
         }
     }
 
-    /// Puts a whole segment in the place of a damaged one.
-    pub(crate) fn replace(&mut self, damaged: &Arc<Segment>, whole: Arc<Segment>) {
+    /// Puts a whole segment, which ends where it did, in the place of a damaged one.
+    pub(crate) fn replace(&mut self, damaged: &Arc<Segment>, whole: Arc<Segment>, extent: Extent) {
         if let Some(at) = self.position(damaged) {
             let link = &mut self.links[at];
             link.segment = whole;
-            link.synced = Some(link.extent);
+            link.extent = extent;
+            link.synced = Some(extent);
             self.settle();
         }
+    }
+
+    /// Where neighbours stand that nothing is added to and that are whole and durable.
+    pub(crate) fn run_of(&self, segments: &[Arc<Segment>]) -> Option<Range<usize>> {
+        let first = self.position(segments.first()?)?;
+        let end = first + segments.len();
+        let links = self.links.iter().skip(first).take(segments.len());
+        let same = links.clone().count() == segments.len()
+            && links.zip(segments).all(|(link, segment)| {
+                let settled = link.sealed && link.synced == Some(link.extent);
+                settled && Arc::ptr_eq(&link.segment, segment) && !segment.is_damaged()
+            });
+        same.then_some(first..end)
+    }
+
+    /// Puts one segment in the place of neighbours that it continues and ends like. Returns those.
+    pub(crate) fn merge(
+        &mut self,
+        places: Range<usize>,
+        segment: Arc<Segment>,
+        extent: Extent,
+    ) -> Vec<Arc<Segment>> {
+        let at = places.start;
+        let gone = self.links.drain(places).map(|link| link.segment).collect();
+        let link = Link {
+            segment,
+            extent,
+            synced: Some(extent),
+            sealed: true,
+        };
+        self.links.insert(at, link);
+        gone
     }
 
     /// Puts a segment before the first one; the caller has checked that it joins.

@@ -9,6 +9,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use trilog_model::{GroupId, ReplicaId};
 
 use super::budget::{Budget, Carried};
+use super::compaction::CleanTask;
 use super::config::StoreConfig;
 use super::fill::FillTask;
 use super::group::Group;
@@ -50,6 +51,9 @@ pub(crate) struct Shared {
     /// Reads served from memory, and from files.
     pub(crate) cache_hits: Counter,
     pub(crate) cache_misses: Counter,
+    /// Bytes that compaction has read and written.
+    pub(crate) compacted: AtomicU64,
+    pub(crate) cleans: mpsc::Sender<CleanTask>,
     fills: Vec<mpsc::UnboundedSender<FillTask>>,
     wal: RwLock<Option<Wal>>,
     fatal: FatalSink,
@@ -97,7 +101,10 @@ impl Shared {
         config: StoreConfig,
         clock: Arc<dyn Clock>,
         (reads, stage): (ReadPool, Stage),
-        fills: Vec<mpsc::UnboundedSender<FillTask>>,
+        (fills, cleans): (
+            Vec<mpsc::UnboundedSender<FillTask>>,
+            mpsc::Sender<CleanTask>,
+        ),
         (wal, progress): (Wal, Progress),
         barred: BTreeSet<(GroupId, ReplicaId)>,
         fatal: FatalSink,
@@ -119,6 +126,8 @@ impl Shared {
             barred,
             progress: Mutex::new(progress),
             scrubbed: AtomicU64::new(0),
+            compacted: AtomicU64::new(0),
+            cleans,
             unsaved: AtomicBool::new(false),
             wants: watch::Sender::new(0),
             bell: Notify::new(),

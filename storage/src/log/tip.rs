@@ -29,8 +29,8 @@ impl Tip {
     /// The tip behind an entry.
     pub(crate) fn after(header: &FrameHeader) -> Self {
         Self {
-            last: Some(header.id()),
-            next_index: header.index.next(),
+            last: Some(header.last_id()),
+            next_index: header.next_index(),
             next_offset: header.next_offset(),
             next_time: next_time(header),
         }
@@ -76,7 +76,7 @@ impl Tip {
 }
 
 /// The first nanosecond no record of this entry has: records sit one by one from its append time.
-fn next_time(header: &FrameHeader) -> Timestamp {
+pub(crate) fn next_time(header: &FrameHeader) -> Timestamp {
     let places = u64::from(header.record_count.max(1));
     Timestamp(header.append_time.nanos().saturating_add(places))
 }

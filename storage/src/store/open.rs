@@ -14,9 +14,9 @@ use crate::env::{Clock, Entropy};
 use crate::fatal::FatalSink;
 use crate::io::{Backend, Io, IoFile, IoJob, OpenMode};
 use crate::log::{
-    Checkpoint, CheckpointError, FillJob, FillTask, KeeperJob, Progress, ReadPool, Recovered,
-    Recovery, SEGMENTS, SaveError, ScrubJob, Shared, Stage, StoreConfig, StoreError, WAL,
-    checkpoint_file,
+    CLEAN_QUEUE, Checkpoint, CheckpointError, CleanJob, FillJob, FillTask, KeeperJob, Progress,
+    ReadPool, Recovered, Recovery, SEGMENTS, SaveError, ScrubJob, Shared, Stage, StoreConfig,
+    StoreError, WAL, checkpoint_file,
 };
 use crate::wal::{Wal, WalError, WalScanSummary};
 
@@ -192,7 +192,9 @@ impl Opening {
         let clock = Arc::clone(&self.clock);
         let wal = (wal, progress);
         let files = (reads, stage);
-        let shared = Shared::new(config, clock, files, fills, wal, recovered.barred, fatal);
+        let (cleans, wanted) = mpsc::channel(CLEAN_QUEUE);
+        let workers = (fills, cleans);
+        let shared = Shared::new(config, clock, files, workers, wal, recovered.barred, fatal);
         let shared = Arc::new(shared);
         for (group, replica) in &recovered.doomed {
             shared.doomed.lock().insert((*group, *replica));
@@ -213,6 +215,14 @@ impl Opening {
             let job = ScrubJob::new(Arc::clone(&shared), stop);
             jobs.push(self.backend.spawn("scrub", job));
         }
+        let (clean, stop) = oneshot::channel();
+        let job = CleanJob {
+            shared: Arc::clone(&shared),
+            inbox: wanted,
+            stop,
+            entropy: Entropy::from_seed(self.entropy.next_u64()),
+        };
+        jobs.push(self.backend.spawn("clean", job));
         let (keeper, inbox) = mpsc::unbounded_channel();
         let job = KeeperJob {
             inbox,
@@ -223,6 +233,7 @@ impl Opening {
             shared,
             keeper,
             scrub: Mutex::new(Some(scrub)),
+            clean: Mutex::new(Some(clean)),
             jobs: Mutex::new(jobs),
         }))
     }

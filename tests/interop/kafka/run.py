@@ -255,6 +255,108 @@ class Confluent:
         equal(consumer.get_watermark_offsets(self.lib.TopicPartition(name, 0), 30), (4, 10))
         consumer.close()
 
+    def create(self, name, replication, config):
+        from confluent_kafka.admin import NewTopic
+
+        admin = self.admin()
+        made = admin.create_topics([NewTopic(name, 1, replication, config=config)])
+        made[name].result(30)
+
+    def refusal(self, name, **record):
+        """The error that a record is refused with."""
+        errors = []
+        producer = self.producer()
+        producer.produce(name, on_delivery=lambda e, _: errors.append(e), **record)
+        producer.flush(60)
+        return [error and error.name() for error in errors]
+
+    def append_time(self):
+        name = topic("confluent-append-time")
+        self.create(name, 3, {"message.timestamp.type": "LogAppendTime"})
+        told = []
+        producer = self.producer()
+        before = time.time()
+        producer.produce(name, b"v", timestamp=5, on_delivery=lambda _, m: told.append(m.timestamp()))
+        equal(producer.flush(60), 0)
+        ((kind, millis),) = told
+        equal(kind, self.lib.TIMESTAMP_LOG_APPEND_TIME)
+        assert before - 2 < millis / 1000 < time.time() + 2, (before, millis)
+        equal(self.read(name, 1)[0].timestamp(), (kind, millis))
+
+    def refused_records(self):
+        name = topic("confluent-times")
+        self.create(name, 3, {"message.timestamp.before.max.ms": "60000"})
+        now = int(time.time() * 1000)
+        equal(self.refusal(name, value=b"v", timestamp=now + 7_200_000), ["INVALID_TIMESTAMP"])
+        equal(self.refusal(name, value=b"v", timestamp=now - 120_000), ["INVALID_TIMESTAMP"])
+        equal(self.refusal(name, value=b"v", timestamp=now), [None])
+        name = topic("confluent-keyless")
+        self.create(name, 3, {"cleanup.policy": "compact"})
+        equal(self.refusal(name, value=b"v"), ["INVALID_RECORD"])
+        equal(self.refusal(name, key=b"k", value=b"v"), [None])
+
+    def compaction(self):
+        name = topic("confluent-compacted")
+        self.create(
+            name,
+            3,
+            {
+                "cleanup.policy": "compact",
+                "segment.ms": "1000",
+                "min.cleanable.dirty.ratio": "0.01",
+            },
+        )
+        # Segments end by their age, and reach their files after two seconds.
+        last = {}
+        for turn in range(6):
+            records = [(b"k%d" % (n % 20), b"%d of %d" % (n, turn), None) for n in range(100)]
+            records.append((b"k0", None, None))
+            codec = CODECS[turn % len(CODECS)]
+            self.send(name, records, **{"compression.type": codec})
+            last.update((key, value) for key, value, _ in records)
+            time.sleep(3)
+        deadline = time.time() + 90
+        while True:
+            found = self.read_to_end(name)
+            view = {}
+            for message in found:
+                view[message.key()] = message.value()
+            equal(view, last)
+            offsets = [message.offset() for message in found]
+            equal(offsets, sorted(set(offsets)))
+            if len(found) <= 300:
+                break
+            assert time.time() < deadline, f"{len(found)} records are left"
+            time.sleep(2)
+        if shutil.which("kcat"):
+            command = ["kcat", "-b", self.bootstrap, "-C", "-t", name, "-e", "-q", "-f", "%o %k\n"]
+            out = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
+            rows = [line.split() for line in out.decode().splitlines()]
+            equal([key for _, key in rows][-1], "k0")
+            assert {key.encode() for _, key in rows} == set(last), rows
+            assert len(rows) <= 300, len(rows)
+
+    def read_to_end(self, name):
+        consumer = self.lib.Consumer(
+            {
+                "bootstrap.servers": self.bootstrap,
+                "group.id": f"unused-{RUN}",
+                "enable.auto.commit": False,
+                "enable.partition.eof": True,
+            }
+        )
+        consumer.assign([self.lib.TopicPartition(name, 0, 0)])
+        found = []
+        while True:
+            message = consumer.poll(30)
+            assert message is not None, "no end is reached"
+            if message.error() is None:
+                found.append(message)
+                continue
+            equal(message.error().name(), "_PARTITION_EOF")
+            consumer.close()
+            return found
+
     def cluster(self):
         admin = self.admin()
         described = admin.describe_cluster().result(30)
@@ -400,7 +502,7 @@ CLIENTS = [Kcat, Confluent, KafkaPython, Aiokafka, *groups.CLIENTS, *consumers.C
 
 def checks(client):
     own = type(client)
-    helpers = {"kcat", "consume", "producer", "admin", "send", "read"}
+    helpers = {"kcat", "consume", "producer", "admin", "send", "read", "read_to_end", "create", "refusal"}
     names = [name for name in vars(own) if not name.startswith("_") and name != "name"]
     return [name for name in names if name not in helpers]
 

@@ -26,7 +26,39 @@ const MAX_PATIENCE: Duration = Duration::from_mins(5);
 /// A batch that has its place in the queue, or was refused one.
 struct Queued {
     index: i32,
-    outcome: Result<Appending, Refusal>,
+    outcome: Result<Appending, Refused>,
+}
+
+/// Why a batch is not taken, and which of its records are to blame, if any are.
+#[derive(Clone)]
+struct Refused {
+    refusal: Refusal,
+    records: Vec<(i32, String)>,
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        Self {
+            refusal,
+            records: Vec::new(),
+        }
+    }
+}
+
+impl From<&AppendError> for Refused {
+    fn from(error: &AppendError) -> Self {
+        let records = match error {
+            AppendError::Records(bad) => {
+                let named = bad.named.iter();
+                named.map(|bad| (bad.place, bad.why.clone())).collect()
+            }
+            _ => Vec::new(),
+        };
+        Self {
+            refusal: errors::append(error),
+            records,
+        }
+    }
 }
 
 struct Appending {
@@ -49,7 +81,7 @@ pub(super) async fn begin(session: &mut Session, request: Request) -> Begun {
         for batch in topic.partitions {
             let index = batch.index;
             let outcome = match &refusal {
-                Some(refusal) => Err(refusal.clone()),
+                Some(refusal) => Err(refusal.clone().into()),
                 None => enqueue(session, &topic.name, batch).await,
             };
             queued.push(Queued { index, outcome });
@@ -80,17 +112,17 @@ async fn enqueue(
     session: &mut Session,
     topic: &str,
     batch: ProducePartition,
-) -> Result<Appending, Refusal> {
+) -> Result<Appending, Refused> {
     let target = session
         .led(topic, batch.index)
-        .map_err(|code| (code, None))?;
+        .map_err(|code| Refused::from((code, None)))?;
     let records = batch.records.ok_or_else(|| {
         let text = "the request holds no record batch".to_owned();
-        (ErrorCode::InvalidRecord, Some(text))
+        Refused::from((ErrorCode::InvalidRecord, Some(text)))
     })?;
     let (count, bytes) = (count_records(&records)?, records.len() as u64);
     let ticket = target.partition.enqueue(records, None).await;
-    let ticket = ticket.map_err(|error| errors::append(&error))?;
+    let ticket = ticket.map_err(|error| Refused::from(&error))?;
     Ok(Appending {
         ticket,
         target,
@@ -124,7 +156,7 @@ async fn settle(
         for Queued { index, outcome } in queued {
             let produced = match outcome {
                 Ok(appending) => appended(index, appending, deadline).await,
-                Err(refusal) => refused(index, refusal),
+                Err(refusal) => refusal.produced(index),
             };
             if produced.error_code != 0 {
                 failed = true;
@@ -152,22 +184,27 @@ async fn appended(index: i32, appending: Appending, deadline: Instant) -> Produc
                 index,
                 error_code: 0,
                 base_offset: appended.base_offset.get().cast_signed(),
-                append_time_ms: -1,
+                append_time_ms: appended.stamped.unwrap_or(-1),
                 log_start: partition.log_start().get().cast_signed(),
                 error_message: None,
+                record_errors: Vec::new(),
             }
         }
-        Err(error) => refused(index, errors::append(&error)),
+        Err(error) => Refused::from(&error).produced(index),
     }
 }
 
-fn refused(index: i32, (code, message): Refusal) -> Produced {
-    Produced {
-        index,
-        error_code: code.code(),
-        base_offset: -1,
-        append_time_ms: -1,
-        log_start: -1,
-        error_message: message,
+impl Refused {
+    fn produced(self, index: i32) -> Produced {
+        let (code, message) = self.refusal;
+        Produced {
+            index,
+            error_code: code.code(),
+            base_offset: -1,
+            append_time_ms: -1,
+            log_start: -1,
+            error_message: message,
+            record_errors: self.records,
+        }
     }
 }

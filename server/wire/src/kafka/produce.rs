@@ -91,6 +91,8 @@ pub struct Produced {
     /// -1 where it is not known.
     pub log_start: i64,
     pub error_message: Option<String>,
+    /// The records that the batch was refused for: the place of each in it, and why.
+    pub record_errors: Vec<(i32, String)>,
 }
 
 /// The answer to a produce request.
@@ -122,8 +124,12 @@ fn write_produced(out: &mut Writer, version: i16, produced: &Produced) {
         out.fresh.put_i64(produced.log_start);
     }
     if version >= 8 {
-        // No record is blamed apart: a batch is taken or refused as one.
-        out.count(0);
+        out.count(produced.record_errors.len());
+        for (place, message) in &produced.record_errors {
+            out.fresh.put_i32(*place);
+            out.text(message);
+            out.no_tags();
+        }
         match &produced.error_message {
             Some(message) => out.text(message),
             None => out.null_text(),

@@ -369,6 +369,7 @@ fn a_produce_answer_is_what_its_client_reads() {
         append_time_ms: -1,
         log_start: 5,
         error_message: Some("too large".to_owned()),
+        record_errors: vec![(4, "no key".to_owned())],
     };
     let topics = [ProducedTopic {
         name: text("one"),
@@ -385,6 +386,9 @@ fn a_produce_answer_is_what_its_client_reads() {
         }
         if version >= 8 {
             assert_eq!(partition.error_message.as_deref(), Some("too large"));
+            let blamed = &partition.record_errors[0];
+            let why = blamed.batch_index_error_message.as_deref();
+            assert_eq!((blamed.batch_index, why), (4, Some("no key")));
         }
     }
 }

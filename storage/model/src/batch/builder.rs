@@ -1,12 +1,14 @@
 //! Writing batches: records in, the bytes of one batch out.
 
-use bytes::{BufMut, Bytes};
+use bytes::{Buf, BufMut, Bytes};
 
 use super::compression::Compression;
 use super::header::{Attributes, CRC_AT, CRC_END, HEADER_LEN, LENGTH_END};
 use super::record::Header;
 use super::varint;
 
+const ATTRIBUTES_AT: usize = CRC_END;
+const MAX_TIMESTAMP_AT: usize = 35;
 /// Where a batch holds its producer's id, epoch and sequence.
 const PRODUCER_AT: usize = 43;
 const PRODUCER_END: usize = 57;
@@ -255,8 +257,27 @@ pub fn restamp(batch: &Bytes, producer: ProducerState) -> Bytes {
     Bytes::from(bytes)
 }
 
+/// A copy of a whole batch whose records all have the time of their append, `millis`, as Kafka
+/// marks it: the attribute bit, and the time as the batch's greatest. Both lie under the checksum,
+/// which is made anew. One too short to be a batch stays as it is.
+#[must_use]
+pub fn stamp_append_time(batch: &Bytes, millis: i64) -> Bytes {
+    let mut bytes = batch.to_vec();
+    let Some(mut attributes) = bytes.get_mut(ATTRIBUTES_AT..ATTRIBUTES_AT + 2) else {
+        return batch.clone();
+    };
+    let marked = (&*attributes).get_i16() | Attributes::APPEND_TIME;
+    attributes.put_i16(marked);
+    let Some(mut latest) = bytes.get_mut(MAX_TIMESTAMP_AT..PRODUCER_AT) else {
+        return batch.clone();
+    };
+    latest.put_i64(millis);
+    seal(&mut bytes);
+    Bytes::from(bytes)
+}
+
 /// Writes the checksum of a batch whose other bytes are final.
-fn seal(batch: &mut [u8]) {
+pub(super) fn seal(batch: &mut [u8]) {
     let crc = crc32c::crc32c(&batch[CRC_END..]);
     batch[CRC_AT..CRC_END].copy_from_slice(&crc.to_be_bytes());
 }

@@ -1,6 +1,9 @@
 //! The codecs of a batch's records. Output is capped by the caller and grows with what the input
 //! really yields, so a few hostile bytes cannot claim memory.
 
+mod gzip;
+mod snappy;
+
 use std::io::Write;
 
 use bytes::{Buf, Bytes};
@@ -21,8 +24,6 @@ pub enum Compression {
 /// Why records could not be decompressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecompressError {
-    #[error("records compressed with {0:?} cannot be read by this build")]
-    Unsupported(Compression),
     #[error("the compressed records are damaged")]
     Corrupt,
     #[error("the records would decompress to more than {0} bytes")]
@@ -48,17 +49,12 @@ impl Compression {
             Self::None => Ok(input.clone()),
             Self::Lz4 => lz4_decompress(input, max_bytes).map(Bytes::from),
             Self::Zstd => zstd_decompress(input, max_bytes).map(Bytes::from),
-            Self::Gzip | Self::Snappy => Err(DecompressError::Unsupported(self)),
+            Self::Gzip => gzip::decompress(input, max_bytes).map(Bytes::from),
+            Self::Snappy => snappy::decompress(input, max_bytes).map(Bytes::from),
         }
     }
 
-    /// Whether this build can write the codec.
-    #[must_use]
-    pub const fn can_compress(self) -> bool {
-        matches!(self, Self::None | Self::Lz4 | Self::Zstd)
-    }
-
-    /// Appends the compressed `input` to `out`; an error if the codec cannot be written.
+    /// Appends the compressed `input` to `out`.
     pub(super) fn compress(self, input: &[u8], out: &mut Vec<u8>) -> std::io::Result<()> {
         match self {
             Self::None => out.extend_from_slice(input),
@@ -74,7 +70,8 @@ impl Compression {
             Self::Zstd => {
                 out.extend_from_slice(&zstd::bulk::compress(input, 3)?);
             }
-            Self::Gzip | Self::Snappy => return Err(std::io::ErrorKind::Unsupported.into()),
+            Self::Gzip => gzip::compress(input, out)?,
+            Self::Snappy => snappy::compress(input, out)?,
         }
         Ok(())
     }

@@ -43,6 +43,8 @@ pub enum BatchError {
     Sequence(i32),
     #[error("compression codec {0} does not exist")]
     Codec(i16),
+    #[error("the records of the batch cannot be read")]
+    Records,
 }
 
 /// The attribute bits of a batch.

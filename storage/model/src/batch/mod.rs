@@ -18,12 +18,14 @@ mod builder;
 mod compression;
 mod header;
 mod record;
+mod retain;
 mod varint;
 
 #[cfg(test)]
 mod tests;
 
-pub use builder::{BatchBuilder, BuildError, ProducerState, marker, restamp};
+pub use builder::{BatchBuilder, BuildError, ProducerState, marker, restamp, stamp_append_time};
 pub use compression::{Compression, DecompressError};
 pub use header::{Attributes, BatchError, BatchHeader, HEADER_LEN, sequence_after};
 pub use record::{Header, Headers, Record, RecordError, RecordIter, Records};
+pub use retain::{RetainError, Retained, retain};

@@ -206,6 +206,11 @@ impl<'a> RecordIter<'a> {
         }
     }
 
+    /// Bytes that are not gone through yet.
+    pub(super) fn remaining(&self) -> usize {
+        self.rest.len()
+    }
+
     fn take(&mut self) -> Result<Record<'a>, RecordError> {
         let record = Record::take(&mut self.rest, &self.batch)?;
         let delta = record.offset_delta;

@@ -150,13 +150,10 @@ fn the_header_gives_every_field() {
 }
 
 #[test]
-fn gzip_is_recognised_and_refused_by_name() {
-    let batch = fixture!("batch_gzip.bin");
-    let header = BatchHeader::validate(&batch).unwrap();
-    assert_eq!(
-        header.records(&batch, CAP).unwrap_err(),
-        DecompressError::Unsupported(Compression::Gzip)
-    );
+fn gzip_and_both_shapes_of_snappy_are_read() {
+    assert_eq!(read(&fixture!("batch_gzip.bin")), golden_compressed());
+    assert_eq!(read(&fixture!("batch_snappy_java.bin")), golden_records());
+    assert_eq!(read(&fixture!("batch_snappy_raw.bin")), golden_records());
 }
 
 /// Changes header bytes of a good batch and repairs the checksum, so that one check alone fails.
@@ -259,6 +256,31 @@ fn a_restamped_batch_is_the_same_under_another_identity() {
 }
 
 #[test]
+fn a_batch_with_its_append_time_has_it_in_every_record_and_a_sound_checksum() {
+    for codec in [Compression::None, Compression::Gzip] {
+        let plain = build(codec, &golden_records());
+        let stamped = stamp_append_time(&plain, 1_234_567);
+        let header = BatchHeader::parse(&stamped).unwrap();
+        assert_eq!(header.check_crc(&stamped), Ok(()));
+        assert!(header.attributes.is_append_time());
+        assert_eq!(header.attributes.compression(), Ok(codec));
+        let records = header.records(&stamped, CAP).unwrap();
+        for (record, (_, key, value, _)) in records.iter().zip(golden_records()) {
+            let record = record.unwrap();
+            assert_eq!(record.timestamp, 1_234_567);
+            assert_eq!(
+                (record.key, record.value),
+                (key.as_deref(), value.as_deref())
+            );
+        }
+        for short in [9, 30, 40] {
+            let short = plain.slice(..short);
+            assert_eq!(stamp_append_time(&short, 5), short);
+        }
+    }
+}
+
+#[test]
 fn an_empty_batch_cannot_be_built() {
     let builder = BatchBuilder::new(Compression::None);
     assert!(builder.is_empty());
@@ -283,7 +305,14 @@ fn frames_with_linked_blocks_and_without_a_size_decompress() {
 #[test]
 fn output_beyond_the_cap_is_refused_and_exactly_the_cap_is_not() {
     let len = text().len();
+    let ours = |codec: Compression| {
+        let mut frame = Vec::new();
+        codec.compress(&text(), &mut frame).unwrap();
+        (codec, Bytes::from(frame))
+    };
     for (codec, frame) in [
+        ours(Compression::Gzip),
+        ours(Compression::Snappy),
         (Compression::Lz4, fixture!("linked_blocks.lz4")),
         (Compression::Zstd, fixture!("unsized_frame.zst")),
         (Compression::None, Bytes::from(text())),
@@ -298,7 +327,12 @@ fn output_beyond_the_cap_is_refused_and_exactly_the_cap_is_not() {
 
 #[test]
 fn a_bomb_stops_at_the_cap() {
-    for codec in [Compression::Lz4, Compression::Zstd] {
+    for codec in [
+        Compression::Gzip,
+        Compression::Snappy,
+        Compression::Lz4,
+        Compression::Zstd,
+    ] {
         let mut bomb = Vec::new();
         codec.compress(&vec![0; 64 << 20], &mut bomb).unwrap();
         let error = codec.decompress(&bomb.into(), CAP).unwrap_err();
@@ -375,6 +409,8 @@ fn records() -> impl Strategy<Value = Vec<Plain>> {
 fn codec() -> impl Strategy<Value = Compression> {
     prop_oneof![
         Just(Compression::None),
+        Just(Compression::Gzip),
+        Just(Compression::Snappy),
         Just(Compression::Lz4),
         Just(Compression::Zstd)
     ]

@@ -30,7 +30,7 @@ pub(super) async fn twin(log: &GroupLog, seed: u64, config: StoreConfig) -> (Sto
 }
 
 /// Appends as a follower and waits until it is durable.
-async fn follow(log: &GroupLog, frames: Vec<Frame>) {
+pub(super) async fn follow(log: &GroupLog, frames: Vec<Frame>) {
     let (done, wait) = oneshot::channel();
     let done = Box::new(move |result| {
         let _ = done.send(result);
@@ -48,7 +48,7 @@ async fn pieces(from: &GroupLog, gap: Gap) -> (Vec<Bytes>, CopySum) {
     let (mut pieces, mut sum) = (Vec::new(), CopySum::default());
     while next < gap.end {
         let frames = from.read(next, gap.end, 4_000).await.unwrap();
-        next = frames[frames.len() - 1].header.index.next();
+        next = frames[frames.len() - 1].header.next_index();
         let piece = Bytes::from(frames.iter().flat_map(image).collect::<Vec<u8>>());
         sum.add(&piece);
         pieces.push(piece);
@@ -62,7 +62,7 @@ pub(super) async fn copy(from: &GroupLog, to: &GroupLog, gap: Gap) -> Result<(),
 }
 
 /// Copies until nothing is missing.
-async fn copy_all(from: &GroupLog, to: &GroupLog) {
+pub(super) async fn copy_all(from: &GroupLog, to: &GroupLog) {
     while let Some(gap) = to.gaps().first().copied() {
         copy(from, to, gap).await.unwrap();
     }
@@ -80,13 +80,13 @@ async fn leader(seed: u64) -> (Store, GroupLog) {
 }
 
 /// The descriptor of a log: X is the entry of that index, S an offset.
-async fn descriptor(log: &GroupLog, x: u64, data_start: u64) -> LogStart {
+pub(super) async fn descriptor(log: &GroupLog, x: u64, data_start: u64) -> LogStart {
     let read = log.read(LogIndex(x), LogIndex(x + 1), 1).await.unwrap();
     let header = &read[0].header;
     LogStart {
         purged: header.id(),
         next_offset: header.next_offset(),
-        next_time: Timestamp(header.append_time.nanos() + u64::from(header.record_count)),
+        next_time: Timestamp(header.append_time.nanos() + u64::from(header.record_count.max(1))),
         data_start: Offset(data_start),
         meta: Bytes::new(),
     }

@@ -1,6 +1,7 @@
 //! A store on a simulated disk, from outside.
 
 mod basics;
+mod compaction;
 mod copies;
 mod crashes;
 mod damage;
@@ -123,7 +124,7 @@ pub(super) async fn read_all(log: &GroupLog, from: u64, max_bytes: usize) -> Vec
         let Some(last) = frames.last() else {
             return all;
         };
-        next = last.header.index.next();
+        next = last.header.next_index();
         all.extend(frames);
     }
 }

@@ -1,0 +1,259 @@
+//! A compacted topic on whole simulated nodes: written while nodes die, leadership moves and a
+//! replica comes back with nothing. At the end every replica gives the same view of the keys as
+//! the writer was told, holds little else, and has lost the markers that are past their time.
+
+#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+#[expect(dead_code, reason = "each test file uses a part of it")]
+mod machines;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use machines::Machines;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use tokio::time::{Instant, timeout};
+use trilog_model::batch::{BatchBuilder, BatchHeader, Compression};
+use trilog_model::{NodeId, Offset, ReplicaId};
+use trilog_raft::controller::TopicId;
+use trilog_raft::controller::commands::{Command, ConfigEntry, CreateTopic, TopicKind};
+use trilog_raft::testkit::{block_on, seeds};
+use trilog_server::partition::Partition;
+use trilog_server::view::PartitionState;
+use trilog_storage::env::Entropy;
+
+const TOPIC: &str = "state";
+const KEYS: u8 = 12;
+const NODES: u32 = 3;
+/// How long deletion markers are kept.
+const MARKERS: Duration = Duration::from_secs(20);
+
+/// The last value of each key, none for a deleted one.
+type View = BTreeMap<u8, Option<u64>>;
+
+async fn create(all: &Machines, seed: u64) {
+    let config = |(key, value): (&str, String)| ConfigEntry {
+        key: key.to_owned(),
+        value,
+    };
+    let configs = [
+        ("cleanup.policy", "compact".to_owned()),
+        ("min.cleanable.dirty.ratio", "0.2".to_owned()),
+        ("delete.retention.ms", MARKERS.as_millis().to_string()),
+        ("segment.ms", "20000".to_owned()),
+    ];
+    let command = Command::CreateTopic(CreateTopic {
+        id: TopicId::random(&Entropy::from_seed(seed)).to_wire(),
+        name: TOPIC.to_owned(),
+        partitions: 1,
+        replication: NODES,
+        configs: configs.into_iter().map(config).collect(),
+        assignments: Vec::new(),
+        kind: TopicKind::User.into(),
+    });
+    let cluster = all.with(1, |server| server.cluster().clone()).unwrap();
+    cluster.propose(&command).await.unwrap();
+    all.until("a led topic", |all| all.leader(TOPIC).is_some())
+        .await;
+}
+
+/// One record; values are so long that segments fill.
+fn batch(key: u8, value: Option<u64>) -> Bytes {
+    let mut batch = BatchBuilder::new(Compression::None);
+    let text = value.map(|value| format!("{value:0>2000}"));
+    let value = text.as_ref().map(String::as_bytes);
+    batch.push(5, Some(&[key]), value, &[]).unwrap();
+    batch.build().unwrap()
+}
+
+/// Writes random records; one without an outcome is written again until it has one.
+async fn write(all: &Machines, rng: &mut SmallRng, count: u32, told: &mut View) {
+    for _ in 0..count {
+        let key = rng.random_range(0..KEYS);
+        let value = rng.random_bool(0.8).then(|| rng.random());
+        let deadline = Instant::now() + Duration::from_mins(3);
+        loop {
+            assert!(Instant::now() < deadline, "nobody takes the record");
+            if let Some((_, leader)) = all.leader(TOPIC) {
+                let appending = leader.append(batch(key, value));
+                let appended = timeout(Duration::from_secs(2), appending).await;
+                if matches!(appended, Ok(Ok(_))) {
+                    break;
+                }
+            }
+            all.run(Duration::from_millis(50)).await;
+        }
+        told.insert(key, value);
+        all.run(Duration::from_millis(rng.random_range(20..120)))
+            .await;
+    }
+}
+
+/// Every record a replica serves.
+async fn records(partition: &Partition) -> Vec<(Offset, u8, Option<u64>)> {
+    let mut found = Vec::new();
+    let mut next = partition.log_start();
+    loop {
+        let fetched = partition.read(next, 1 << 20).await.unwrap();
+        let Some(last) = fetched.frames.last() else {
+            return found;
+        };
+        next = last.header.next_offset();
+        for frame in &fetched.frames {
+            let batch = BatchHeader::parse(&frame.records).unwrap();
+            for record in &batch.records(&frame.records, 1 << 20).unwrap() {
+                let record = record.unwrap();
+                let delta = u64::from(record.offset_delta.unsigned_abs());
+                let value = record
+                    .value
+                    .map(|value| std::str::from_utf8(value).unwrap());
+                let value = value.map(|value| value.parse().unwrap());
+                let key = record.key.unwrap()[0];
+                found.push((frame.header.base_offset.plus(delta), key, value));
+            }
+        }
+    }
+}
+
+async fn check(all: &Machines, told: &View, written: u64, place: &str) {
+    let live = |view: &View| -> View {
+        let live = view.iter().filter(|(_, value)| value.is_some());
+        live.map(|(key, value)| (*key, *value)).collect()
+    };
+    for number in 1..=NODES {
+        let partition = all.partition(number, TOPIC).unwrap();
+        let mut left = records(&partition).await;
+        let mut view = View::new();
+        for (_, key, value) in &left {
+            view.insert(*key, *value);
+        }
+        assert_eq!(live(&view), live(told), "{place}, node {number}");
+        let clean = partition.with_state(PartitionState::clean);
+        assert!(clean > Offset(0), "{place}, node {number}: {clean}");
+        let count = left.len() as u64;
+        assert!(
+            count < written / 2,
+            "{place}, node {number}: {count} of {written}"
+        );
+        left.retain(|(offset, _, _)| *offset < clean);
+        for (at, (offset, key, _)) in left.iter().enumerate() {
+            let superseded = left[at + 1..].iter().any(|(_, later, _)| later == key);
+            assert!(
+                !superseded,
+                "{place}, node {number}: {offset} is superseded"
+            );
+        }
+    }
+}
+
+/// Until every replica is level, and has done what there is to do.
+async fn settle(all: &Machines) {
+    all.until("level replicas", |all| {
+        let ends = (1..=NODES).map(|n| all.partition(n, TOPIC).map(|p| *p.watch().borrow()));
+        let ends: Vec<_> = ends.collect();
+        ends.iter().all(|end| end.is_some() && *end == ends[0])
+            && (1..=NODES).all(|n| {
+                let partition = all.partition(n, TOPIC);
+                partition.is_some_and(|partition| partition.group().log().is_whole())
+            })
+    })
+    .await;
+    all.run(Duration::from_secs(30)).await;
+}
+
+/// Half of the keys are deleted and the others written on, so that time and cleaning go on: in
+/// the end the markers are gone.
+async fn markers_go(all: &Machines, told: &mut View, seed: u64) {
+    for key in 0..KEYS / 2 {
+        told.insert(key, None);
+        let (_, leader) = all.leader(TOPIC).unwrap();
+        leader.append(batch(key, None)).await.unwrap();
+    }
+    let end = all.leader(TOPIC).unwrap().1.watch().borrow().offset;
+    let others = KEYS / 2..KEYS;
+    for round in 0..6_u64 {
+        for key in others.clone() {
+            let value = Some(round * 100 + u64::from(key));
+            let (_, leader) = all.leader(TOPIC).unwrap();
+            for _ in 0..15 {
+                leader.append(batch(key, value)).await.unwrap();
+            }
+            told.insert(key, value);
+        }
+        all.run(Duration::from_secs(25)).await;
+    }
+    settle(all).await;
+    check(all, told, 1_000, "at the end").await;
+    for number in 1..=NODES {
+        let left = records(&all.partition(number, TOPIC).unwrap()).await;
+        let deleted = left
+            .iter()
+            .filter(|(offset, _, value)| *offset < end && value.is_none());
+        assert_eq!(
+            deleted.count(),
+            0,
+            "seed {seed}, node {number}: markers stay"
+        );
+    }
+}
+
+fn simulate(seed: u64) {
+    block_on(async move {
+        let mut all = Machines::start(seed, NODES).await;
+        create(&all, seed).await;
+        let rng = &mut SmallRng::seed_from_u64(seed);
+        let mut told = View::new();
+        write(&all, rng, 250, &mut told).await;
+        settle(&all).await;
+        check(&all, &told, 250, "undisturbed").await;
+
+        // A replica is down for a while, another leads, and one begins again with nothing.
+        let down = rng.random_range(1..=NODES);
+        all.kill(down);
+        write(&all, rng, 80, &mut told).await;
+        all.boot(down).await;
+        settle(&all).await;
+        if let Some((_, leader)) = all.leader(TOPIC) {
+            let next = leader.group().replica().node().get() % NODES + 1;
+            let voters = leader.group().voters();
+            let to = voters
+                .into_iter()
+                .find(|voter| voter.node() == NodeId(next));
+            drop(
+                leader
+                    .group()
+                    .transfer_leader(to.unwrap_or(ReplicaId::new(NodeId(next), 1)))
+                    .await,
+            );
+        }
+        write(&all, rng, 80, &mut told).await;
+        let lost = rng.random_range(1..=NODES);
+        all.kill(lost);
+        all.lose_views(lost);
+        all.boot(lost).await;
+        write(&all, rng, 150, &mut told).await;
+        settle(&all).await;
+        check(&all, &told, 560, "after the faults").await;
+
+        // Every node anew, from what its disk holds.
+        for number in 1..=NODES {
+            all.kill(number);
+        }
+        for number in 1..=NODES {
+            all.boot(number).await;
+        }
+        settle(&all).await;
+        check(&all, &told, 560, "after a restart of all").await;
+
+        markers_go(&all, &mut told, seed).await;
+    });
+}
+
+#[test]
+fn every_replica_keeps_the_newest_of_each_key_whatever_becomes_of_nodes_and_leaders() {
+    for seed in seeds(1) {
+        simulate(seed);
+    }
+}
