@@ -64,7 +64,7 @@ impl Nodes {
     fn prepare(count: usize, seeds: usize, storage: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let ports = Ports::claim();
-        let first = |node: usize| ports.first() + 3 * u16::try_from(node).unwrap();
+        let first = |node: usize| ports.first() + 4 * u16::try_from(node).unwrap();
         let peers: Vec<String> = (0..count)
             .map(|node| format!("\"127.0.0.1:{}\"", first(node) + 1))
             .collect();
@@ -92,10 +92,14 @@ impl Nodes {
         format!("127.0.0.1:{}", self.members[node].grpc)
     }
 
-    /// Where a node listens: gRPC, peers, HTTP.
-    pub(crate) fn ports(&self, node: usize) -> [u16; 3] {
+    /// Where a node listens: gRPC, peers, HTTP, Kafka.
+    pub(crate) fn ports(&self, node: usize) -> [u16; 4] {
         let grpc = self.members[node].grpc;
-        [grpc, grpc + 1, grpc + 2]
+        [grpc, grpc + 1, grpc + 2, grpc + 3]
+    }
+
+    pub(crate) fn kafka_port(&self, node: usize) -> u16 {
+        self.members[node].grpc + 3
     }
 
     pub(crate) fn config(&self, node: usize) -> &Path {
@@ -367,13 +371,14 @@ impl Node {
         let text = format!(
             "[node]\nid = {}\ndata_dir = \"{}\"\n[cluster]\nseeds = [{seeds}]\n[listen]\n\
              grpc = \"127.0.0.1:{}\"\npeer = \"127.0.0.1:{}\"\nhttp = \"127.0.0.1:{}\"\n\
-             kafka = \"127.0.0.1:0\"\n\
+             kafka = \"127.0.0.1:{}\"\n\
              [storage]\nwal_file_size = \"16MiB\"\nwal_files = 8\n{storage}\n",
             node + 1,
             data.display(),
             port,
             port + 1,
             port + 2,
+            port + 3,
         );
         let config = home.join("trilog.toml");
         std::fs::write(&config, text).unwrap();
