@@ -269,7 +269,9 @@ impl Budget {
             let mut freed = std::pin::pin!(self.room.notified());
             freed.as_mut().enable();
             let mut grown = std::pin::pin!(self.grown());
-            let _ = futures::poll!(grown.as_mut());
+            if futures::poll!(grown.as_mut()).is_ready() {
+                continue;
+            }
             if let Some(value) = attempt() {
                 return value;
             }
@@ -291,6 +293,15 @@ impl Budget {
             change(pressure);
             *pressure != before
         });
+    }
+
+    /// Whether the last write of this kind found no room.
+    pub(crate) fn lacks(&self, what: Lack) -> bool {
+        let [segments, checkpoint] = &self.lacking;
+        match what {
+            Lack::Segments => segments.load(Ordering::Relaxed),
+            Lack::Checkpoint => checkpoint.load(Ordering::Relaxed),
+        }
     }
 
     /// A write found room on the disk, or none.

@@ -8,7 +8,7 @@
 //! checkpoint.new        spare, written over and synced
 //! checkpoint      ───>  checkpoint.old
 //! checkpoint.new  ───>  checkpoint             then the folder is synced: the new one holds
-//! checkpoint.old  ───>  checkpoint.new         the next spare
+//! checkpoint.old  ───>  checkpoint.new         the next spare; the folder is synced again
 //! ```
 //!
 //! Between the two renames there is no `checkpoint`, only `checkpoint.old` and a complete
@@ -60,13 +60,10 @@ pub(crate) async fn mend<I: Io>(io: &I, dir: &Path) -> io::Result<()> {
 
 /// Has a spare from the start, as large as the present one, if there is room.
 pub(crate) async fn keep_spare<I: Io>(io: &I, dir: &Path) -> io::Result<()> {
-    let new = dir.join(NEW_NAME);
-    if exists(io, &new).await? {
-        return Ok(());
-    }
+    let (new, old) = (dir.join(NEW_NAME), dir.join(OLD_NAME));
     let len = load(io, dir).await?.map_or(0, |bytes| bytes.len());
-    let file = io.open(&new, OpenMode::Create).await?;
-    match write(&file, Bytes::from(vec![0; len])).await {
+    let file = spare(io, dir, &new, &old).await?;
+    match lengthen(&file, len).await {
         Err(error) if !is_full(&error) => Err(error),
         Err(_) | Ok(()) => Ok(()),
     }
@@ -92,7 +89,7 @@ impl SaveError {
 /// Replaces the checkpoint file; durable on return.
 pub(crate) async fn save<I: Io>(io: &I, dir: &Path, bytes: Bytes) -> Result<(), SaveError> {
     let (new, old, present) = (dir.join(NEW_NAME), dir.join(OLD_NAME), path(dir));
-    let file = spare(io, &new, &old).await.map_err(SaveError::Write)?;
+    let file = spare(io, dir, &new, &old).await.map_err(SaveError::Write)?;
     write(&file, bytes).await.map_err(SaveError::Write)?;
     file.sync_data().await.map_err(SaveError::Sync)?;
     let replaced = exists(io, &present).await.map_err(SaveError::Write)?;
@@ -103,18 +100,21 @@ pub(crate) async fn save<I: Io>(io: &I, dir: &Path, bytes: Bytes) -> Result<(), 
     io.sync_dir(dir).await.map_err(SaveError::Sync)?;
     if replaced {
         io.rename(&old, &new).await.map_err(SaveError::Sync)?;
+        // Or a power loss could leave one file with two names, of which one is written over.
+        io.sync_dir(dir).await.map_err(SaveError::Sync)?;
     }
     Ok(())
 }
 
 /// The file to write over, a new one if there is none yet.
-async fn spare<I: Io>(io: &I, new: &Path, old: &Path) -> io::Result<I::File> {
+async fn spare<I: Io>(io: &I, dir: &Path, new: &Path, old: &Path) -> io::Result<I::File> {
     if !exists(io, new).await? {
         if !exists(io, old).await? {
             return io.open(new, OpenMode::Create).await;
         }
         // The last replacement was cut short behind its sync.
         io.rename(old, new).await?;
+        io.sync_dir(dir).await?;
     }
     io.open(new, OpenMode::Write).await
 }
@@ -122,15 +122,20 @@ async fn spare<I: Io>(io: &I, new: &Path, old: &Path) -> io::Result<I::File> {
 /// Writes `bytes`, and zeros behind them as far as there is room.
 async fn write<F: IoFile>(file: &F, bytes: Bytes) -> io::Result<()> {
     let len = bytes.len();
-    let whole = (len + len / 4).next_multiple_of(FILE_UNIT);
     file.write_all_at(vec![bytes], 0).await?;
+    match lengthen(file, len + len / 4).await {
+        Err(error) if is_full(&error) => Ok(()),
+        lengthened => lengthened,
+    }
+}
+
+/// Writes zeros behind a file's end until it is this long, or a little longer.
+async fn lengthen<F: IoFile>(file: &F, len: usize) -> io::Result<()> {
+    let whole = len.max(1).next_multiple_of(FILE_UNIT);
     let end = usize::try_from(file.len().await?).unwrap_or(usize::MAX);
     if end < whole {
         let zeros = Bytes::from(vec![0; whole - end]);
-        match file.write_all_at(vec![zeros], end as u64).await {
-            Err(error) if is_full(&error) => {}
-            written => written?,
-        }
+        file.write_all_at(vec![zeros], end as u64).await?;
     }
     Ok(())
 }

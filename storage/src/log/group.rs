@@ -124,6 +124,12 @@ impl Cuts {
         self.generation
     }
 
+    /// Whether something was cut and that is not durable yet. The entries count as gone, and must
+    /// not be gone from disk before the word of it is there.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.open.is_empty()
+    }
+
     /// Whether everything was cut and that is not durable yet.
     pub(crate) fn is_emptying(&self) -> bool {
         self.open.iter().any(|(_, at)| *at == LogIndex(0))

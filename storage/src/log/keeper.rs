@@ -88,10 +88,16 @@ impl<I: Io> Keeper<I> {
     }
 
     fn tick(&self) {
+        let mut waiting = false;
         for group in self.groups() {
             group.tick();
             // Somebody may have read what the last checkpoint left without a place.
             group.delete_retired();
+            waiting |= group.state.lock().has_to_fill();
+        }
+        if !waiting && self.shared.budget.lacks(Lack::Segments) {
+            // What found no room is gone, so no write will ever say that there is some.
+            self.shared.budget.report_room(Lack::Segments, true);
         }
     }
 
@@ -115,9 +121,14 @@ impl<I: Io> Keeper<I> {
     /// Makes a checkpoint if the write-ahead log has grown enough since the last one.
     async fn look(&self) {
         self.report();
-        if self.shared.take_unsaved()
+        let unsaved = self.shared.take_unsaved();
+        // One that found no room is tried again until it does, or nothing would say that it may.
+        if (unsaved || self.shared.budget.lacks(Lack::Checkpoint))
             && let Err(error) = self.checkpoint(true).await
         {
+            if unsaved {
+                self.shared.keep_unsaved();
+            }
             tracing::warn!(%error, "no checkpoint was made");
         }
         if !self.is_due() {
@@ -174,6 +185,13 @@ impl<I: Io> Keeper<I> {
         while let Some(oldest) = self.oldest().filter(|oldest| *oldest < stale)
             && before != Some(oldest)
         {
+            if self.is_cutting() {
+                // No checkpoint before that is durable, and nothing is freed without one.
+                if self.is_full() {
+                    self.shared.wal()?.wal().lend();
+                }
+                return Ok(());
+            }
             self.relog(oldest + 1).await?;
             self.checkpoint(false).await?;
             before = Some(oldest);
@@ -185,6 +203,14 @@ impl<I: Io> Keeper<I> {
     async fn settle(&self) -> Result<(), StoreError> {
         self.flush(u64::MAX).await?;
         self.checkpoint(true).await
+    }
+
+    /// Whether some log was cut and that is not durable yet.
+    fn is_cutting(&self) -> bool {
+        let groups = self.groups().into_iter();
+        groups
+            .into_iter()
+            .any(|group| group.state.lock().cuts.is_open())
     }
 
     /// The oldest write-ahead log file that an entry needs.
@@ -285,7 +311,7 @@ impl<I: Io> Keeper<I> {
         Err(StoreError::io("write", &path, error))
     }
 
-    /// Everything as it stands; `None` if a log is just being emptied. The place in the
+    /// Everything as it stands; `None` if a log is just being cut. The place in the
     /// write-ahead log is read first: what is captured after it only knows more.
     fn capture(&self) -> Option<(Checkpoint, Marks)> {
         let (last, firsts, old) = {
@@ -297,7 +323,7 @@ impl<I: Io> Keeper<I> {
         let mut oldest: Option<u64> = None;
         for group in self.groups() {
             let state = group.state.lock();
-            if state.cuts.is_emptying() {
+            if state.cuts.is_open() {
                 return None;
             }
             let Some(created) = state.created.filter(|_| state.life != Life::Gone) else {
@@ -340,6 +366,11 @@ fn start_at(
 }
 
 impl GroupState {
+    /// Whether committed entries wait for a segment.
+    fn has_to_fill(&self) -> bool {
+        self.segments.filled().next_index < self.fillable()
+    }
+
     /// The group as a checkpoint keeps it.
     fn record(&self, group: &Group, created: WalPosition) -> GroupRecord {
         let tip = self.segments.synced();

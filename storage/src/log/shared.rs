@@ -187,6 +187,11 @@ impl Shared {
         self.bell.notify_one();
     }
 
+    /// What came in is in no checkpoint yet.
+    pub(crate) fn keep_unsaved(&self) {
+        self.unsaved.store(true, Ordering::Relaxed);
+    }
+
     /// Whether something came in since this was asked last.
     pub(crate) fn take_unsaved(&self) -> bool {
         self.unsaved.swap(false, Ordering::Relaxed)

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::{Instant, timeout_at};
 
 use super::format::BLOCK_BYTES;
 use super::planted::{Flaw, planted};
@@ -31,9 +32,10 @@ pub(super) struct Filler {
 impl IoJob for Filler {
     async fn run<I: Io>(self, io: I) {
         let pool = &self.shared.pool;
-        let mut retry = false;
+        // Whatever else happens meanwhile, a full disk is tried again in time.
+        let mut again = Instant::now();
         loop {
-            let (slot, mode) = match pool.next_errand(std::mem::take(&mut retry)) {
+            let (slot, mode) = match pool.next_errand(Instant::now() >= again) {
                 Errand::Create(slot) => (slot, OpenMode::Create),
                 Errand::Lengthen(slot) => (slot, OpenMode::Write),
                 Errand::Rest => {
@@ -41,8 +43,8 @@ impl IoJob for Filler {
                     continue;
                 }
                 Errand::Retry => {
-                    let waited = tokio::time::timeout(RETRY_AFTER, pool.errand_changed());
-                    retry = waited.await.is_err();
+                    // Neither outcome tells more than a new look.
+                    let _ = timeout_at(again, pool.errand_changed()).await;
                     continue;
                 }
                 Errand::End => return,
@@ -53,7 +55,10 @@ impl IoJob for Filler {
                     self.shared.queue.ring();
                 }
                 Ok(false) => return,
-                Err(error) if is_full(&error) => self.give_up(&io, slot).await,
+                Err(error) if is_full(&error) => {
+                    self.give_up(&io, slot).await;
+                    again = Instant::now() + RETRY_AFTER;
+                }
                 Err(error) => {
                     let source = Arc::new(error);
                     let what = "make a file of the write-ahead log";

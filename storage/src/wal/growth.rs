@@ -46,8 +46,8 @@ impl Growth {
         self.wanted.load(Ordering::Relaxed)
     }
 
-    /// What was wanted is being made; whoever needs more asks again.
-    pub(super) fn is_tried(&self) {
+    /// What was wanted is there; whoever needs more asks again.
+    pub(super) fn is_met(&self) {
         self.wanted.store(false, Ordering::Relaxed);
     }
 

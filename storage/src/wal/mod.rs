@@ -287,6 +287,13 @@ impl Wal {
         Arc::clone(self.shared.pool.growth())
     }
 
+    /// Lets reserved units use the last file, until some file is released: for when what is logged
+    /// again would free nothing before they are durable.
+    pub(crate) fn lend(&self) {
+        self.shared.pool.lend();
+        self.shared.queue.ring();
+    }
+
     /// Files before number `before_file` may be used again: a durable checkpoint no longer
     /// starts in them. The newest file is never released.
     pub fn release(&self, before_file: u64) {

@@ -27,6 +27,7 @@ const READY_AIM: usize = RESERVE + 1;
 
 /// Ready files that units of this kind must leave to others.
 const fn kept_from(room: Room) -> usize {
+    // The last is only lent: see `Pool::lend`.
     match room {
         Room::Common => 2,
         Room::Reserved => 1,
@@ -96,6 +97,16 @@ pub(super) struct Pool {
     pressure: watch::Sender<WalPressure>,
 }
 
+/// Who may use the last ready file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum LastFile {
+    /// What is logged again.
+    #[default]
+    Kept,
+    /// Notes too.
+    Lent,
+}
+
 #[derive(Debug, Default)]
 struct State {
     slots: Slots,
@@ -106,12 +117,21 @@ struct State {
     blocked: bool,
     /// Whether the writer holds units that it cannot place.
     starved: bool,
+    last: LastFile,
     /// Why no more files are made.
     failure: Option<Fatal>,
     ended: bool,
 }
 
 impl State {
+    /// Ready files that units of this kind must leave to others now.
+    fn kept_from(&self, room: Room) -> usize {
+        match room {
+            Room::Reserved if self.last == LastFile::Lent => 0,
+            room => kept_from(room),
+        }
+    }
+
     fn growable(&self) -> usize {
         if self.blocked {
             return 0;
@@ -155,22 +175,24 @@ impl Pool {
     /// none if those left are kept for others. The very first file need not wait for a reserve.
     pub(super) fn begin(&self, file: u64, room: Room) -> Option<(Slot, Room)> {
         let begun = self.change(|state| {
-            let slots = &mut state.slots;
-            let kept = if slots.used.is_empty() {
+            let kept = if state.slots.used.is_empty() {
                 0
             } else {
-                kept_from(room)
+                state.kept_from(room)
             };
-            if slots.ready.len() <= kept {
+            if state.slots.ready.len() <= kept {
                 return None;
             }
-            let slot = slots.ready.pop_back()?;
-            let least = Room::ALL.into_iter().find(|least| {
-                // What could begin a file after this one could have begun this one.
-                *least == room || slots.ready.len() >= kept_from(*least)
-            });
-            slots.used.insert(file, slot);
-            state.starved = false;
+            let slot = state.slots.ready.pop_back()?;
+            let left = state.slots.ready.len();
+            // Who may begin a file while so many are left could have begun this one.
+            let least = Room::ALL
+                .into_iter()
+                .find(|least| *least == room || left >= state.kept_from(*least));
+            state.slots.used.insert(file, slot);
+            if room == Room::Common {
+                state.starved = false;
+            }
             Some((slot, least.unwrap_or(room)))
         });
         self.errand.notify_one();
@@ -189,7 +211,14 @@ impl Pool {
 
     /// Whether all that is kept from units of this kind is there.
     pub(super) fn has_reserve(&self, room: Room) -> bool {
-        self.state.lock().slots.ready.len() >= kept_from(room)
+        let state = self.state.lock();
+        state.slots.ready.len() >= state.kept_from(room)
+    }
+
+    /// Lets notes use the last file until files are freed again: what is logged again needs it no
+    /// more while a note has to come first.
+    pub(super) fn lend(&self) {
+        self.change(|state| state.last = LastFile::Lent);
     }
 
     /// Whether more files are to come without a release.
@@ -209,6 +238,9 @@ impl Pool {
             let freed = std::mem::replace(&mut state.slots.used, kept);
             let any = !freed.is_empty();
             state.slots.ready.extend(freed.into_values());
+            if any {
+                state.last = LastFile::Kept;
+            }
             any
         });
         if released {
@@ -245,7 +277,6 @@ impl Pool {
             } else {
                 return Errand::Rest;
             };
-            self.growth.is_tried();
             if let Errand::Create(slot) | Errand::Lengthen(slot) = errand {
                 state.filling = Some(slot);
             }
@@ -268,6 +299,7 @@ impl Pool {
                 state.slots.ready.push_front(slot);
             }
             state.blocked = false;
+            self.growth.is_met();
         });
     }
 

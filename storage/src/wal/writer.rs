@@ -35,6 +35,8 @@ pub(super) struct Writer<I: Io> {
     current: Option<Current<I::File>>,
     /// Units to be written in order, and those that overtake them into the reserve.
     lanes: Lanes,
+    /// Whether some of them had no place when last looked at.
+    starved: bool,
     builder: RoundBuilder,
     writing: WalWriting,
 }
@@ -133,6 +135,7 @@ impl<I: Io> Writer<I> {
             seal_due,
             current: None,
             lanes: Lanes::default(),
+            starved: false,
             builder,
             writing: WalWriting::default(),
         }
@@ -200,14 +203,15 @@ impl<I: Io> Writer<I> {
     async fn next_lane(&mut self) -> Result<Option<Room>, Fatal> {
         if let Some(lane) = self.placeable().await? {
             if lane == Room::Common {
-                self.shared.pool.set_starved(false);
+                self.starve(false);
             }
             return Ok(Some(lane));
         }
         if self.lanes.is_empty() {
+            self.starve(false);
             return Ok(None);
         }
-        self.shared.pool.set_starved(true);
+        self.starve(true);
         self.lanes.overtake();
         if let Some(lane) = self.placeable().await? {
             return Ok(Some(lane));
@@ -216,14 +220,21 @@ impl<I: Io> Writer<I> {
         self.shared.pool.failure().map_or(Ok(None), Err)
     }
 
-    /// The first lane that has units and room for them, those that overtook before the others.
+    /// Says whether units wait that have no place, where that is news.
+    fn starve(&mut self, starved: bool) {
+        if std::mem::replace(&mut self.starved, starved) != starved {
+            self.shared.pool.set_starved(starved);
+        }
+    }
+
+    /// The first lane that has units, if there is room for them: those that overtook come before
+    /// the others.
     async fn placeable(&mut self) -> Result<Option<Room>, Fatal> {
         for lane in Room::ALL.into_iter().rev() {
             self.answer_placed(lane);
-            if let Some(len) = next_len(self.lanes.of(lane))
-                && self.make_room(len, lane).await?
-            {
-                return Ok(Some(lane));
+            if let Some(len) = next_len(self.lanes.of(lane)) {
+                // Nothing passes what overtook and still waits: it may be of the same group.
+                return Ok(self.make_room(len, lane).await?.then_some(lane));
             }
         }
         Ok(None)
