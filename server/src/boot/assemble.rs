@@ -279,7 +279,8 @@ impl Server {
         };
         let clock = Arc::clone(&self.clock);
         let (cluster, groups) = (self.cluster.clone(), self.coordinator.clone());
-        let kafka = Kafka::new(cluster, groups, clock, self.entropy.clone(), limits);
+        let (entropy, memory) = (self.entropy.clone(), self.requests.clone());
+        let kafka = Kafka::new(cluster, groups, clock, entropy, memory, limits);
         self.tasks.spawn(kafka.serve(socket, self.stop.clone()));
     }
 

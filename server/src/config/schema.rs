@@ -157,8 +157,8 @@ section! {
         /// Bytes one connection may have on their way into the log.
         inflight_size: ByteSize = ByteSize::mib(16),
         /// Memory for requests that are coming in, of all connections of all dialects together.
-        /// When it is taken, further requests wait, and are refused after ten seconds.
-        request_memory: ByteSize = ByteSize::mib(128),
+        /// When it is taken, further requests wait; native ones are refused after ten seconds.
+        request_memory: ByteSize = ByteSize::mib(256),
     }
 }
 
@@ -169,8 +169,7 @@ section! {
         connections: u32 = 8192,
         /// Largest request.
         request_size: ByteSize = ByteSize::mib(32),
-        /// Memory for the requests of all Kafka clients together, and as much again for records
-        /// on their way to them.
+        /// Memory for records on their way to Kafka clients, of all connections together.
         memory: ByteSize = ByteSize::mib(256),
     }
 }

@@ -27,7 +27,7 @@ use super::handlers;
 use super::input::{Arrived, Input};
 use super::session::Session;
 use super::{Kafka, handlers::Begun};
-use crate::listen::Connection;
+use crate::listen::{Connection, Crowded, RequestClaim};
 
 /// Requests of one connection that may be unanswered.
 const MAX_PIPELINED: usize = 1024;
@@ -42,6 +42,8 @@ const KEEPALIVE: Duration = Duration::from_mins(1);
 /// Why a connection was ended from this side, or broke.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Ended {
+    #[error(transparent)]
+    Crowded(#[from] Crowded),
     #[error("nothing came in time")]
     Silent,
     #[error("it was closed inside a request")]
@@ -90,18 +92,12 @@ struct Done {
 
 struct Receipt {
     /// None once the request's memory was given back.
-    room: Option<OwnedSemaphorePermit>,
+    room: Option<RequestClaim>,
+    /// What it counts against the connection until it is answered.
+    bytes: usize,
     since: Instant,
     /// Its place in the table of apis; none for one that could not be read.
     api: Option<usize>,
-}
-
-impl Receipt {
-    /// Gives back what the request holds; how much it was.
-    fn settle(&mut self) -> usize {
-        let room = self.room.take();
-        room.map_or(0, |room| room.num_permits())
-    }
 }
 
 type Beginning = Pin<Box<dyn Future<Output = (Session, Begun, Receipt)> + Send>>;
@@ -113,9 +109,9 @@ pub(super) async fn serve(kafka: Kafka, connection: Connection) -> Result<(), En
     let local = connection.stream().local_addr().ok();
     let peer = connection.stream().peer_addr().ok();
     let limits = kafka.inner.limits;
-    let requests = kafka.inner.requests.clone();
+    let memory = kafka.inner.requests.clone();
     let mut serving = Serving {
-        input: Input::new(connection, limits.request_bytes, requests),
+        input: Input::new(connection, limits.request_bytes, memory),
         session: Some(Session::new(kafka.clone(), local, peer)),
         beginning: None,
         waiting: FuturesOrdered::new(),
@@ -175,7 +171,8 @@ impl Serving {
     /// their places in the queues.
     fn begin(&mut self, arrived: Arrived) -> Result<(), Ended> {
         let Arrived { message, room } = arrived;
-        self.unanswered_bytes += room.num_permits();
+        let bytes = room.bytes();
+        self.unanswered_bytes += bytes;
         let since = Instant::now();
         let request = match Request::open(&message)? {
             Opened::Request(request) => request,
@@ -183,6 +180,7 @@ impl Serving {
                 let answer = handlers::versions_unsupported(correlation_id)?;
                 let receipt = Receipt {
                     room: Some(room),
+                    bytes,
                     since,
                     api: None,
                 };
@@ -192,6 +190,7 @@ impl Serving {
         };
         let receipt = Receipt {
             room: Some(room),
+            bytes,
             since,
             api: Some(request.api.place()),
         };
@@ -215,10 +214,13 @@ impl Serving {
     fn await_outcome(&mut self, begun: Begun, mut receipt: Receipt) {
         let waiting = match begun {
             Begun::Done(outcome) => futures::future::ready(Done { outcome, receipt }).boxed(),
-            Begun::Later(outcome) => outcome.map(|outcome| Done { outcome, receipt }).boxed(),
+            Begun::Later(outcome) => {
+                receipt.room = None;
+                outcome.map(|outcome| Done { outcome, receipt }).boxed()
+            }
             Begun::Alone(outcome) => {
                 self.alone = true;
-                self.unanswered_bytes -= receipt.settle();
+                receipt.room = None;
                 outcome.map(|outcome| Done { outcome, receipt }).boxed()
             }
         };
@@ -255,8 +257,8 @@ impl Serving {
             self.alone = false;
             self.input.resume();
         }
-        for mut receipt in held {
-            self.unanswered_bytes -= receipt.settle();
+        for receipt in held {
+            self.unanswered_bytes -= receipt.bytes;
             if let Some(meter) = receipt
                 .api
                 .and_then(|api| self.kafka.inner.api_meters.get(api))
@@ -269,14 +271,21 @@ impl Serving {
     }
 
     async fn write_out(&mut self) -> Result<(), Ended> {
-        let bytes: usize = self.output.iter().map(Bytes::len).sum();
-        let longer = bytes as u64 / SLOWEST_BYTES_PER_SECOND;
-        let patience = WRITE_PATIENCE + Duration::from_secs(longer);
-        let writing = write_all(&mut self.input.connection, &mut self.output);
-        tokio::time::timeout(patience, writing)
-            .await
-            .map_err(|_| Ended::Unread)?
+        write_in_time(&mut self.input.connection, &mut self.output).await
     }
+}
+
+/// Writes answers to a client that takes them at no less than the slowest rate.
+async fn write_in_time(
+    connection: &mut Connection,
+    output: &mut VecDeque<Bytes>,
+) -> Result<(), Ended> {
+    let bytes: usize = output.iter().map(Bytes::len).sum();
+    let longer = bytes as u64 / SLOWEST_BYTES_PER_SECOND;
+    let patience = WRITE_PATIENCE + Duration::from_secs(longer);
+    tokio::time::timeout(patience, write_all(connection, output))
+        .await
+        .map_err(|_| Ended::Unread)?
 }
 
 /// The next request; while none is to be read, whether the client has gone.
@@ -318,4 +327,33 @@ async fn write_all(connection: &mut Connection, output: &mut VecDeque<Bytes>) ->
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::listen::{Bounds, Listener};
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_take_its_answers_is_let_go() {
+        let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(socket.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (mut connection, _) = Listener::new(socket, Bounds::new(1)).next().await;
+        // It has said something: it is not for its silence that it goes.
+        client.write_all(b"!").await.unwrap();
+        connection.read_u8().await.unwrap();
+        let began = Instant::now();
+        let answer = Bytes::from(vec![0; 64 << 20]);
+        let mut output = VecDeque::from([answer.clone(), answer]);
+        let written = write_in_time(&mut connection, &mut output).await;
+        assert!(matches!(written, Err(Ended::Unread)), "{written:?}");
+        let most = WRITE_PATIENCE + Duration::from_secs((128 << 20) / SLOWEST_BYTES_PER_SECOND);
+        assert!(began.elapsed() <= most + Duration::from_secs(1));
+        assert!(!output.is_empty());
+    }
 }

@@ -22,9 +22,11 @@ use trilog_wire::kafka::APIS;
 
 use crate::cluster::Cluster;
 use crate::group::Coordinator;
-use crate::listen::{Bounds, Listener};
+use crate::listen::{Bounds, Listener, RequestMemory};
 use crate::meter::{ApiMeter, Meters};
 
+/// As much of the dialect's memory, again, is for fetches that wait.
+const WAITING_SHARE: usize = 8;
 /// The value of the label `dialect`.
 const DIALECT: &str = "kafka";
 
@@ -37,8 +39,7 @@ pub struct Limits {
     pub request_bytes: usize,
     /// Bytes of requests one connection may have unanswered; it is not read from beyond them.
     pub inflight_bytes: usize,
-    /// Bytes of requests all connections together may hold, and as much again of records on
-    /// their way to consumers.
+    /// Bytes of records on their way to consumers, of all connections together.
     pub memory: usize,
 }
 
@@ -55,10 +56,12 @@ struct Inner {
     clock: Arc<dyn Clock>,
     entropy: Entropy,
     limits: Limits,
-    /// What requests may hold, in bytes.
-    requests: Arc<Semaphore>,
+    /// What requests may hold, shared with the other dialects.
+    requests: RequestMemory,
     /// What fetched records may hold until they are sent, in bytes.
     fetched: Arc<Semaphore>,
+    /// What fetches may hold that wait for records.
+    fetches: Arc<Semaphore>,
     meters: Meters,
     /// One per entry of the table of apis.
     api_meters: Vec<ApiMeter>,
@@ -71,9 +74,9 @@ impl Kafka {
         groups: Coordinator,
         clock: Arc<dyn Clock>,
         entropy: Entropy,
+        requests: RequestMemory,
         limits: Limits,
     ) -> Self {
-        let budget = || Arc::new(Semaphore::new(limits.memory.max(limits.request_bytes)));
         let api_meters = APIS
             .iter()
             .map(|api| ApiMeter::new(DIALECT, api.name))
@@ -85,8 +88,9 @@ impl Kafka {
                 clock,
                 entropy,
                 limits,
-                requests: budget(),
-                fetched: budget(),
+                requests,
+                fetched: Arc::new(Semaphore::new(limits.memory.max(limits.request_bytes))),
+                fetches: Arc::new(Semaphore::new(limits.memory / WAITING_SHARE)),
                 meters: Meters::new(DIALECT),
                 api_meters,
             }),

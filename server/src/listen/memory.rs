@@ -31,7 +31,15 @@ struct Inner {
 /// Some of it, given back when dropped.
 #[derive(Debug)]
 pub struct RequestClaim {
-    _bytes: OwnedSemaphorePermit,
+    permits: OwnedSemaphorePermit,
+}
+
+impl RequestClaim {
+    /// How much it is.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.permits.num_permits()
+    }
 }
 
 /// There is no memory for the request now, and none is expected soon.
@@ -57,16 +65,37 @@ impl RequestMemory {
     ///
     /// Dropped, it takes nothing, and its place in the line is lost.
     pub async fn claim(&self, bytes: usize) -> Result<RequestClaim, Crowded> {
-        let bytes = u32::try_from(bytes.min(self.0.total)).unwrap_or(u32::MAX);
-        let free = Arc::clone(&self.0.free);
-        if let Ok(bytes) = Arc::clone(&free).try_acquire_many_owned(bytes) {
-            return Ok(RequestClaim { _bytes: bytes });
+        if let Some(claim) = self.try_claim(bytes) {
+            return Ok(claim);
         }
         let _waiting = self.wait_in_line()?;
-        match tokio::time::timeout(PATIENCE, free.acquire_many_owned(bytes)).await {
-            Ok(Ok(bytes)) => Ok(RequestClaim { _bytes: bytes }),
-            Ok(Err(_)) | Err(_) => Err(Crowded),
-        }
+        let claiming = tokio::time::timeout(PATIENCE, self.claim_unread(bytes));
+        claiming.await.unwrap_or(Err(Crowded))
+    }
+
+    /// Memory that is free now.
+    #[must_use]
+    pub fn try_claim(&self, bytes: usize) -> Option<RequestClaim> {
+        let free = Arc::clone(&self.0.free);
+        let permits = free.try_acquire_many_owned(self.permits(bytes)).ok()?;
+        Some(RequestClaim { permits })
+    }
+
+    /// Memory for a request of which nothing is read but its length. It is waited for as long as
+    /// the caller likes: what waits like that takes nothing.
+    ///
+    /// # Cancel safety
+    ///
+    /// As of [`RequestMemory::claim`].
+    pub async fn claim_unread(&self, bytes: usize) -> Result<RequestClaim, Crowded> {
+        let free = Arc::clone(&self.0.free);
+        let permits = free.acquire_many_owned(self.permits(bytes)).await;
+        let permits = permits.map_err(|_| Crowded)?;
+        Ok(RequestClaim { permits })
+    }
+
+    fn permits(&self, bytes: usize) -> u32 {
+        u32::try_from(bytes.min(self.0.total)).unwrap_or(u32::MAX)
     }
 
     fn wait_in_line(&self) -> Result<Waiting<'_>, Crowded> {

@@ -31,6 +31,8 @@ const ZSTD_SINCE: i16 = 10;
 /// A fetch with its partitions looked up.
 struct Fetch {
     request: Request,
+    /// What the request itself holds while it waits.
+    _waiting: Option<OwnedSemaphorePermit>,
     max_bytes: usize,
     min_bytes: usize,
     deadline: Instant,
@@ -73,14 +75,23 @@ pub(super) fn begin(session: &mut Session, request: Request) -> Begun {
         let wanted = wanted.collect();
         topics.push((topic.name, wanted));
     }
-    let wait = u64::try_from(fetch.max_wait_ms).unwrap_or(0);
+    let budget = Arc::clone(&session.kafka.inner.fetched);
+    let waiting = u32::try_from(request.body.len()).unwrap_or(u32::MAX);
+    let fetches = Arc::clone(&session.kafka.inner.fetches);
+    let waiting = fetches.try_acquire_many_owned(waiting).ok();
+    let wait = match &waiting {
+        Some(_) => u64::try_from(fetch.max_wait_ms).unwrap_or(0),
+        // There is no room for it to stay.
+        None => 0,
+    };
     let fetch = Fetch {
         request,
+        _waiting: waiting,
         max_bytes: bounded(fetch.max_bytes, MAX_BYTES),
         min_bytes: bounded(fetch.min_bytes, MAX_BYTES),
         deadline: Instant::now() + Duration::from_millis(wait).min(MAX_WAIT),
         topics,
-        budget: Arc::clone(&session.kafka.inner.fetched),
+        budget,
     };
     Begun::Later(fetch.answer().boxed())
 }

@@ -51,10 +51,11 @@ const PARTITION_COST: usize = 64;
 /// How far a request has come once its turn among its connection's requests is over.
 pub(super) enum Begun {
     Done(Outcome),
-    /// Nothing that comes later on the connection needs to wait for the rest.
+    /// Nothing that comes later on the connection needs to wait for the rest. What that holds is
+    /// counted where it is, so the request's memory is given back.
     Later(BoxFuture<'static, Outcome>),
     /// A wait for the other members of a group, which may be long: the request's memory is given
-    /// back before it, and what comes later on the connection waits for it, as at a broker.
+    /// back, too, and what comes later on the connection waits for it, as at a broker.
     Alone(BoxFuture<'static, Outcome>),
 }
 

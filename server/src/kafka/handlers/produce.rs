@@ -90,6 +90,8 @@ pub(super) async fn begin(session: &mut Session, request: Request) -> Begun {
     }
     let meter = session.meter(&request);
     let acks = produce.acks;
+    // Batches are counted by the partitions that have them.
+    let request = request.without_body();
     Begun::Later(settle(request, acks, topics, deadline, meter).boxed())
 }
 
