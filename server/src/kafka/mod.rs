@@ -1,7 +1,7 @@
 //! The Kafka dialect: its port, its connections and what its requests mean here.
 //!
 //! An edge: it translates between Kafka's messages (`trilog_wire::kafka`) and calls of the
-//! partition, cluster and group layers. Knows neither Raft nor files nor any other dialect.
+//! partition, cluster, group and transaction layers. Knows neither Raft nor files nor any other dialect.
 
 mod conn;
 mod errors;
@@ -24,6 +24,7 @@ use crate::cluster::Cluster;
 use crate::group::Coordinator;
 use crate::listen::{Bounds, Listener};
 use crate::meter::{ApiMeter, Meters};
+use crate::transaction;
 
 /// The value of the label `dialect`.
 const DIALECT: &str = "kafka";
@@ -52,6 +53,7 @@ pub struct Kafka {
 struct Inner {
     cluster: Cluster,
     groups: Coordinator,
+    transactions: transaction::Coordinator,
     clock: Arc<dyn Clock>,
     entropy: Entropy,
     limits: Limits,
@@ -69,6 +71,7 @@ impl Kafka {
     pub fn new(
         cluster: Cluster,
         groups: Coordinator,
+        transactions: transaction::Coordinator,
         clock: Arc<dyn Clock>,
         entropy: Entropy,
         limits: Limits,
@@ -82,6 +85,7 @@ impl Kafka {
             inner: Arc::new(Inner {
                 cluster,
                 groups,
+                transactions,
                 clock,
                 entropy,
                 limits,
