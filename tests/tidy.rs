@@ -55,6 +55,16 @@ const SERVER_LAYERS: &[(&str, &[&str], &[&str])] = &[
             "trilog_storage::env",
         ],
     ),
+    (
+        "transaction",
+        &["view", "partition", "cluster", "group"],
+        &[
+            "trilog_model",
+            "trilog_raft::controller",
+            "trilog_raft::transport",
+            "trilog_storage::env",
+        ],
+    ),
     // The edges. They reach the log through `partition` and `cluster`, never through raft or
     // storage: of those they may name only the words that an answer is made of.
     ("http", &["listen"], &[]),
@@ -71,7 +81,14 @@ const SERVER_LAYERS: &[(&str, &[&str], &[&str])] = &[
     ),
     (
         "kafka",
-        &["cluster", "partition", "group", "listen", "meter"],
+        &[
+            "cluster",
+            "partition",
+            "group",
+            "transaction",
+            "listen",
+            "meter",
+        ],
         &[
             "trilog_model",
             "trilog_wire",
@@ -90,6 +107,7 @@ const SERVER_LAYERS: &[(&str, &[&str], &[&str])] = &[
             "partition",
             "cluster",
             "group",
+            "transaction",
             "http",
             "admin",
             "kafka",

@@ -16,4 +16,5 @@ pub mod kafka;
 pub mod listen;
 pub mod meter;
 pub mod partition;
+pub mod transaction;
 pub mod view;

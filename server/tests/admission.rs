@@ -22,9 +22,9 @@ use trilog_raft::transport::sim::SimNet;
 use trilog_raft::transport::{ClusterId, TransportConfig};
 use trilog_raft::{KV_FAMILY, Node, RaftConfig};
 use trilog_server::partition::{
-    AppendError, Appended, Intake, Limits, Partition, RecordRules, Times,
+    AppendError, Appended, Intake, Limits, Partition, RecordRules, Standing, Times,
 };
-use trilog_server::view::PartitionView;
+use trilog_server::view::{Marker, PartitionView};
 use trilog_storage::env::Entropy;
 use trilog_storage::frame::Frame;
 use trilog_storage::io::sim::SimDisk;
@@ -290,6 +290,137 @@ fn judge(answers: &BTreeMap<(i64, i32), Vec<Offset>>, stored: &BTreeMap<(i64, i3
             offsets.is_sorted(),
             "producer {producer} is out of order: {offsets:?}"
         );
+    }
+}
+
+/// One batch of a transaction: its producer's next, whose value is its number.
+fn part(number: i32) -> Bytes {
+    let mut batch = BatchBuilder::new(Compression::None);
+    batch.set_transactional().set_producer(ProducerState {
+        id: 5,
+        epoch: 0,
+        sequence: number,
+    });
+    let value = number.to_string();
+    batch.push(5, None, Some(value.as_bytes()), &[]).unwrap();
+    batch.build().unwrap()
+}
+
+fn ended(transaction: u64) -> Marker {
+    Marker {
+        producer_id: 5,
+        epoch: 0,
+        coordinator_epoch: 1,
+        transaction,
+        commit: transaction.is_multiple_of(2),
+    }
+}
+
+/// Runs transactions of one to four batches, every second of which is aborted; a reply in five is
+/// lost, and markers of earlier ones come again at any time. Returns the batches that count.
+async fn transact(cluster: Arc<Cluster>, mut rng: SmallRng) -> Vec<i32> {
+    let (mut number, mut counts) = (0, Vec::new());
+    for transaction in 1..=40 {
+        let end = number + rng.random_range(1..=4);
+        while number < end {
+            sleep(Duration::from_millis(5)).await;
+            let Some(leader) = cluster.leader().cloned() else {
+                continue;
+            };
+            if transaction > 1 && rng.random_bool(0.2) {
+                let late = ended(rng.random_range(1..transaction));
+                let late = leader.end_transaction(late, 5);
+                drop(timeout(Duration::from_secs(3), late).await);
+            }
+            let native = leader.enqueue(part(number), None).await;
+            assert_eq!(native.err(), Some(AppendError::NotInTransaction));
+            // Only the batch's own transaction is open, so the coordinator would say yes.
+            let shown = match leader.standing(5, 0) {
+                Standing::Open => None,
+                Standing::Unknown(since) => Some(since),
+            };
+            let appending = async {
+                let batch = part(number);
+                leader
+                    .enqueue_in_transaction(batch, shown)
+                    .await?
+                    .committed()
+                    .await
+            };
+            let answer = timeout(Duration::from_secs(3), appending).await;
+            let told = matches!(answer, Ok(Ok(_))) && !rng.random_bool(0.2);
+            number += i32::from(told);
+        }
+        loop {
+            sleep(Duration::from_millis(5)).await;
+            let Some(leader) = cluster.leader().cloned() else {
+                continue;
+            };
+            let ending = leader.end_transaction(ended(transaction), 5);
+            let answer = timeout(Duration::from_secs(3), ending).await;
+            if matches!(answer, Ok(Ok(_))) && !rng.random_bool(0.2) {
+                break;
+            }
+        }
+        if ended(transaction).commit {
+            let first = counts.last().map_or(0, |last: &(i32, i32)| last.1);
+            counts.push((first, end));
+        } else {
+            counts.push((end, end));
+        }
+    }
+    counts.into_iter().flat_map(|(from, to)| from..to).collect()
+}
+
+/// What a reader of committed records gets, by the batches' numbers.
+async fn committed(partition: &Partition) -> Vec<i32> {
+    let (mut numbers, mut next) = (Vec::new(), Offset(0));
+    loop {
+        let settled = partition.read_stable(next, 1 << 20).await.unwrap();
+        if settled.next == next {
+            assert_eq!(settled.stable, partition.watch().borrow().offset);
+            return numbers;
+        }
+        next = settled.next;
+        for frame in settled.committed().fetched.frames {
+            let header = BatchHeader::parse(&frame.records).unwrap();
+            numbers.push(header.base_sequence);
+        }
+    }
+}
+
+fn simulate_transactions(seed: u64) {
+    block_on(async move {
+        let cluster = Arc::new(Cluster::start(seed).await);
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let disturber = {
+            let (cluster, rng) = (Arc::clone(&cluster), SmallRng::seed_from_u64(rng.random()));
+            tokio::spawn(async move { cluster.disturb(rng).await })
+        };
+        let transacting = transact(Arc::clone(&cluster), rng);
+        let counts = timeout(Duration::from_mins(10), transacting)
+            .await
+            .expect("progress");
+        disturber.abort();
+        cluster.net.heal_all();
+        await_equal(&cluster).await;
+        let mut hashes = BTreeSet::new();
+        for partition in &cluster.partitions {
+            assert_eq!(committed(partition).await, counts, "seed {seed}");
+            hashes.insert(partition.group().with_view(trilog_raft::View::hash));
+        }
+        assert_eq!(
+            hashes.len(),
+            1,
+            "seed {seed}: the views of the replicas differ"
+        );
+    });
+}
+
+#[test]
+fn transactions_count_as_a_whole_or_not_at_all_whatever_becomes_of_leaders_and_markers() {
+    for seed in seeds(5) {
+        simulate_transactions(seed);
     }
 }
 

@@ -50,6 +50,8 @@ pub(super) struct PartitionReader {
     address: String,
     /// Batches received and not yet given out.
     received: VecDeque<FetchedBatch>,
+    /// Where what they came with ends, once they are given out.
+    received_to: Option<u64>,
     backoff: Backoff,
     leader_doubted: bool,
 }
@@ -96,6 +98,7 @@ impl PartitionReader {
             stream: None,
             address: String::new(),
             received: VecDeque::new(),
+            received_to: None,
             backoff: plan.client.backoff(),
             leader_doubted: false,
             plan,
@@ -111,6 +114,8 @@ impl PartitionReader {
                     return Ok(Some(records));
                 }
             }
+            // What lies between the last batch and this is nothing that counts.
+            self.next_offset = self.next_offset.max(self.received_to.take());
             if self.is_at_the_end() {
                 return Ok(None);
             }
@@ -191,10 +196,7 @@ impl PartitionReader {
         self.backoff.reset();
         self.stop_at.get_or_insert(response.high_watermark);
         self.next_offset.get_or_insert(response.from_offset);
-        if response.batches.is_empty() {
-            // Nothing is left of the records before it.
-            self.next_offset = self.next_offset.max(Some(response.next_offset));
-        }
+        self.received_to = Some(response.next_offset);
         self.received.extend(response.batches);
         Ok(())
     }

@@ -19,8 +19,11 @@ pub const CONSUMERS_LEVEL: u32 = 3;
 /// From here on logs are compacted by key.
 pub const COMPACTION_LEVEL: u32 = 3;
 
+/// From here on partitions know transactions.
+pub const TRANSACTION_LEVEL: u32 = 3;
+
 /// The newest level this build can follow.
-pub const BUILD_LEVEL: u32 = COMPACTION_LEVEL;
+pub const BUILD_LEVEL: u32 = TRANSACTION_LEVEL;
 
 /// The levels a build can follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -40,6 +40,7 @@ pub use ids::{ClusterId, InvalidIdentity, NodeIdentity, TopicId};
 pub use internal::InternalTopic;
 pub use level::{
     BASE_LEVEL, BUILD_LEVEL, COMPACTION_LEVEL, CONSUMERS_LEVEL, INTERNAL_LEVEL, LevelRange,
+    TRANSACTION_LEVEL,
 };
 pub use names::{MAX_NAME_LEN, check_topic_name, collision_key};
 pub use reply::{ControllerError, Outcome, Reply, decode_outcome, encode_outcome};

@@ -46,12 +46,22 @@ pub(super) fn append(cluster: &Cluster, error: &AppendError) -> Error {
         AppendError::TooLarge { .. } => ErrorCode::TooLarge,
         AppendError::OutOfOrder { .. } => ErrorCode::OutOfOrderSequence,
         AppendError::Fenced { .. } => ErrorCode::ProducerFenced,
-        AppendError::OffsetMismatch { .. } | AppendError::Internal => ErrorCode::PolicyViolation,
+        AppendError::NotInTransaction => return transactional(),
+        AppendError::OffsetMismatch { .. }
+        | AppendError::InTransaction
+        | AppendError::StaleCoordinator
+        | AppendError::Internal => ErrorCode::PolicyViolation,
         AppendError::Busy(_) => ErrorCode::Overloaded,
         AppendError::DiskFull => return disk_full(),
         AppendError::Closed => ErrorCode::ShuttingDown,
     };
     Error::new(code, error.to_string())
+}
+
+fn transactional() -> Error {
+    let text = "the batch says that it is part of a transaction";
+    Error::new(ErrorCode::InvalidRecord, text)
+        .with_hint("transactions are begun by Kafka clients; send it without the transactional bit")
 }
 
 fn disk_full() -> Error {

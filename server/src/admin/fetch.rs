@@ -18,7 +18,7 @@ use trilog_wire::v1::{
 
 use super::{Api, DIALECT, errors, plain};
 use crate::meter::{ApiMeter, TopicMeter};
-use crate::partition::{Fetched, Partition, ReadError, Start};
+use crate::partition::{Partition, ReadError, Settled, Start};
 
 /// Responses read ahead of a caller, beyond its flow-control window.
 const READ_AHEAD: usize = 1;
@@ -47,7 +47,7 @@ impl Fetch for Api {
             next.map_err(|error| errors::read(&self.cluster, partition.group().id(), &error))?;
         let (responses, stream) = mpsc::channel(READ_AHEAD);
         let reader = Reader {
-            end: (!request.follow).then(|| partition.watch().borrow().offset),
+            end: (!request.follow).then(|| partition.stable_offset()),
             max_bytes: bounded_bytes(request.max_bytes),
             max_wait: bounded_wait(request.max_wait_ms),
             plain: request.plain_records,
@@ -80,7 +80,7 @@ impl Offsets for Api {
         let offset = partition.locate(start).await;
         let offset =
             offset.map_err(|error| errors::read(&self.cluster, partition.group().id(), &error))?;
-        let high_watermark = partition.watch().borrow().offset;
+        let high_watermark = partition.stable_offset();
         Ok(Response::new(ResolveResponse {
             offset: offset.get(),
             log_start: partition.log_start().get(),
@@ -162,7 +162,7 @@ impl Reader {
             };
             let since = Instant::now();
             let read = self.read().await;
-            match read.and_then(|fetched| self.response(fetched)) {
+            match read.and_then(|settled| self.response(settled)) {
                 Ok(response) => {
                     self.meter.answered(since);
                     slot.send(Ok(response))
@@ -186,14 +186,14 @@ impl Reader {
         }
     }
 
-    async fn read(&self) -> Result<Fetched, Error> {
+    async fn read(&self) -> Result<Settled, Error> {
         let cluster = &self.api.cluster;
         let (leader, leads) = self.partition.leader();
         if !leads {
             let leader = leader.filter(|leader| *leader != cluster.node());
             return Err(errors::not_leader(cluster, leader));
         }
-        let fetched = self.partition.read(self.next, self.max_bytes).await;
+        let fetched = self.partition.read_stable(self.next, self.max_bytes).await;
         let group = self.partition.group().id();
         fetched.map_err(|error: ReadError| errors::read(cluster, group, &error))
     }
@@ -204,13 +204,17 @@ impl Reader {
         let mut leadership = self.partition.leadership();
         tokio::select! {
             biased;
-            () = self.partition.wait_past(self.next, self.max_wait) => {}
+            () = self.partition.wait_stable_past(self.next, self.max_wait) => {}
             _ = leadership.wait_for(|now| !now.ready) => {}
         }
     }
 
-    fn response(&mut self, fetched: Fetched) -> Result<FetchResponse, Error> {
+    /// What counts of it: a caller of this api never sees a transaction that was aborted, or is
+    /// not over.
+    fn response(&mut self, settled: Settled) -> Result<FetchResponse, Error> {
         let from_offset = self.next.get();
+        let settled = settled.committed();
+        let (fetched, next) = (settled.fetched, settled.next);
         let mut records = Vec::new();
         let mut batches = Vec::new();
         if self.plain {
@@ -218,8 +222,8 @@ impl Reader {
                 records.extend(plain::records(frame, self.next)?);
             }
         }
-        if let Some(last) = fetched.frames.last() {
-            self.next = last.header.next_offset();
+        self.next = next.max(self.next);
+        if !fetched.frames.is_empty() {
             let headers = fetched.frames.iter().map(|frame| &frame.header);
             let records = headers
                 .clone()
@@ -233,7 +237,7 @@ impl Reader {
         }
         Ok(FetchResponse {
             batches,
-            high_watermark: fetched.high_watermark.get(),
+            high_watermark: settled.stable.get(),
             log_start: fetched.log_start.get(),
             from_offset,
             next_offset: self.next.get(),

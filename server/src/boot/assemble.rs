@@ -32,6 +32,7 @@ use crate::group::{Coordinator, LagMeter, Settings as GroupSettings};
 use crate::kafka::{Kafka, Limits as KafkaLimits};
 use crate::listen::RequestMemory;
 use crate::partition::{Intake, Partitions, keep_compaction, keep_retention};
+use crate::transaction::{self, Settings as TransactionSettings};
 
 /// How long a stop waits for others to get their votes in the controller.
 const GROWTH_PATIENCE: Duration = Duration::from_secs(5);
@@ -73,6 +74,7 @@ pub struct Server {
     pub(super) cluster: Cluster,
     coordinator: Coordinator,
     pub(super) lag: LagMeter,
+    transactions: transaction::Coordinator,
     pub(super) uring_fallback: bool,
     pub(super) timekeeper: Timekeeper,
     /// What the requests of all dialects share.
@@ -127,6 +129,8 @@ impl Server {
         let measuring = lag.keep(coordinator.clone(), server.stop.clone());
         server.tasks.spawn(measuring);
         server.tasks.spawn(coordinator.keep(server.stop.clone()));
+        let transactions = server.transactions.clone();
+        server.tasks.spawn(transactions.keep(server.stop.clone()));
         joining::register(config, &server.cluster, &identity).await?;
         // From here on the map knows this node, and tells it of the others.
         found.cancel();
@@ -171,6 +175,14 @@ impl Server {
             Arc::clone(&clock),
             Entropy::from_seed(entropy.next_u64()),
         );
+        let transactions = transaction::Coordinator::new(
+            cluster.clone(),
+            coordinator.clone(),
+            transaction_settings(config),
+            Arc::clone(&clock),
+            Entropy::from_seed(entropy.next_u64()),
+        );
+        transaction::serve(&transactions);
         let server = Self {
             store,
             node,
@@ -178,6 +190,7 @@ impl Server {
             cluster,
             coordinator,
             lag: LagMeter::default(),
+            transactions,
             uring_fallback,
             timekeeper: Timekeeper::new(steady, config.raft.clock_skew_max.get()),
             requests: RequestMemory::new(config.limits.request_memory.as_usize()),
@@ -279,8 +292,9 @@ impl Server {
         };
         let clock = Arc::clone(&self.clock);
         let (cluster, groups) = (self.cluster.clone(), self.coordinator.clone());
-        let (entropy, memory) = (self.entropy.clone(), self.requests.clone());
-        let kafka = Kafka::new(cluster, groups, clock, entropy, memory, limits);
+        let (transactions, entropy) = (self.transactions.clone(), self.entropy.clone());
+        let memory = self.requests.clone();
+        let kafka = Kafka::new(cluster, groups, transactions, clock, entropy, memory, limits);
         self.tasks.spawn(kafka.serve(socket, self.stop.clone()));
     }
 
@@ -313,6 +327,12 @@ impl Server {
     #[must_use]
     pub fn coordinator(&self) -> &Coordinator {
         &self.coordinator
+    }
+
+    /// The coordinator of the transactions whose partitions this node leads.
+    #[must_use]
+    pub fn transactions(&self) -> &transaction::Coordinator {
+        &self.transactions
     }
 
     /// Whether this node's clock can be relied on.
@@ -388,6 +408,15 @@ fn group_settings(config: &Config) -> GroupSettings {
         consumer_heartbeat: groups.consumer_heartbeat_interval.get(),
         offset_retention: groups.offset_retention.get(),
         offset_metadata_max: groups.offset_metadata_max.as_usize(),
+    }
+}
+
+fn transaction_settings(config: &Config) -> TransactionSettings {
+    let transactions = &config.transactions;
+    TransactionSettings {
+        partitions: transactions.partitions,
+        timeout_max: transactions.timeout_max.get(),
+        id_expiration: transactions.id_expiration.get(),
     }
 }
 

@@ -578,7 +578,7 @@ fn view_kind(map: &ClusterMap, group: GroupId) -> Option<ViewKind> {
     }
     match InternalTopic::named(&topic.name)? {
         InternalTopic::Groups => Some(ViewKind::Groups),
-        InternalTopic::Transactions => None,
+        InternalTopic::Transactions => Some(ViewKind::Transactions),
     }
 }
 

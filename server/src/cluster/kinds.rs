@@ -20,6 +20,10 @@ pub(super) const APPEND: Kind = Kind(66);
 pub(super) const CONFIRM: Kind = Kind(67);
 /// Where starting points lie in partitions that the called node leads.
 pub(super) const LOCATE: Kind = Kind(72);
+/// The end of a transaction, for a partition that the called node leads.
+pub const MARK: Kind = Kind(80);
+/// Asks a coordinator whether partitions are in a transaction.
+pub const VERIFY: Kind = Kind(81);
 
 /// Serves them on this node.
 pub fn serve(controller: &ControllerHandle, partitions: &Partitions) {

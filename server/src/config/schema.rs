@@ -148,6 +148,19 @@ section! {
 }
 
 section! {
+    /// Transactions.
+    Transactions {
+        /// Partitions of the internal topic that holds transactions. It decides only how the topic
+        /// is created, at its first use.
+        partitions: u32 = 16,
+        /// Longest time that a producer may ask for before its transaction is aborted.
+        timeout_max: Duration = Duration::from_secs(900),
+        /// How long a transactional id is kept that nobody uses.
+        id_expiration: Duration = Duration::from_secs(604_800),
+    }
+}
+
+section! {
     /// What one client may ask for.
     Limits {
         /// Largest record batch, in every dialect.
@@ -269,6 +282,7 @@ config! {
     storage: Storage,
     raft: Raft,
     groups: Groups,
+    transactions: Transactions,
     limits: Limits,
     kafka: Kafka,
     log: Log,

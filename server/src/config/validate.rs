@@ -29,6 +29,7 @@ pub(super) fn problems(loaded: &Loaded) -> Vec<Problem> {
     check.storage(config);
     check.raft(config);
     check.groups(config);
+    check.transactions(config);
     check.limits(config);
     check.kafka(config);
     check.problems
@@ -113,6 +114,23 @@ impl Check<'_> {
                 self.refuse(key, format_args!("is {address}, as is {other}"));
             }
         }
+    }
+
+    fn transactions(&mut self, config: &Config) {
+        let transactions = &config.transactions;
+        if transactions.partitions == 0 || transactions.partitions > 1_000 {
+            let partitions = transactions.partitions;
+            self.refuse(
+                "transactions.partitions",
+                format_args!("is {partitions}; it can be 1 to 1000"),
+            );
+        }
+        let (second, day) = (Duration::from_secs(1), Duration::from_secs(86_400));
+        let longest = transactions.timeout_max;
+        self.span("transactions.timeout_max", longest, second, day);
+        let kept = transactions.id_expiration;
+        let (minute, year) = (Duration::from_secs(60), Duration::from_secs(86_400 * 365));
+        self.span("transactions.id_expiration", kept, minute, year);
     }
 
     fn groups(&mut self, config: &Config) {

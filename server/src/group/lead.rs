@@ -344,6 +344,9 @@ fn append_error(error: &AppendError) -> GroupError {
         | AppendError::OutOfOrder { .. }
         | AppendError::Fenced { .. }
         | AppendError::OffsetMismatch { .. }
+        | AppendError::NotInTransaction
+        | AppendError::InTransaction
+        | AppendError::StaleCoordinator
         | AppendError::Internal => GroupError::InvalidRequest("it is no command of groups"),
     }
 }

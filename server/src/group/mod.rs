@@ -370,7 +370,7 @@ fn partition_of(group: &str, topic: &Topic) -> u32 {
 }
 
 /// Kafka's rule: Java's hash of the id, without its sign.
-fn positive_hash(group: &str) -> u32 {
+pub(crate) fn positive_hash(group: &str) -> u32 {
     let hash = group.encode_utf16().fold(0_i32, |hash, unit| {
         hash.wrapping_mul(31).wrapping_add(i32::from(unit))
     });

@@ -30,6 +30,7 @@ impl Coordinator {
         let producer = ProducerRef {
             producer_id: request.producer_id,
             epoch: i32::from(request.epoch),
+            transaction: request.transaction,
         };
         self.commit_for(request.member, request.offsets, Some(producer))
             .await
@@ -182,8 +183,7 @@ impl Coordinator {
     pub async fn end_transaction(
         &self,
         partition: u32,
-        producer_id: i64,
-        epoch: i16,
+        producer: ProducerRef,
         commit: bool,
     ) -> Result<(), GroupError> {
         let sent = {
@@ -191,10 +191,7 @@ impl Coordinator {
             let handle = self.enter_at(&topic, partition)?;
             let lead = handle.lock();
             lead.send(GroupAction::EndTransaction(EndTransaction {
-                producer: ProducerRef {
-                    producer_id,
-                    epoch: i32::from(epoch),
-                },
+                producer,
                 commit,
             }))
         };

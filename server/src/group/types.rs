@@ -118,6 +118,8 @@ pub struct TransactionCommit {
     pub member: MemberRef,
     pub producer_id: i64,
     pub epoch: i16,
+    /// The number of the transaction that the group's partition was shown to be in.
+    pub transaction: u64,
     pub offsets: Vec<OffsetCommit>,
 }
 

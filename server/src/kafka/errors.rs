@@ -8,6 +8,7 @@ use trilog_raft::controller::ControllerError;
 use crate::cluster::{LookupError, ProposeError};
 use crate::group::GroupError;
 use crate::partition::{AppendError, ReadError, RecordFault};
+use crate::transaction::TransactionError;
 
 /// Codes say too little of some refusals; what is said to people beside them.
 pub(super) type Refusal = (ErrorCode, Option<String>);
@@ -25,6 +26,8 @@ pub(super) fn append(error: &AppendError) -> Refusal {
         AppendError::TooLarge { .. } => ErrorCode::MessageTooLarge,
         AppendError::OutOfOrder { .. } => ErrorCode::OutOfOrderSequenceNumber,
         AppendError::Fenced { .. } => ErrorCode::InvalidProducerEpoch,
+        AppendError::NotInTransaction | AppendError::InTransaction => ErrorCode::InvalidTxnState,
+        AppendError::StaleCoordinator => ErrorCode::TransactionCoordinatorFenced,
         AppendError::OffsetMismatch { .. } => ErrorCode::InvalidRequest,
         AppendError::Busy(_) | AppendError::DiskFull => ErrorCode::KafkaStorageError,
         // As a broker says of its own topics.
@@ -160,9 +163,91 @@ pub(super) fn membership(error: &GroupError) -> ErrorCode {
     }
 }
 
+pub(super) fn transaction(error: &TransactionError) -> ErrorCode {
+    match error {
+        TransactionError::NotCoordinator { .. } => ErrorCode::NotCoordinator,
+        TransactionError::Loading => ErrorCode::CoordinatorLoadInProgress,
+        // Each step may be asked for again, so an unknown outcome is no harm.
+        TransactionError::Unavailable(_) | TransactionError::Unknown => {
+            ErrorCode::CoordinatorNotAvailable
+        }
+        TransactionError::InvalidId | TransactionError::TooManyPartitions => {
+            ErrorCode::InvalidRequest
+        }
+        TransactionError::InvalidTimeout => ErrorCode::InvalidTransactionTimeout,
+        TransactionError::UnknownProducer => ErrorCode::InvalidProducerIdMapping,
+        TransactionError::Fenced => ErrorCode::ProducerFenced,
+        TransactionError::Concurrent => ErrorCode::ConcurrentTransactions,
+        TransactionError::InvalidState => ErrorCode::InvalidTxnState,
+        TransactionError::UnknownId => ErrorCode::TransactionalIdNotFound,
+    }
+}
+
+/// As [`transaction`], to clients of a version that may not know that a producer can be fenced.
+pub(super) fn transaction_since(error: &TransactionError, version: i16, since: i16) -> ErrorCode {
+    match transaction(error) {
+        ErrorCode::ProducerFenced if version < since => ErrorCode::InvalidProducerEpoch,
+        code => code,
+    }
+}
+
+/// Why a batch was not shown to be in its transaction, in codes that all versions of Produce know:
+/// what may pass is one after which every client tries the same again.
+pub(super) fn not_shown(error: &TransactionError) -> Refusal {
+    let code = match transaction(error) {
+        ErrorCode::NotCoordinator
+        | ErrorCode::CoordinatorLoadInProgress
+        | ErrorCode::CoordinatorNotAvailable
+        | ErrorCode::ConcurrentTransactions => ErrorCode::NotEnoughReplicas,
+        ErrorCode::ProducerFenced => ErrorCode::InvalidProducerEpoch,
+        code => code,
+    };
+    (code, Some(error.to_string()))
+}
+
+/// As [`not_shown`], of offsets.
+pub(super) fn not_shown_offsets(error: &TransactionError) -> ErrorCode {
+    match not_shown(error).0 {
+        ErrorCode::NotEnoughReplicas => ErrorCode::CoordinatorLoadInProgress,
+        code => code,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_coordinator_of_transactions_says_is_what_a_broker_would() {
+        // In general, to a client that knows no fencing, to a produce, to a commit of offsets.
+        let rows = [
+            (
+                TransactionError::NotCoordinator { node: None },
+                [16, 16, 19, 14],
+            ),
+            (TransactionError::Loading, [14, 14, 19, 14]),
+            (TransactionError::Unavailable(""), [15, 15, 19, 14]),
+            (TransactionError::Unknown, [15, 15, 19, 14]),
+            (TransactionError::InvalidId, [42, 42, 42, 42]),
+            (TransactionError::InvalidTimeout, [50, 50, 50, 50]),
+            (TransactionError::UnknownProducer, [49, 49, 49, 49]),
+            (TransactionError::Fenced, [90, 47, 47, 47]),
+            (TransactionError::Concurrent, [51, 51, 19, 14]),
+            (TransactionError::InvalidState, [48, 48, 48, 48]),
+            (TransactionError::TooManyPartitions, [42, 42, 42, 42]),
+            (TransactionError::UnknownId, [105, 105, 105, 105]),
+        ];
+        for (error, codes) in rows {
+            let told = [
+                transaction(&error),
+                transaction_since(&error, 1, 2),
+                not_shown(&error).0,
+                not_shown_offsets(&error),
+            ];
+            assert_eq!(told.map(|code| code.code()), codes, "{error:?}");
+            assert_eq!(transaction_since(&error, 2, 2), transaction(&error));
+        }
+    }
 
     #[test]
     fn what_a_coordinator_says_is_what_a_broker_would() {

@@ -1,7 +1,7 @@
 //! The Kafka dialect: its port, its connections and what its requests mean here.
 //!
 //! An edge: it translates between Kafka's messages (`trilog_wire::kafka`) and calls of the
-//! partition, cluster and group layers. Knows neither Raft nor files nor any other dialect.
+//! partition, cluster, group and transaction layers. Knows neither Raft nor files nor any other dialect.
 
 mod conn;
 mod errors;
@@ -24,6 +24,7 @@ use crate::cluster::Cluster;
 use crate::group::Coordinator;
 use crate::listen::{Bounds, Listener, RequestMemory};
 use crate::meter::{ApiMeter, Meters};
+use crate::transaction;
 
 /// As much of the dialect's memory, again, is for fetches that wait.
 const WAITING_SHARE: usize = 8;
@@ -53,6 +54,7 @@ pub struct Kafka {
 struct Inner {
     cluster: Cluster,
     groups: Coordinator,
+    transactions: transaction::Coordinator,
     clock: Arc<dyn Clock>,
     entropy: Entropy,
     limits: Limits,
@@ -72,6 +74,7 @@ impl Kafka {
     pub fn new(
         cluster: Cluster,
         groups: Coordinator,
+        transactions: transaction::Coordinator,
         clock: Arc<dyn Clock>,
         entropy: Entropy,
         requests: RequestMemory,
@@ -85,6 +88,7 @@ impl Kafka {
             inner: Arc::new(Inner {
                 cluster,
                 groups,
+                transactions,
                 clock,
                 entropy,
                 limits,

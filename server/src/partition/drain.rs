@@ -13,13 +13,14 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use trilog_model::batch::{BatchHeader, stamp_append_time};
-use trilog_model::{Offset, ReplicaId, Term};
+use trilog_model::{Offset, ReplicaId, Term, Timestamp};
 use trilog_raft::{Leadership, Proposal, ProposeError};
 use trilog_storage::env::Clock;
 
 use super::{AppendError, Appended, Group};
-use crate::view::producers::{Drain, Place, Publisher, Verdict};
-use crate::view::{PartitionState, SharedState};
+use crate::view::isolation::{self, MarkerVerdict, Unfit};
+use crate::view::producers::{self, Place, Publisher, Verdict};
+use crate::view::{Marker, PartitionCommand, PartitionState, SharedState};
 
 /// The most entries in one drain; Raft merges about as many.
 const MAX_ENTRIES: usize = 4096;
@@ -39,11 +40,16 @@ pub(super) enum Work {
         bytes: Bytes,
         records: u32,
         publisher: Option<Publisher>,
+        transactional: bool,
+        /// Where the log ended before the batch's partition was shown to be in its transaction.
+        shown: Option<Offset>,
         /// Append only if this is the next offset.
         expect: Option<Offset>,
         /// Its records get the time of their append.
         stamp: bool,
     },
+    /// The end of a transaction, and the control batch that tells readers.
+    Marker { marker: Marker, batch: Bytes },
     Command {
         encoded: Bytes,
         /// The term it was judged in, if whoever judged it remembers more than is applied: in
@@ -55,7 +61,7 @@ pub(super) enum Work {
 impl Request {
     fn bytes(&self) -> usize {
         match &self.work {
-            Work::Batch { bytes, .. } => bytes.len(),
+            Work::Batch { bytes, .. } | Work::Marker { batch: bytes, .. } => bytes.len(),
             Work::Command { encoded, .. } => encoded.len(),
         }
     }
@@ -192,13 +198,17 @@ fn admit(
 ) -> (Vec<Proposal>, Vec<(usize, Request)>) {
     let mut proposals = Vec::new();
     let mut waiting = Vec::new();
-    let mut producers = Drain::over(applied.producers());
-    let mut next = applied.next_offset();
+    let mut judge = Judge {
+        now,
+        producers: producers::Drain::over(applied.producers()),
+        isolation: isolation::Drain::over(applied.isolation()),
+        next: applied.next_offset(),
+    };
     for request in requests {
         let slot = proposals.len();
-        match judge(&request.work, now, &mut producers, slot, next) {
+        match judge.judge(&request.work, slot) {
             Judged::Append(proposal) => {
-                next = next.plus(u64::from(proposal.record_count));
+                judge.next = judge.next.plus(u64::from(proposal.record_count));
                 proposals.push(proposal);
                 waiting.push((slot, request));
             }
@@ -216,60 +226,133 @@ enum Judged {
     Answer(Result<Appended, AppendError>),
 }
 
-fn judge(work: &Work, now: Term, producers: &mut Drain<'_>, slot: usize, next: Offset) -> Judged {
-    let (bytes, records, publisher, expect, stamp) = match work {
-        Work::Command { term, .. } if term.is_some_and(|term| term != now) => {
-            return Judged::Answer(Err(AppendError::NotLeader { leader: None }));
-        }
-        Work::Command { encoded, .. } => {
-            return Judged::Append(Proposal {
+impl Judged {
+    fn refused(error: AppendError) -> Self {
+        Self::Answer(Err(error))
+    }
+}
+
+/// What a drain is judged by: the applied state, and its own write set over it.
+struct Judge<'a> {
+    now: Term,
+    producers: producers::Drain<'a>,
+    isolation: isolation::Drain<'a>,
+    next: Offset,
+}
+
+impl Judge<'_> {
+    fn judge(&mut self, work: &Work, slot: usize) -> Judged {
+        match work {
+            Work::Command { term, .. } if term.is_some_and(|term| term != self.now) => {
+                Judged::refused(AppendError::NotLeader { leader: None })
+            }
+            Work::Command { encoded, .. } => Judged::Append(Proposal {
                 records: Bytes::new(),
                 record_count: 0,
                 command: encoded.clone(),
-            });
-        }
-        Work::Batch {
-            bytes,
-            records,
-            publisher,
-            expect,
-            stamp,
-        } => (bytes, *records, publisher, expect, *stamp),
-    };
-    // A repeat is recognised before the condition is checked: its first try has changed the
-    // very offset that it expects.
-    let verdict = publisher
-        .as_ref()
-        .map_or(Verdict::Accept, |batch| producers.judge(batch));
-    match verdict {
-        Verdict::Accept if expect.is_some_and(|expected| expected != next) => {
-            Judged::Answer(Err(AppendError::OffsetMismatch { next }))
-        }
-        Verdict::Accept => {
-            if let Some(batch) = publisher {
-                producers.accept(batch, slot);
+            }),
+            Work::Marker { marker, batch } => self.judge_marker(marker, batch, slot),
+            Work::Batch {
+                bytes,
+                records,
+                publisher,
+                transactional,
+                shown,
+                expect,
+                stamp,
+            } => {
+                // A repeat is recognised before any condition is checked: its first try has
+                // changed the very offset that it expects, and may have been its transaction's
+                // last.
+                let judged = publisher.as_ref().map(|batch| self.producers.judge(batch));
+                if let Some(judged) = judged.and_then(|judged| answer(judged, *stamp)) {
+                    return judged;
+                }
+                if let Some(batch) = publisher
+                    && let Err(unfit) = self.isolation.judge(batch, *transactional, *shown)
+                {
+                    return Judged::refused(unfit.into());
+                }
+                if expect.is_some_and(|expected| expected != self.next) {
+                    return Judged::refused(AppendError::OffsetMismatch { next: self.next });
+                }
+                let mut command = Bytes::new();
+                if let Some(batch) = publisher {
+                    self.producers.accept(batch, slot);
+                    if *transactional && self.isolation.accept(batch) {
+                        let opened = PartitionCommand::opened(batch.producer_id, batch.epoch);
+                        command = opened.encoded();
+                    }
+                }
+                Judged::Append(Proposal {
+                    records: bytes.clone(),
+                    record_count: *records,
+                    command,
+                })
             }
-            Judged::Append(Proposal {
-                records: bytes.clone(),
-                record_count: records,
-                command: Bytes::new(),
-            })
         }
-        Verdict::Duplicate(Place::Pending(original)) => Judged::Await(original),
+    }
+
+    fn judge_marker(&mut self, marker: &Marker, batch: &Bytes, slot: usize) -> Judged {
+        match self.isolation.judge_marker(marker) {
+            MarkerVerdict::Pending(original) => return Judged::Await(original),
+            MarkerVerdict::Done(base_offset) => {
+                return Judged::Answer(Ok(Appended {
+                    base_offset,
+                    append_time: Timestamp(0),
+                    duplicate: true,
+                    stamped: None,
+                }));
+            }
+            MarkerVerdict::Stale => return Judged::refused(AppendError::StaleCoordinator),
+            MarkerVerdict::Append => {}
+        }
+        let (id, epoch) = (marker.producer_id, i16::try_from(marker.epoch));
+        let Ok(epoch) = epoch else {
+            return Judged::refused(AppendError::StaleCoordinator);
+        };
+        if let Some(judged) = answer(self.producers.judge_epoch(id, epoch), false) {
+            return judged;
+        }
+        self.producers.accept_marker(id, epoch);
+        self.isolation.accept_marker(marker, slot);
+        Judged::Append(Proposal {
+            records: batch.clone(),
+            record_count: 1,
+            command: PartitionCommand::marker(*marker).encoded(),
+        })
+    }
+}
+
+/// What becomes of a batch at once, if it is not to be appended.
+fn answer(verdict: Verdict, stamp: bool) -> Option<Judged> {
+    match verdict {
+        Verdict::Accept => None,
+        Verdict::Duplicate(Place::Pending(original)) => Some(Judged::Await(original)),
         Verdict::Duplicate(Place::Committed {
             base_offset,
             append_time,
-        }) => Judged::Answer(Ok(Appended {
+        }) => Some(Judged::Answer(Ok(Appended {
             base_offset,
             append_time,
             duplicate: true,
             stamped: stamp.then(|| append_time.as_millis()),
-        })),
+        }))),
         Verdict::OutOfOrder { expected } => {
-            Judged::Answer(Err(AppendError::OutOfOrder { expected }))
+            Some(Judged::refused(AppendError::OutOfOrder { expected }))
         }
         Verdict::Fenced { current_epoch } => {
-            Judged::Answer(Err(AppendError::Fenced { current_epoch }))
+            Some(Judged::refused(AppendError::Fenced { current_epoch }))
+        }
+    }
+}
+
+impl From<Unfit> for AppendError {
+    fn from(unfit: Unfit) -> Self {
+        match unfit {
+            Unfit::NotShown => Self::NotInTransaction,
+            Unfit::Outside => Self::InTransaction,
+            Unfit::Full => Self::Busy("the partition has as many transactions as it may"),
         }
     }
 }

@@ -25,6 +25,13 @@ pub enum AppendError {
     OutOfOrder { expected: i32 },
     #[error("the producer was fenced: epoch {current_epoch} has written since")]
     Fenced { current_epoch: i16 },
+    #[error("the batch is part of no transaction that the partition is known to be in")]
+    NotInTransaction,
+    #[error("the producer has a transaction open in the partition, which the batch is no part of")]
+    InTransaction,
+    /// Of a marker: a later coordinator has written.
+    #[error("another coordinator has taken the producer's transactions over")]
+    StaleCoordinator,
     #[error("the next offset is {next}, not the one expected")]
     OffsetMismatch { next: Offset },
     /// Nothing was appended; try again later.

@@ -10,6 +10,7 @@ mod error;
 mod registry;
 mod retention;
 mod rules;
+mod stable;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +32,7 @@ pub use error::{AppendError, ReadError};
 pub use registry::Partitions;
 pub use retention::keep as keep_retention;
 pub use rules::{BadRecord, BadRecords, RecordFault, RecordRules, Times};
+pub use stable::{ActiveProducer, Settled, Standing};
 
 use crate::view::producers::Publisher;
 use crate::view::{PartitionCommand, PartitionState, PartitionView, SharedState, ViewKind};
@@ -68,7 +70,8 @@ pub struct Appended {
 pub enum Start {
     Offset(Offset),
     Earliest,
-    /// The high watermark: the next record to be committed.
+    /// Where what is settled ends: the next record to be committed, or the first of a transaction
+    /// that is open.
     Latest,
     /// The first record whose own timestamp is this or later, in milliseconds.
     RecordTime(i64),
@@ -191,20 +194,18 @@ impl Partition {
         expect: Option<Offset>,
     ) -> Result<Ticket, AppendError> {
         let header = self.check(&bytes)?;
+        if header.attributes.is_transactional() {
+            return Err(AppendError::NotInTransaction);
+        }
         let rules = self.inner.limits.borrow().rules;
         let now = self.inner.intake.clock.now();
         rules.check(&header, &bytes, now).await?;
-        let publisher = header.is_idempotent().then_some(Publisher {
-            producer_id: header.producer_id,
-            epoch: header.producer_epoch,
-            first_sequence: header.base_sequence,
-            records: header.record_count,
-        });
-        let records = header.record_count.unsigned_abs();
         self.submit(Work::Batch {
             bytes,
-            records,
-            publisher,
+            records: header.record_count.unsigned_abs(),
+            publisher: publisher(&header),
+            transactional: false,
+            shown: None,
             expect,
             stamp: rules.times == Times::Appended,
         })
@@ -300,7 +301,7 @@ impl Partition {
             });
         }
         let permits = match &work {
-            Work::Command { .. } => None,
+            Work::Command { .. } | Work::Marker { .. } => None,
             Work::Batch { bytes, .. } => {
                 inner.intake.await_room().await?;
                 let bytes = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
@@ -388,7 +389,8 @@ impl Partition {
             }
             (Start::RecordTime(millis), Some(applied)) => self.find_record(millis, applied).await?,
         };
-        Ok(found.unwrap_or(end.offset).max(self.log_start()))
+        let latest = || self.with_state(|state| state.stable_offset().min(end.offset));
+        Ok(found.unwrap_or_else(latest).max(self.log_start()))
     }
 
     /// The first record at `millis` or later: the index names the batch, its records the rest.
@@ -535,6 +537,16 @@ fn first_at(frame: &Frame, millis: i64) -> Result<Offset, ReadError> {
         }
     }
     Ok(frame.header.next_offset())
+}
+
+/// Who sent a batch, if its producer says so.
+fn publisher(header: &BatchHeader) -> Option<Publisher> {
+    header.is_idempotent().then_some(Publisher {
+        producer_id: header.producer_id,
+        epoch: header.producer_epoch,
+        first_sequence: header.base_sequence,
+        records: header.record_count,
+    })
 }
 
 fn leader_node(leadership: &Leadership) -> Option<NodeId> {

@@ -38,7 +38,7 @@ impl Partition {
                 self.propose_trim(wall).await;
                 self.purge().await;
             }
-            ViewKind::Groups => self.purge_commands().await,
+            ViewKind::Groups | ViewKind::Transactions => self.purge_commands().await,
         }
     }
 

@@ -9,11 +9,12 @@ use prost::Message;
 use trilog_model::Offset;
 
 use super::group::GroupCommand;
+use super::transaction::TransactionCommand;
 
 /// One command of a partition.
 #[derive(Clone, PartialEq, Eq, Hash, Message)]
 pub struct PartitionCommand {
-    #[prost(oneof = "Action", tags = "1, 2, 3, 20")]
+    #[prost(oneof = "Action", tags = "1, 2, 3, 10, 11, 12, 20")]
     pub action: Option<Action>,
 }
 
@@ -28,6 +29,16 @@ pub enum Action {
     /// Of partitions that hold groups.
     #[prost(message, tag = "3")]
     Group(GroupCommand),
+    /// A producer's transaction has ended. Its entry also holds the control batch that says so to
+    /// readers.
+    #[prost(message, tag = "10")]
+    Marker(Marker),
+    /// Of partitions that hold transactions.
+    #[prost(message, tag = "11")]
+    Transaction(TransactionCommand),
+    /// The batch beside it is the first of its producer's transaction in the partition.
+    #[prost(message, tag = "12")]
+    Opened(Opened),
     /// Every replica's log is clean below the offset. From feature level 3 on.
     #[prost(message, tag = "20")]
     Clean(Clean),
@@ -43,10 +54,37 @@ pub struct Trim {
 #[derive(Clone, PartialEq, Eq, Hash, Message)]
 pub struct Tick {}
 
+/// Every replica's log is clean below the offset.
 #[derive(Clone, PartialEq, Eq, Hash, Message)]
 pub struct Clean {
     #[prost(uint64, tag = "1")]
     pub offset: u64,
+}
+
+/// Whose transaction begins in a partition.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Message)]
+pub struct Opened {
+    #[prost(sint64, tag = "1")]
+    pub producer_id: i64,
+    #[prost(int32, tag = "2")]
+    pub epoch: i32,
+}
+
+/// The end of one transaction of a producer in a partition.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Message)]
+pub struct Marker {
+    #[prost(sint64, tag = "1")]
+    pub producer_id: i64,
+    /// The producer's epoch from now on: a lower one is fenced.
+    #[prost(int32, tag = "2")]
+    pub epoch: i32,
+    #[prost(int32, tag = "3")]
+    pub coordinator_epoch: i32,
+    /// The number of the transaction among those of its producer.
+    #[prost(uint64, tag = "4")]
+    pub transaction: u64,
+    #[prost(bool, tag = "5")]
+    pub commit: bool,
 }
 
 impl PartitionCommand {
@@ -79,6 +117,28 @@ impl PartitionCommand {
     pub fn group(command: GroupCommand) -> Self {
         Self {
             action: Some(Action::Group(command)),
+        }
+    }
+
+    #[must_use]
+    pub fn transaction(command: TransactionCommand) -> Self {
+        Self {
+            action: Some(Action::Transaction(command)),
+        }
+    }
+
+    #[must_use]
+    pub fn opened(producer_id: i64, epoch: i16) -> Self {
+        let epoch = i32::from(epoch);
+        Self {
+            action: Some(Action::Opened(Opened { producer_id, epoch })),
+        }
+    }
+
+    #[must_use]
+    pub fn marker(marker: Marker) -> Self {
+        Self {
+            action: Some(Action::Marker(marker)),
         }
     }
 

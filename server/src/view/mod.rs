@@ -8,9 +8,11 @@
 pub mod cleanness;
 mod command;
 pub mod group;
+pub mod isolation;
 pub mod partition_state;
 mod partition_view;
 pub mod producers;
+pub mod transaction;
 
 /// What the entries of a partition mean, beyond where it starts and ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,9 +22,12 @@ pub enum ViewKind {
     Records,
     /// Consumer groups and their offsets.
     Groups,
+    /// Transactions, by transactional id.
+    Transactions,
 }
 
-pub use command::PartitionCommand;
+pub use command::{Marker, PartitionCommand};
+pub use isolation::{Aborted, Isolation};
 pub use partition_state::{PartitionState, SharedState};
 pub use partition_view::PartitionView;
 pub use producers::{Producers, Publisher, Verdict};

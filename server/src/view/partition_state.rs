@@ -1,5 +1,5 @@
 //! The replicated state of one partition: where it starts and ends, its time, the windows of its
-//! producers, and, where it is a view's own log, what that view holds.
+//! producers and their transactions, and, where it is a view's own log, what that view holds.
 //!
 //! Rebuilt by replaying committed entries in order; kept in the key-value store between flushes,
 //! so that a restart replays only what came after. Equal entries give an equal state, and
@@ -17,9 +17,11 @@ use trilog_storage::frame::FrameHeader;
 
 use super::ViewKind;
 use super::cleanness::{Cleanness, StoredStep};
-use super::command::{Action, PartitionCommand};
+use super::command::{Action, Marker, PartitionCommand};
 use super::group::{At, Groups};
+use super::isolation::{Aborted, Isolation, StoredIsolation};
 use super::producers::{Change, Producers, Publisher, Window};
+use super::transaction::{self, Transactions};
 
 /// The state as its view and its partition share it.
 pub type SharedState = Arc<Mutex<PartitionState>>;
@@ -33,8 +35,11 @@ pub struct PartitionState {
     producers: Producers,
     /// Only of partitions that are compacted.
     clean: Cleanness,
+    isolation: Isolation,
     /// Only of partitions that hold groups.
     groups: Option<Groups>,
+    /// Only of partitions that hold transactions.
+    transactions: Option<Transactions>,
 }
 
 /// What one entry changed beyond the position, for the store.
@@ -58,21 +63,28 @@ impl PartitionState {
     /// An empty one.
     #[must_use]
     pub fn of(kind: ViewKind) -> Self {
-        Self {
-            groups: match kind {
-                ViewKind::Records => None,
-                ViewKind::Groups => Some(Groups::default()),
-            },
-            ..Self::default()
+        let mut state = Self::default();
+        match kind {
+            ViewKind::Records => {}
+            ViewKind::Groups => state.groups = Some(Groups::default()),
+            ViewKind::Transactions => state.transactions = Some(Transactions::default()),
         }
+        state
     }
 
     #[must_use]
     pub fn kind(&self) -> ViewKind {
-        match self.groups {
-            None => ViewKind::Records,
-            Some(_) => ViewKind::Groups,
+        match (&self.groups, &self.transactions) {
+            (Some(_), _) => ViewKind::Groups,
+            (None, Some(_)) => ViewKind::Transactions,
+            (None, None) => ViewKind::Records,
         }
+    }
+
+    /// The transactions, where it holds such.
+    #[must_use]
+    pub fn transactions(&self) -> Option<&Transactions> {
+        self.transactions.as_ref()
     }
 
     /// The groups, where it holds such.
@@ -107,7 +119,8 @@ impl PartitionState {
     ) -> Result<Option<Change>, StateError> {
         let batch =
             BatchHeader::parse(records).map_err(|error| StateError::Batch(error.to_string()))?;
-        if !batch.is_idempotent() {
+        // A control batch says to readers what the command beside it says here.
+        if !batch.is_idempotent() || batch.attributes.is_control() {
             return Ok(None);
         }
         let publisher = Publisher {
@@ -122,8 +135,20 @@ impl PartitionState {
         } else {
             header.append_time
         };
-        let change = self.producers.replay(&publisher, header.base_offset, time);
+        let offset = header.base_offset;
+        let change = self.producers.replay(&publisher, offset, time);
+        self.isolation.forget(&change.forgotten);
         Ok(Some(change))
+    }
+
+    fn replay_marker(&mut self, header: &FrameHeader, marker: &Marker) -> Result<(), StateError> {
+        let epoch = i16::try_from(marker.epoch).map_err(|_| StateError::Command)?;
+        self.isolation.ended(marker, header.base_offset);
+        self.producers.release(marker.producer_id);
+        let time = header.append_time;
+        let change = self.producers.mark(marker.producer_id, epoch, time);
+        self.isolation.forget(&change.forgotten);
+        Ok(())
     }
 
     fn replay_command(&mut self, header: &FrameHeader, command: &[u8]) -> Result<(), StateError> {
@@ -132,11 +157,28 @@ impl PartitionState {
             Action::Trim(trim) => {
                 let wanted = Offset(trim.data_start).min(self.next_offset);
                 self.log_start = self.log_start.max(wanted);
+                self.isolation.trim(self.log_start);
             }
             Action::Tick(_) => {}
             Action::Clean(clean) => {
                 let reached = Offset(clean.offset).min(self.next_offset);
                 self.clean.reach(reached, header.append_time);
+            }
+            Action::Marker(marker) => self.replay_marker(header, &marker)?,
+            Action::Opened(opened) => {
+                let epoch = i16::try_from(opened.epoch).map_err(|_| StateError::Command)?;
+                let first = header.base_offset;
+                self.isolation.opened(opened.producer_id, epoch, first);
+                self.producers.hold(opened.producer_id);
+            }
+            Action::Transaction(command) => {
+                let transactions = self.transactions.as_mut().ok_or(StateError::Command)?;
+                let at = transaction::At {
+                    time: header.append_time,
+                };
+                if !transactions.replay(&command, at) {
+                    return Err(StateError::Command);
+                }
             }
             Action::Group(command) => {
                 let groups = self.groups.as_mut().ok_or(StateError::Command)?;
@@ -187,6 +229,25 @@ impl PartitionState {
         &self.producers
     }
 
+    /// What belongs to transactions.
+    #[must_use]
+    pub fn isolation(&self) -> &Isolation {
+        &self.isolation
+    }
+
+    /// Where what is settled ends: before it no transaction is open any more.
+    #[must_use]
+    pub fn stable_offset(&self) -> Offset {
+        let first = self.isolation.first_open().unwrap_or(self.next_offset);
+        first.max(self.log_start)
+    }
+
+    /// The transactions that were aborted and have something from `from` to before `to`.
+    #[must_use]
+    pub fn aborted(&self, from: Offset, to: Offset) -> Vec<Aborted> {
+        self.isolation.aborted(from, to).collect()
+    }
+
     /// The part that changes with every entry, as stored.
     #[must_use]
     pub fn encode_position(&self) -> [u8; 24] {
@@ -214,7 +275,9 @@ impl PartitionState {
             time: Timestamp(number(16)?),
             producers: Producers::default(),
             clean: Cleanness::default(),
+            isolation: Isolation::default(),
             groups: None,
+            transactions: None,
         };
         for (id, window) in windows {
             let window = Window::decode(window).ok_or(StateError::Stored)?;
@@ -235,6 +298,8 @@ impl PartitionState {
             producers: producers.collect(),
             groups: self.groups.as_ref().map(Groups::snapshot),
             clean: self.clean.stored(),
+            transactions: self.transactions.as_ref().map(Transactions::snapshot),
+            isolation: (!self.isolation.is_untouched()).then(|| self.isolation.stored()),
         }
         .encode_to_vec()
     }
@@ -248,6 +313,16 @@ impl PartitionState {
             .map(|p| (p.producer_id, p.window.as_slice()));
         let mut state = Self::from_stored(&stored.position, windows)?;
         state.clean = Cleanness::restore(&stored.clean);
+        if let Some(isolation) = &stored.isolation {
+            state.isolation = Isolation::restore(isolation).ok_or(StateError::Stored)?;
+            for id in state.isolation.open_producers() {
+                state.producers.hold(id);
+            }
+        }
+        if let Some(transactions) = &stored.transactions {
+            let restored = Transactions::restore(transactions);
+            state.transactions = Some(restored.map_err(|_| StateError::Stored)?);
+        }
         if let Some(groups) = &stored.groups {
             let groups = Groups::restore(groups).map_err(|_| StateError::Stored)?;
             state.groups = Some(groups);
@@ -287,6 +362,10 @@ struct StoredState {
     producers: Vec<StoredProducer>,
     #[prost(bytes = "vec", optional, tag = "3")]
     groups: Option<Vec<u8>>,
+    #[prost(message, optional, tag = "10")]
+    isolation: Option<StoredIsolation>,
+    #[prost(bytes = "vec", optional, tag = "11")]
+    transactions: Option<Vec<u8>>,
     #[prost(message, repeated, tag = "20")]
     clean: Vec<StoredStep>,
 }
@@ -357,6 +436,94 @@ mod tests {
         let state = replayed(&[entry(0, 0, None), entry(1, 1, None)]);
         assert_eq!(PartitionState::restore(&state.snapshot()), Ok(state));
         assert_eq!(PartitionState::restore(b"\xff"), Err(StateError::Stored));
+    }
+
+    /// The frame of a marker of producer 9 at this offset.
+    fn marker(offset: u64, epoch: i16, commit: bool) -> Frame {
+        let ended = Marker {
+            producer_id: 9,
+            epoch: i32::from(epoch),
+            coordinator_epoch: 1,
+            transaction: offset,
+            commit,
+        };
+        let mut frame = entry(0, offset, Some(PartitionCommand::marker(ended)));
+        let producer = ProducerState {
+            id: 9,
+            epoch,
+            sequence: -1,
+        };
+        frame.records = trilog_model::batch::marker(producer, commit, 1, 5).unwrap();
+        frame
+    }
+
+    /// The first of a transaction.
+    fn in_transaction(sequence: i32, offset: u64) -> Frame {
+        let opened = PartitionCommand::opened(9, 0);
+        let mut frame = entry(sequence, offset, Some(opened));
+        let mut batch = BatchBuilder::new(Compression::None);
+        batch.set_transactional().set_producer(ProducerState {
+            id: 9,
+            epoch: 0,
+            sequence,
+        });
+        batch.push(5, None, Some(b"value"), &[]).unwrap();
+        frame.records = batch.build().unwrap();
+        frame
+    }
+
+    #[test]
+    fn what_is_stable_ends_where_the_first_open_transaction_begins() {
+        let mut state = replayed(&[entry(0, 0, None), in_transaction(1, 1)]);
+        assert_eq!(state.stable_offset(), Offset(1));
+        assert_eq!(
+            PartitionState::restore(&state.snapshot()),
+            Ok(state.clone())
+        );
+        let end = marker(2, 1, false);
+        state
+            .replay(&end.header, &end.records, &end.command)
+            .unwrap();
+        assert_eq!(state.stable_offset(), Offset(3));
+        let aborted = state.aborted(Offset(0), Offset(3));
+        assert_eq!(aborted.len(), 1);
+        assert_eq!(
+            (aborted[0].producer_id, aborted[0].first_offset),
+            (9, Offset(1))
+        );
+        assert_eq!(state.producers().get(9).unwrap().epoch(), 1, "fenced");
+        assert_eq!(
+            PartitionState::restore(&state.snapshot()),
+            Ok(state.clone())
+        );
+        let trim = PartitionCommand::trim(Offset(3)).encoded();
+        let header = FrameHeader {
+            record_count: 0,
+            ..end.header
+        };
+        state.replay(&header, &[], &trim).unwrap();
+        assert_eq!(state.aborted(Offset(0), Offset(3)), []);
+    }
+
+    #[test]
+    fn a_producer_whose_transaction_is_open_is_not_forgotten() {
+        let mut state = replayed(&[in_transaction(0, 0)]);
+        let mut late = entry(0, 1, None);
+        late.header.append_time = Timestamp(1 << 62);
+        let mut other = BatchBuilder::new(Compression::None);
+        other.set_producer(ProducerState {
+            id: 10,
+            epoch: 0,
+            sequence: 0,
+        });
+        other.push(5, None, Some(b"value"), &[]).unwrap();
+        late.records = other.build().unwrap();
+        state
+            .replay(&late.header, &late.records, &late.command)
+            .unwrap();
+        assert!(state.producers().get(9).is_some());
+        let restored = PartitionState::restore(&state.snapshot());
+        assert_eq!(restored, Ok(state));
     }
 
     #[test]

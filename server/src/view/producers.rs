@@ -112,11 +112,16 @@ impl Window {
         }
     }
 
-    fn remember(&mut self, batch: &Publisher, place: Place) {
-        if batch.epoch != self.epoch {
-            self.epoch = batch.epoch;
+    /// A higher epoch begins anew.
+    fn raise(&mut self, epoch: i16) {
+        if epoch > self.epoch {
+            self.epoch = epoch;
             self.batches.clear();
         }
+    }
+
+    fn remember(&mut self, batch: &Publisher, place: Place) {
+        self.raise(batch.epoch);
         if self.batches.len() == WINDOW {
             self.batches.pop_front();
         }
@@ -130,12 +135,29 @@ impl Window {
         }
     }
 
-    fn new(batch: &Publisher) -> Self {
+    fn empty(epoch: i16) -> Self {
         Self {
-            epoch: batch.epoch,
+            epoch,
             last_time: Timestamp(0),
             batches: VecDeque::new(),
         }
+    }
+
+    #[must_use]
+    pub fn epoch(&self) -> i16 {
+        self.epoch
+    }
+
+    /// When it last wrote.
+    #[must_use]
+    pub fn last_time(&self) -> Timestamp {
+        self.last_time
+    }
+
+    /// The sequence of its last record, if a batch is remembered.
+    #[must_use]
+    pub fn last_sequence(&self) -> Option<i32> {
+        self.batches.back().map(|batch| batch.last_sequence)
     }
 
     /// As stored: epoch, last time, then each committed batch. Big-endian, fixed width.
@@ -205,15 +227,21 @@ pub struct Change {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Producers {
     windows: BTreeMap<i64, Window>,
-    /// The same producers by how long they have been idle, so that forgetting is cheap.
+    /// The same producers by how long they have been idle, so that forgetting is cheap; without
+    /// those that are held.
     by_time: BTreeSet<(Timestamp, i64)>,
+    /// Those that are not forgotten, however idle.
+    held: BTreeSet<i64>,
 }
 
 impl Producers {
     /// Folds one committed batch. Called on every replica in log order.
     pub fn replay(&mut self, batch: &Publisher, offset: Offset, time: Timestamp) -> Change {
         let id = batch.producer_id;
-        let window = self.windows.entry(id).or_insert_with(|| Window::new(batch));
+        let window = self
+            .windows
+            .entry(id)
+            .or_insert_with(|| Window::empty(batch.epoch));
         self.by_time.remove(&(window.last_time, id));
         window.remember(
             batch,
@@ -223,10 +251,50 @@ impl Producers {
             },
         );
         let last_time = window.last_time;
-        self.by_time.insert((last_time, id));
+        self.list(id, last_time);
         Change {
             updated: id,
             forgotten: self.forget_idle(time, id),
+        }
+    }
+
+    /// Folds one committed marker of a producer's transaction: an epoch below its own is fenced
+    /// from now on.
+    pub fn mark(&mut self, id: i64, epoch: i16, time: Timestamp) -> Change {
+        let window = self
+            .windows
+            .entry(id)
+            .or_insert_with(|| Window::empty(epoch));
+        self.by_time.remove(&(window.last_time, id));
+        window.raise(epoch);
+        window.last_time = window.last_time.max(time);
+        let last_time = window.last_time;
+        self.list(id, last_time);
+        Change {
+            updated: id,
+            forgotten: self.forget_idle(time, id),
+        }
+    }
+
+    /// Keeps a producer from being forgotten.
+    pub fn hold(&mut self, id: i64) {
+        self.held.insert(id);
+        if let Some(window) = self.windows.get(&id) {
+            self.by_time.remove(&(window.last_time, id));
+        }
+    }
+
+    /// The producer may be forgotten again.
+    pub fn release(&mut self, id: i64) {
+        self.held.remove(&id);
+        if let Some(window) = self.windows.get(&id) {
+            self.by_time.insert((window.last_time, id));
+        }
+    }
+
+    fn list(&mut self, id: i64, last_time: Timestamp) {
+        if !self.held.contains(&id) {
+            self.by_time.insert((last_time, id));
         }
     }
 
@@ -255,7 +323,7 @@ impl Producers {
         if let Some(old) = self.windows.get(&producer_id) {
             self.by_time.remove(&(old.last_time, producer_id));
         }
-        self.by_time.insert((window.last_time, producer_id));
+        self.list(producer_id, window.last_time);
         self.windows.insert(producer_id, window);
     }
 
@@ -303,9 +371,28 @@ impl<'a> Drain<'a> {
         let mut window = self
             .window(batch.producer_id)
             .cloned()
-            .unwrap_or_else(|| Window::new(batch));
+            .unwrap_or_else(|| Window::empty(batch.epoch));
         window.remember(batch, Place::Pending(slot));
         self.changed.insert(batch.producer_id, window);
+    }
+
+    /// Judges a marker by its epoch alone: a higher one that has written or marked is an error.
+    #[must_use]
+    pub fn judge_epoch(&self, producer_id: i64, epoch: i16) -> Verdict {
+        match self.window(producer_id) {
+            Some(window) if epoch < window.epoch => Verdict::Fenced {
+                current_epoch: window.epoch,
+            },
+            Some(_) | None => Verdict::Accept,
+        }
+    }
+
+    /// Remembers an accepted marker.
+    pub fn accept_marker(&mut self, producer_id: i64, epoch: i16) {
+        let window = self.window(producer_id).cloned();
+        let mut window = window.unwrap_or_else(|| Window::empty(epoch));
+        window.raise(epoch);
+        self.changed.insert(producer_id, window);
     }
 
     fn window(&self, producer_id: i64) -> Option<&Window> {

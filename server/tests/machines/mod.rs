@@ -126,6 +126,7 @@ impl Machines {
             .map_or(0, |machine| machine.place);
         config.advertise.peer = Some(SimNet::address_at(NodeId(number), place));
         config.groups.partitions = 2;
+        config.transactions.partitions = 2;
         config.groups.initial_rebalance_delay = Span::from_millis(500);
         config.groups.session_timeout_min = Span::from_secs(1);
         config.groups.consumer_session_timeout = Span::from_secs(6);

@@ -21,6 +21,7 @@ import traceback
 
 import consumers
 import groups
+import transactions
 from common import RUN, Missing, equal, topic
 
 CODECS = ["gzip", "snappy", "lz4", "zstd"]
@@ -497,7 +498,10 @@ class Aiokafka:
         asyncio.run(run())
 
 
-CLIENTS = [Kcat, Confluent, KafkaPython, Aiokafka, *groups.CLIENTS, *consumers.CLIENTS]
+CLIENTS = [
+    *[Kcat, Confluent, KafkaPython, Aiokafka],
+    *[*groups.CLIENTS, *consumers.CLIENTS, *transactions.CLIENTS],
+]
 
 
 def checks(client):

@@ -11,8 +11,8 @@ use trilog_model::batch::{BatchHeader, Compression};
 use trilog_model::{Offset, Term};
 use trilog_storage::frame::Frame;
 use trilog_wire::kafka::{
-    EpochEnd, ErrorCode, FetchPartition, FetchRequest, FetchedBatch, FetchedPartition,
-    FetchedTopic, Request, StrBytes, fetch_answer,
+    AbortedTransaction, EpochEnd, ErrorCode, FetchPartition, FetchRequest, FetchedBatch,
+    FetchedPartition, FetchedTopic, Request, StrBytes, fetch_answer,
 };
 
 use super::Begun;
@@ -20,13 +20,15 @@ use crate::kafka::conn::Outcome;
 use crate::kafka::errors;
 use crate::kafka::session::{Session, Target, check_epoch};
 use crate::meter::TopicMeter;
-use crate::partition::Partition;
+use crate::partition::{Partition, ReadError, Settled};
 
 /// The most records of one answer, in bytes, unless a single batch is larger.
 const MAX_BYTES: usize = 55 << 20;
 const MAX_WAIT: Duration = Duration::from_mins(5);
 /// The first version whose readers know zstd.
 const ZSTD_SINCE: i16 = 10;
+/// The isolation level of readers of transactions that are over.
+const READ_COMMITTED: i8 = 1;
 
 /// A fetch with its partitions looked up.
 struct Fetch {
@@ -36,6 +38,8 @@ struct Fetch {
     max_bytes: usize,
     min_bytes: usize,
     deadline: Instant,
+    /// Only what is settled, with what was aborted of it.
+    committed: bool,
     topics: Vec<(StrBytes, Vec<Wanted>)>,
     budget: Arc<Semaphore>,
 }
@@ -90,6 +94,7 @@ pub(super) fn begin(session: &mut Session, request: Request) -> Begun {
         max_bytes: bounded(fetch.max_bytes, MAX_BYTES),
         min_bytes: bounded(fetch.min_bytes, MAX_BYTES),
         deadline: Instant::now() + Duration::from_millis(wait).min(MAX_WAIT),
+        committed: fetch.isolation_level == READ_COMMITTED,
         topics,
         budget,
     };
@@ -200,11 +205,12 @@ impl Fetch {
             _ => self.room_at_once(bytes),
         };
         let fetched = match room {
-            Some(_) => partition.read(Offset(offset), bytes).await,
+            Some(_) => self.read_from(partition, Offset(offset), bytes).await,
             // Only where the log begins and ends.
-            None => partition.bounds(Offset(offset)),
+            None => bounds(partition, Offset(offset)),
         };
-        let mut fetched = fetched.map_err(|error| errors::read(&error))?;
+        let settled = fetched.map_err(|error| errors::read(&error))?;
+        let mut fetched = settled.fetched;
         if pass.bytes > 0 {
             keep_within(&mut fetched.frames, bytes);
         }
@@ -224,16 +230,37 @@ impl Fetch {
             let meter = target.meter.clone();
             pass.sent.push((meter, records.sum(), sizes.sum()));
         }
-        let high_watermark = fetched.high_watermark.get().cast_signed();
+        let aborted = settled.aborted.iter().map(|one| AbortedTransaction {
+            producer_id: one.producer_id,
+            first_offset: one.first_offset.get().cast_signed(),
+        });
         Ok(FetchedPartition {
             index: from.index,
             error_code: 0,
-            high_watermark,
-            // Without transactions everything committed is stable.
-            last_stable_offset: high_watermark,
+            high_watermark: fetched.high_watermark.get().cast_signed(),
+            last_stable_offset: settled.stable.get().cast_signed(),
             log_start: fetched.log_start.get().cast_signed(),
             diverging,
+            aborted: self.committed.then(|| aborted.collect()),
             batches: fetched.frames.iter().filter_map(batch).collect(),
+        })
+    }
+
+    async fn read_from(
+        &self,
+        partition: &Partition,
+        from: Offset,
+        bytes: usize,
+    ) -> Result<Settled, ReadError> {
+        if self.committed {
+            return partition.read_stable(from, bytes).await;
+        }
+        let fetched = partition.read(from, bytes).await?;
+        Ok(Settled {
+            next: from,
+            stable: partition.stable_offset().min(fetched.high_watermark),
+            aborted: Vec::new(),
+            fetched,
         })
     }
 
@@ -262,6 +289,16 @@ impl Fetch {
         }
         Ok(())
     }
+}
+
+fn bounds(partition: &Partition, from: Offset) -> Result<Settled, ReadError> {
+    let fetched = partition.bounds(from)?;
+    Ok(Settled {
+        next: from,
+        stable: partition.stable_offset().min(fetched.high_watermark),
+        aborted: Vec::new(),
+        fetched,
+    })
 }
 
 /// Ends when the partition has more to read, or another leader.

@@ -72,8 +72,7 @@ async fn group_coordinator(session: &Session, group: &str) -> Result<NodeId, Ref
     located.map_err(|error| (errors::group(&error), Some(error.to_string())))
 }
 
-/// Nobody coordinates transactions yet.
-#[expect(clippy::unused_async, reason = "a coordinator will have to be asked")]
-async fn transaction_coordinator(_session: &Session, _id: &str) -> Result<NodeId, Refusal> {
-    Err((ErrorCode::CoordinatorNotAvailable, None))
+async fn transaction_coordinator(session: &Session, id: &str) -> Result<NodeId, Refusal> {
+    let located = session.kafka.inner.transactions.locate(id).await;
+    located.map_err(|error| (errors::transaction(&error), Some(error.to_string())))
 }

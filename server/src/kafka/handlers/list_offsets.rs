@@ -13,6 +13,8 @@ use crate::kafka::errors;
 use crate::kafka::session::{Session, check_epoch, leader_epoch};
 use crate::partition::Dated;
 
+/// The isolation level of readers of transactions that are over.
+const READ_COMMITTED: i8 = 1;
 /// The end of what can be read.
 const LATEST: i64 = -1;
 /// The log start.
@@ -22,12 +24,13 @@ const MAX_TIMESTAMP: i64 = -3;
 
 pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<Answer, Ended> {
     let asked: ListOffsetsRequest = decode(request)?;
+    let committed = asked.isolation_level == READ_COMMITTED;
     let mut response = ListOffsetsResponse::default();
     for topic in asked.topics {
         let mut answered = ListOffsetsTopicResponse::default().with_name(topic.name.clone());
         for partition in &topic.partitions {
             let index = partition.partition_index;
-            let found = find(session, &topic.name, partition, request.version).await;
+            let found = find(session, &topic.name, partition, committed, request.version).await;
             let found = found.unwrap_or_else(|code| {
                 session.count_error(request, code.code());
                 ListOffsetsPartitionResponse::default()
@@ -46,6 +49,7 @@ async fn find(
     session: &mut Session,
     topic: &str,
     asked: &ListOffsetsPartition,
+    committed: bool,
     version: i16,
 ) -> Result<ListOffsetsPartitionResponse, ErrorCode> {
     let partition = session.led(topic, asked.partition_index)?.partition;
@@ -57,13 +61,19 @@ async fn find(
         })
     };
     let found = match asked.timestamp {
+        LATEST if committed => Ok(undated(partition.stable_offset())),
         LATEST => Ok(undated(partition.watch().borrow().offset)),
         EARLIEST => Ok(undated(partition.log_start())),
         MAX_TIMESTAMP if version >= 7 => partition.latest().await,
         millis if millis < 0 => return Err(ErrorCode::UnsupportedVersion),
         millis => partition.first_since(millis).await,
     };
-    let found = found.map_err(|error| errors::read(&error))?;
+    let mut found = found.map_err(|error| errors::read(&error))?;
+    if committed && asked.timestamp != EARLIEST && asked.timestamp != LATEST {
+        // What is not settled cannot be read yet.
+        let stable = partition.stable_offset();
+        found = found.filter(|found| found.offset < stable);
+    }
     let answer = ListOffsetsPartitionResponse::default();
     Ok(match found {
         Some(Dated { offset, timestamp }) => {

@@ -1,5 +1,7 @@
 //! One file per request: what it means here. Versions live in the codec; a handler sees one form.
 
+mod add_offsets_to_txn;
+mod add_partitions_to_txn;
 mod alter_configs;
 mod api_versions;
 mod consumer_group_describe;
@@ -12,6 +14,9 @@ mod delete_topics;
 mod describe_cluster;
 mod describe_configs;
 mod describe_groups;
+mod describe_producers;
+mod describe_transactions;
+mod end_txn;
 mod fetch;
 mod find_coordinator;
 mod heartbeat;
@@ -20,6 +25,7 @@ mod join_group;
 mod leave_group;
 mod list_groups;
 mod list_offsets;
+mod list_transactions;
 mod metadata;
 mod offset_commit;
 mod offset_delete;
@@ -27,6 +33,7 @@ mod offset_fetch;
 mod offset_for_leader_epoch;
 mod produce;
 mod sync_group;
+mod txn_offset_commit;
 
 use std::sync::Arc;
 
@@ -88,6 +95,13 @@ pub(super) async fn begin(session: &mut Session, request: Request) -> Begun {
         ApiKey::DescribeGroups => describe_groups::answer(session, &request),
         ApiKey::ListGroups => list_groups::answer(session, &request),
         ApiKey::DeleteGroups => delete_groups::answer(session, &request).await,
+        ApiKey::AddPartitionsToTxn => add_partitions_to_txn::answer(session, &request).await,
+        ApiKey::AddOffsetsToTxn => add_offsets_to_txn::answer(session, &request).await,
+        ApiKey::EndTxn => end_txn::answer(session, &request).await,
+        ApiKey::TxnOffsetCommit => txn_offset_commit::answer(session, &request).await,
+        ApiKey::DescribeProducers => describe_producers::answer(session, &request),
+        ApiKey::DescribeTransactions => describe_transactions::answer(session, &request),
+        ApiKey::ListTransactions => list_transactions::answer(session, &request),
         ApiKey::ConsumerGroupHeartbeat => consumer_group_heartbeat::answer(session, &request).await,
         ApiKey::ConsumerGroupDescribe => consumer_group_describe::answer(session, &request),
         // The table of apis names no other.

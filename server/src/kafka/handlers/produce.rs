@@ -1,11 +1,13 @@
 //! Produce: every batch takes its place in its partition's queue in the order of the connection;
 //! commits are waited for together, and later requests do not wait for them.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt;
 use tokio::time::Instant;
+use trilog_model::Offset;
 use trilog_model::batch::BatchHeader;
 use trilog_wire::kafka::{
     ErrorCode, ProducePartition, ProduceRequest, Produced, ProducedTopic, Request, StrBytes,
@@ -18,7 +20,8 @@ use crate::kafka::errors;
 use crate::kafka::errors::Refusal;
 use crate::kafka::session::{Session, Target};
 use crate::meter::ApiMeter;
-use crate::partition::{AppendError, Ticket};
+use crate::partition::{AppendError, Partition, Ticket};
+use crate::transaction::Identity;
 
 /// The longest a producer may ask an append to be waited for.
 const MAX_PATIENCE: Duration = Duration::from_mins(5);
@@ -61,6 +64,9 @@ impl From<&AppendError> for Refused {
     }
 }
 
+/// What batches of transactions need to be taken, by their places in the request.
+type Shown = BTreeMap<(usize, usize), Result<Option<Offset>, Refusal>>;
+
 struct Appending {
     ticket: Ticket,
     target: Target,
@@ -75,14 +81,19 @@ pub(super) async fn begin(session: &mut Session, request: Request) -> Begun {
     };
     let deadline = Instant::now() + patience(produce.timeout_ms);
     let refusal = refusal(&produce);
+    let mut shown = match refusal {
+        Some(_) => Shown::new(),
+        None => show(session, &produce).await,
+    };
     let mut topics = Vec::with_capacity(produce.topics.len());
-    for topic in produce.topics {
+    for (nth, topic) in produce.topics.into_iter().enumerate() {
         let mut queued = Vec::with_capacity(topic.partitions.len());
-        for batch in topic.partitions {
+        for (place, batch) in topic.partitions.into_iter().enumerate() {
             let index = batch.index;
+            let shown = shown.remove(&(nth, place));
             let outcome = match &refusal {
                 Some(refusal) => Err(refusal.clone().into()),
-                None => enqueue(session, &topic.name, batch).await,
+                None => enqueue(session, &topic.name, batch, shown).await,
             };
             queued.push(Queued { index, outcome });
         }
@@ -97,12 +108,50 @@ pub(super) async fn begin(session: &mut Session, request: Request) -> Begun {
 
 /// What refuses every batch of the request.
 fn refusal(produce: &ProduceRequest) -> Option<Refusal> {
-    if !(-1..=1).contains(&produce.acks) {
-        return Some((ErrorCode::InvalidRequiredAcks, None));
+    let known = (-1..=1).contains(&produce.acks);
+    (!known).then_some((ErrorCode::InvalidRequiredAcks, None))
+}
+
+/// Finds out whether the partitions that batches of a transaction are for are in it: later
+/// requests of the connection wait meanwhile, so that their order stays.
+async fn show(session: &mut Session, produce: &ProduceRequest) -> Shown {
+    let mut shown = Shown::new();
+    let mut asked = Vec::new();
+    let mut producer = None;
+    for (nth, topic) in produce.topics.iter().enumerate() {
+        for (place, batch) in topic.partitions.iter().enumerate() {
+            let Some(identity) = batch.records.as_ref().and_then(transactional) else {
+                continue;
+            };
+            if produce.transactional_id.is_none() {
+                let code = ErrorCode::TransactionalIdAuthorizationFailed;
+                shown.insert((nth, place), Err((code, None)));
+            } else if *producer.get_or_insert(identity) != identity {
+                let text = "its batches are of several producers".to_owned();
+                shown.insert((nth, place), Err((ErrorCode::InvalidRecord, Some(text))));
+            } else if let Ok(target) = session.led(&topic.name, batch.index) {
+                asked.push(((nth, place), target.partition));
+            }
+        }
     }
-    // There are no transactions: nobody can have begun one.
-    let transactional = produce.transactional_id.is_some();
-    transactional.then_some((ErrorCode::InvalidTxnState, None))
+    if let (Some(id), Some(producer)) = (&produce.transactional_id, producer) {
+        let partitions: Vec<&Partition> = asked.iter().map(|(_, partition)| partition).collect();
+        let transactions = &session.kafka.inner.transactions;
+        let told = transactions.show(id, producer, &partitions).await;
+        for ((place, _), told) in asked.iter().zip(told) {
+            shown.insert(*place, told.map_err(|error| errors::not_shown(&error)));
+        }
+    }
+    shown
+}
+
+/// The producer of a batch that says that it is part of a transaction.
+fn transactional(batch: &Bytes) -> Option<Identity> {
+    let header = BatchHeader::parse(batch).ok()?;
+    header.attributes.is_transactional().then_some(Identity {
+        producer_id: header.producer_id,
+        epoch: header.producer_epoch,
+    })
 }
 
 fn patience(timeout_ms: i32) -> Duration {
@@ -114,6 +163,7 @@ async fn enqueue(
     session: &mut Session,
     topic: &str,
     batch: ProducePartition,
+    shown: Option<Result<Option<Offset>, Refusal>>,
 ) -> Result<Appending, Refused> {
     let target = session
         .led(topic, batch.index)
@@ -123,7 +173,13 @@ async fn enqueue(
         Refused::from((ErrorCode::InvalidRecord, Some(text)))
     })?;
     let (count, bytes) = (count_records(&records)?, records.len() as u64);
-    let ticket = target.partition.enqueue(records, None).await;
+    let ticket = match shown {
+        Some(shown) => {
+            let partition = &target.partition;
+            partition.enqueue_in_transaction(records, shown?).await
+        }
+        None => target.partition.enqueue(records, None).await,
+    };
     let ticket = ticket.map_err(|error| Refused::from(&error))?;
     Ok(Appending {
         ticket,
@@ -136,10 +192,6 @@ async fn enqueue(
 fn count_records(batch: &Bytes) -> Result<u64, Refusal> {
     let header = BatchHeader::parse(batch);
     let header = header.map_err(|error| errors::append(&AppendError::Invalid(error)))?;
-    if header.attributes.is_transactional() {
-        let text = "there is no transaction for the batch to be part of".to_owned();
-        return Err((ErrorCode::InvalidTxnState, Some(text)));
-    }
     Ok(u64::try_from(header.record_count).unwrap_or(0))
 }
 

@@ -187,6 +187,10 @@ pub struct ProducerRef {
     pub producer_id: i64,
     #[prost(int32, tag = "2")]
     pub epoch: i32,
+    /// The number of its transaction, as far as it is known; the last one that ended where this
+    /// stands for what is remembered.
+    #[prost(uint64, tag = "3")]
+    pub transaction: u64,
 }
 
 /// One group offset.

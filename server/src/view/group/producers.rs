@@ -1,9 +1,12 @@
-//! The newest epoch of each producer that committed offsets in transactions here, so that one
-//! whose transaction was ended by others cannot open it again.
+//! The newest epoch and the last ended transaction of each producer that committed offsets in
+//! transactions here, so that one whose transaction was ended cannot open it again, and an end
+//! that comes twice ends nothing else.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use trilog_model::Timestamp;
+
+use super::command::ProducerRef;
 
 /// The most producers remembered; beyond it the longest idle is forgotten.
 const MAX_PRODUCERS: usize = 100_000;
@@ -13,24 +16,52 @@ const EXPIRY_NANOS: u64 = 24 * 3_600 * 1_000_000_000;
 /// See the module's text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Epochs {
-    by_id: BTreeMap<i64, (i32, Timestamp)>,
+    by_id: BTreeMap<i64, Newest>,
     by_time: BTreeSet<(Timestamp, i64)>,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Newest {
+    epoch: i32,
+    /// The last transaction that ended; zero is none.
+    ended: u64,
+    time: Timestamp,
+}
+
 impl Epochs {
-    pub(super) fn is_fenced(&self, producer_id: i64, epoch: i32) -> bool {
-        let known = self.by_id.get(&producer_id);
-        known.is_some_and(|(newest, _)| epoch < *newest)
+    /// Whether what the producer does now can only be about a transaction that is over.
+    pub(super) fn is_over(&self, producer: &ProducerRef) -> bool {
+        let known = self.by_id.get(&producer.producer_id);
+        known.is_some_and(|newest| {
+            let numbered = producer.transaction > 0;
+            producer.epoch < newest.epoch || (numbered && producer.transaction <= newest.ended)
+        })
+    }
+
+    /// The transaction named has ended.
+    pub(super) fn end(&mut self, producer: &ProducerRef) {
+        if let Some(newest) = self.by_id.get_mut(&producer.producer_id) {
+            newest.ended = newest.ended.max(producer.transaction);
+        }
     }
 
     pub(super) fn see(&mut self, producer_id: i64, epoch: i32, time: Timestamp) {
         let before = self.by_id.get(&producer_id).copied();
-        if let Some((_, old)) = before {
-            self.by_time.remove(&(old, producer_id));
+        if let Some(before) = before {
+            self.by_time.remove(&(before.time, producer_id));
         }
-        let (newest, last) = before.unwrap_or((epoch, time));
-        let (epoch, time) = (newest.max(epoch), last.max(time));
-        self.by_id.insert(producer_id, (epoch, time));
+        let before = before.unwrap_or(Newest {
+            epoch,
+            ended: 0,
+            time,
+        });
+        let time = before.time.max(time);
+        let newest = Newest {
+            epoch: before.epoch.max(epoch),
+            time,
+            ..before
+        };
+        self.by_id.insert(producer_id, newest);
         self.by_time.insert((time, producer_id));
         self.forget(time, producer_id);
     }
@@ -46,9 +77,14 @@ impl Epochs {
         }
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (i64, i32, Timestamp)> {
-        self.by_id
-            .iter()
-            .map(|(id, (epoch, time))| (*id, *epoch, *time))
+    pub(super) fn iter(&self) -> impl Iterator<Item = (ProducerRef, Timestamp)> {
+        self.by_id.iter().map(|(id, newest)| {
+            let producer = ProducerRef {
+                producer_id: *id,
+                epoch: newest.epoch,
+                transaction: newest.ended,
+            };
+            (producer, newest.time)
+        })
     }
 }

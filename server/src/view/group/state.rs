@@ -272,9 +272,10 @@ impl Groups {
                 }
                 self.check_room(&commit.group, growth)?;
             }
-            Some(GroupAction::EndTransaction(end)) => self.check_epoch(&end.producer)?,
+            // One that comes again changes nothing.
             Some(
-                GroupAction::DeleteOffsets(_)
+                GroupAction::EndTransaction(_)
+                | GroupAction::DeleteOffsets(_)
                 | GroupAction::DeleteGroup(_)
                 | GroupAction::ExpireOffsets(_),
             ) => {}
@@ -284,7 +285,7 @@ impl Groups {
     }
 
     fn check_epoch(&self, producer: &ProducerRef) -> Result<(), Refusal> {
-        if self.epochs.is_fenced(producer.producer_id, producer.epoch) {
+        if self.epochs.is_over(producer) {
             Err(Refusal::Fenced)
         } else {
             Ok(())
@@ -364,8 +365,10 @@ impl Groups {
             });
             return;
         };
-        let ProducerRef { producer_id, epoch } = *producer;
-        if self.epochs.is_fenced(producer_id, epoch) {
+        let ProducerRef {
+            producer_id, epoch, ..
+        } = *producer;
+        if self.epochs.is_over(producer) {
             return;
         }
         self.epochs.see(producer_id, epoch, at.time);
@@ -431,11 +434,14 @@ impl Groups {
     }
 
     fn replay_end(&mut self, end: &EndTransaction, at: At) {
-        let ProducerRef { producer_id, epoch } = end.producer;
-        if self.epochs.is_fenced(producer_id, epoch) {
+        let ProducerRef {
+            producer_id, epoch, ..
+        } = end.producer;
+        if self.epochs.is_over(&end.producer) {
             return;
         }
         self.epochs.see(producer_id, epoch, at.time);
+        self.epochs.end(&end.producer);
         for name in self.open.remove(&producer_id).unwrap_or_default() {
             self.change(&name, |group| {
                 if let Some(pending) = group.pending.remove(&producer_id)
@@ -464,14 +470,15 @@ impl Groups {
                     producer: ProducerRef {
                         producer_id: *producer_id,
                         epoch: pending.epoch,
+                        transaction: 0,
                     },
                     offsets: stored(&pending.offsets),
                 })
                 .collect(),
         });
         let producers = self.epochs.iter();
-        let producers = producers.map(|(producer_id, epoch, time)| StoredProducer {
-            producer: ProducerRef { producer_id, epoch },
+        let producers = producers.map(|(producer, time)| StoredProducer {
+            producer,
             time: time.nanos(),
         });
         StoredGroups {
@@ -494,7 +501,9 @@ impl Groups {
                 ..Group::default()
             };
             for pending in stored.pending {
-                let ProducerRef { producer_id, epoch } = pending.producer;
+                let ProducerRef {
+                    producer_id, epoch, ..
+                } = pending.producer;
                 let names = groups.open.entry(producer_id).or_default();
                 names.insert(stored.name.clone());
                 let offsets = restored(&pending.offsets);
@@ -507,8 +516,9 @@ impl Groups {
             groups.by_name.insert(stored.name, group);
         }
         for StoredProducer { producer, time } in all.producers {
-            let ProducerRef { producer_id, epoch } = producer;
-            groups.epochs.see(producer_id, epoch, Timestamp(time));
+            let (id, epoch) = (producer.producer_id, producer.epoch);
+            groups.epochs.see(id, epoch, Timestamp(time));
+            groups.epochs.end(&producer);
         }
         Ok(groups)
     }

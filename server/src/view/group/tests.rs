@@ -28,17 +28,25 @@ fn offset(topic: &str, partition: u32, offset: i64) -> OffsetEntry {
     }
 }
 
+fn producer((producer_id, epoch): (i64, i32)) -> ProducerRef {
+    ProducerRef {
+        producer_id,
+        epoch,
+        transaction: 0,
+    }
+}
+
 fn commit(group: &str, offsets: Vec<OffsetEntry>, transaction: Option<(i64, i32)>) -> GroupAction {
     GroupAction::CommitOffsets(CommitOffsets {
         group: group.to_owned(),
         offsets,
-        transaction: transaction.map(|(producer_id, epoch)| ProducerRef { producer_id, epoch }),
+        transaction: transaction.map(producer),
     })
 }
 
 fn end(producer_id: i64, epoch: i32, commit: bool) -> GroupAction {
     GroupAction::EndTransaction(EndTransaction {
-        producer: ProducerRef { producer_id, epoch },
+        producer: producer((producer_id, epoch)),
         commit,
     })
 }

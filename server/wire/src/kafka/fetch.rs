@@ -156,6 +156,14 @@ pub struct EpochEnd {
     pub end_offset: i64,
 }
 
+/// A transaction that was aborted: from its first offset to its marker the producer's records do
+/// not count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AbortedTransaction {
+    pub producer_id: i64,
+    pub first_offset: i64,
+}
+
 /// What was read of one partition.
 #[derive(Clone, Debug)]
 pub struct FetchedPartition {
@@ -165,6 +173,8 @@ pub struct FetchedPartition {
     pub last_stable_offset: i64,
     pub log_start: i64,
     pub diverging: Option<EpochEnd>,
+    /// For readers of what is committed: whose records among these do not count.
+    pub aborted: Option<Vec<AbortedTransaction>>,
     pub batches: Vec<FetchedBatch>,
 }
 
@@ -179,6 +189,7 @@ impl FetchedPartition {
             last_stable_offset: -1,
             log_start: -1,
             diverging: None,
+            aborted: None,
             batches: Vec::new(),
         }
     }
@@ -223,8 +234,10 @@ fn write_partition(out: &mut Writer, version: i16, partition: FetchedPartition) 
     if version >= 5 {
         out.fresh.put_i64(partition.log_start);
     }
-    // Aborted transactions: there are none.
-    out.null_array();
+    match &partition.aborted {
+        Some(aborted) => write_aborted(out, aborted),
+        None => out.null_array(),
+    }
     if version >= 11 {
         // The leader is the one to read from.
         out.fresh.put_i32(-1);
@@ -237,6 +250,15 @@ fn write_partition(out: &mut Writer, version: i16, partition: FetchedPartition) 
     match partition.diverging {
         Some(diverging) if version >= 12 => write_diverging(out, diverging),
         _ => out.no_tags(),
+    }
+}
+
+fn write_aborted(out: &mut Writer, aborted: &[AbortedTransaction]) {
+    out.count(aborted.len());
+    for one in aborted {
+        out.fresh.put_i64(one.producer_id);
+        out.fresh.put_i64(one.first_offset);
+        out.no_tags();
     }
 }
 

@@ -20,8 +20,8 @@ pub use answer::{Answer, Unanswerable, Writer};
 pub use api::{APIS, Api, api_of};
 pub use cursor::{MAX_ELEMENTS, Malformed};
 pub use fetch::{
-    EpochEnd, FetchPartition, FetchRequest, FetchTopic, FetchedBatch, FetchedPartition,
-    FetchedTopic, PREFIX_BYTES, fetch_answer,
+    AbortedTransaction, EpochEnd, FetchPartition, FetchRequest, FetchTopic, FetchedBatch,
+    FetchedPartition, FetchedTopic, PREFIX_BYTES, fetch_answer,
 };
 pub use frame::{FrameError, LENGTH_BYTES, Opened, Request, frame_length};
 pub use guard::{check, decode};

@@ -389,3 +389,80 @@ pub(super) const CONSUMER_GROUP_DESCRIBE: &[Field] = &[
     field(0, 1, List(&Text)), // group_ids
     field(0, 1, Fixed(1)),    // include_authorized_operations
 ];
+
+pub(super) const ADD_PARTITIONS_TO_TXN: &[Field] = &[
+    field(0, 3, Text),     // transactional_id
+    field(0, 3, Fixed(8)), // producer_id
+    field(0, 3, Fixed(2)), // producer_epoch
+    field(
+        0,
+        3,
+        Structs(&[
+            field(0, 3, Text),            // name
+            field(0, 3, List(&Fixed(4))), // partitions
+        ]),
+    ), // topics
+];
+
+pub(super) const ADD_OFFSETS_TO_TXN: &[Field] = &[
+    field(0, 4, Text),     // transactional_id
+    field(0, 4, Fixed(8)), // producer_id
+    field(0, 4, Fixed(2)), // producer_epoch
+    field(0, 4, Text),     // group_id
+];
+
+pub(super) const END_TXN: &[Field] = &[
+    field(0, 5, Text),     // transactional_id
+    field(0, 5, Fixed(8)), // producer_id
+    field(0, 5, Fixed(2)), // producer_epoch
+    field(0, 5, Fixed(1)), // committed
+];
+
+pub(super) const TXN_OFFSET_COMMIT: &[Field] = &[
+    field(0, 5, Text),     // transactional_id
+    field(0, 5, Text),     // group_id
+    field(0, 5, Fixed(8)), // producer_id
+    field(0, 5, Fixed(2)), // producer_epoch
+    field(3, 5, Fixed(4)), // generation_id
+    field(3, 5, Text),     // member_id
+    field(3, 5, Text),     // group_instance_id
+    field(
+        0,
+        5,
+        Structs(&[
+            field(0, 5, Text), // name
+            field(
+                0,
+                5,
+                Structs(&[
+                    field(0, 5, Fixed(4)), // partition_index
+                    field(0, 5, Fixed(8)), // committed_offset
+                    field(2, 5, Fixed(4)), // committed_leader_epoch
+                    field(0, 5, Text),     // committed_metadata
+                ]),
+            ), // partitions
+        ]),
+    ), // topics
+];
+
+pub(super) const DESCRIBE_PRODUCERS: &[Field] = &[
+    field(
+        0,
+        0,
+        Structs(&[
+            field(0, 0, Text),            // name
+            field(0, 0, List(&Fixed(4))), // partition_indexes
+        ]),
+    ), // topics
+];
+
+pub(super) const DESCRIBE_TRANSACTIONS: &[Field] = &[
+    field(0, 0, List(&Text)), // transactional_ids
+];
+
+pub(super) const LIST_TRANSACTIONS: &[Field] = &[
+    field(0, 2, List(&Text)),     // state_filters
+    field(0, 2, List(&Fixed(8))), // producer_id_filters
+    field(1, 2, Fixed(8)),        // duration_filter
+    field(2, 2, Text),            // transactional_id_pattern
+];

@@ -140,6 +140,19 @@ fn decodes(request: &Request) -> Result<(), Malformed> {
         ApiKey::ListGroups => decode::<messages::ListGroupsRequest>(request).map(drop),
         ApiKey::DeleteGroups => decode::<messages::DeleteGroupsRequest>(request).map(drop),
         ApiKey::OffsetDelete => decode::<messages::OffsetDeleteRequest>(request).map(drop),
+        ApiKey::AddPartitionsToTxn => {
+            decode::<messages::AddPartitionsToTxnRequest>(request).map(drop)
+        }
+        ApiKey::AddOffsetsToTxn => decode::<messages::AddOffsetsToTxnRequest>(request).map(drop),
+        ApiKey::EndTxn => decode::<messages::EndTxnRequest>(request).map(drop),
+        ApiKey::TxnOffsetCommit => decode::<messages::TxnOffsetCommitRequest>(request).map(drop),
+        ApiKey::DescribeProducers => {
+            decode::<messages::DescribeProducersRequest>(request).map(drop)
+        }
+        ApiKey::DescribeTransactions => {
+            decode::<messages::DescribeTransactionsRequest>(request).map(drop)
+        }
+        ApiKey::ListTransactions => decode::<messages::ListTransactionsRequest>(request).map(drop),
         ApiKey::ConsumerGroupHeartbeat => {
             decode::<messages::ConsumerGroupHeartbeatRequest>(request).map(drop)
         }
@@ -412,6 +425,10 @@ fn a_fetch_answer_is_what_its_client_reads_and_shares_the_records() {
                 epoch: 2,
                 end_offset: 50,
             }),
+            aborted: Some(vec![AbortedTransaction {
+                producer_id: 7,
+                first_offset: 60,
+            }]),
             batches: vec![batch.clone(), batch.clone()],
         };
         let topics = vec![FetchedTopic {
@@ -426,6 +443,11 @@ fn a_fetch_answer_is_what_its_client_reads_and_shares_the_records() {
             panic!("{version}: {read:?}");
         };
         assert_eq!((first.high_watermark, first.last_stable_offset), (100, 90));
+        let [aborted] = &first.aborted_transactions.as_ref().unwrap()[..] else {
+            panic!("{version}: {first:?}");
+        };
+        assert_eq!((aborted.producer_id.0, aborted.first_offset), (7, 60));
+        assert_eq!(refused.aborted_transactions, None);
         let records = first.records.as_ref().unwrap();
         assert_eq!(records.len(), 2 * (PREFIX_BYTES + body.len()));
         assert_eq!(&records[PREFIX_BYTES..PREFIX_BYTES + body.len()], &body[..]);

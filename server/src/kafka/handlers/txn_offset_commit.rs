@@ -1,0 +1,98 @@
+//! TxnOffsetCommit: offsets of a group that count once the producer's transaction commits. That
+//! the group is in it is asked of its coordinator first, as for a batch.
+
+use trilog_wire::kafka::messages::txn_offset_commit_response::{
+    TxnOffsetCommitResponsePartition, TxnOffsetCommitResponseTopic,
+};
+use trilog_wire::kafka::messages::{TxnOffsetCommitRequest, TxnOffsetCommitResponse};
+use trilog_wire::kafka::{Answer, ErrorCode, Request, Writer, decode};
+
+use super::are_few;
+use crate::group::{MemberRef, OffsetCommit, TransactionCommit};
+use crate::kafka::conn::Ended;
+use crate::kafka::errors;
+use crate::kafka::session::Session;
+use crate::transaction::Identity;
+
+/// One code for each offset, in order.
+type Codes = Vec<Option<ErrorCode>>;
+
+pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<Answer, Ended> {
+    let asked: TxnOffsetCommitRequest = decode(request)?;
+    let committed = commit(session, &asked).await;
+    let mut codes = committed.as_deref().unwrap_or_default().iter();
+    let mut response = TxnOffsetCommitResponse::default();
+    for topic in &asked.topics {
+        let mut answered = TxnOffsetCommitResponseTopic::default().with_name(topic.name.clone());
+        for partition in &topic.partitions {
+            let code = match &committed {
+                Err(code) => Some(*code),
+                Ok(_) => codes
+                    .next()
+                    .copied()
+                    .unwrap_or(Some(ErrorCode::UnknownServerError)),
+            };
+            let code = code.map_or(0, |code| code.code());
+            session.count_error(request, code);
+            let answer = TxnOffsetCommitResponsePartition::default()
+                .with_partition_index(partition.partition_index)
+                .with_error_code(code);
+            answered.partitions.push(answer);
+        }
+        response.topics.push(answered);
+    }
+    Ok(Writer::message(request, &response)?)
+}
+
+async fn commit(session: &Session, asked: &TxnOffsetCommitRequest) -> Result<Codes, ErrorCode> {
+    let topics = asked.topics.iter();
+    if !are_few(topics.map(|topic| (topic.name.len(), topic.partitions.len()))) {
+        return Err(ErrorCode::InvalidCommitOffsetSize);
+    }
+    let producer = Identity {
+        producer_id: asked.producer_id.0,
+        epoch: asked.producer_epoch,
+    };
+    let inner = &session.kafka.inner;
+    let id = asked.transactional_id.to_string();
+    let shown = inner
+        .transactions
+        .verify_group(id, producer, &asked.group_id);
+    let transaction = shown
+        .await
+        .map_err(|error| errors::not_shown_offsets(&error))?;
+    let each = asked.topics.iter().flat_map(|topic| {
+        let each = topic.partitions.iter();
+        each.map(|partition| OffsetCommit {
+            topic: topic.name.to_string(),
+            // No topic has so many that this would be one of them.
+            partition: u32::try_from(partition.partition_index).unwrap_or(u32::MAX),
+            offset: partition.committed_offset,
+            leader_epoch: partition.committed_leader_epoch,
+            metadata: partition
+                .committed_metadata
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+        })
+    });
+    let instance = asked.group_instance_id.as_ref();
+    let request = TransactionCommit {
+        member: MemberRef {
+            group: asked.group_id.to_string(),
+            generation: asked.generation_id,
+            member: asked.member_id.to_string(),
+            instance: instance.map(ToString::to_string),
+        },
+        producer_id: producer.producer_id,
+        epoch: producer.epoch,
+        transaction,
+        offsets: each.collect(),
+    };
+    let committed = inner.groups.commit_in_transaction(request).await;
+    let outcomes = committed.map_err(|error| errors::group(&error))?;
+    let codes = outcomes
+        .into_iter()
+        .map(|outcome| outcome.err().map(|error| errors::group(&error)));
+    Ok(codes.collect())
+}
