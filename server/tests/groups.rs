@@ -704,3 +704,75 @@ async fn append(stage: &Stage, index: u32, records: usize) {
         .unwrap();
     cluster.append(TOPIC, index, batch).await.unwrap();
 }
+
+#[test]
+fn a_log_of_groups_lets_go_of_what_its_state_includes_and_a_replica_left_behind_catches_up() {
+    block_on(async {
+        let mut stage = Stage::start(3).await;
+        let group = GROUPS[0];
+        let nodes = stage.nodes.borrow().clone();
+        let mut place = nodes[&1].locate(group).await;
+        while place.is_err() {
+            stage.run(Duration::from_millis(200)).await;
+            place = nodes[&1].locate(group).await;
+        }
+        let leader = place.unwrap().get();
+        let behind = leader % 3 + 1;
+        let settled = |all: &Machines| {
+            let map = all.with(leader, |server| server.cluster().map()).unwrap();
+            map.groups().all(|group| group.voter_nodes().count() == 3)
+        };
+        stage.all.until("three voters everywhere", settled).await;
+        stage.all.kill(behind);
+        stage.refresh();
+        let coordinator = nodes[&leader].clone();
+        let index = coordinator.partition_of(group).unwrap();
+        let mut offset = 0;
+        while offset < 300 {
+            offset += 1;
+            let part = u32::try_from(offset).unwrap() % PARTITIONS;
+            let commit = OffsetCommit {
+                topic: TOPIC.to_owned(),
+                partition: part,
+                offset,
+                leader_epoch: -1,
+                metadata: "x".repeat(3 << 10),
+            };
+            let request = CommitRequest {
+                member: MemberRef {
+                    group: group.to_owned(),
+                    generation: -1,
+                    member: String::new(),
+                    instance: None,
+                },
+                offsets: vec![commit],
+            };
+            match coordinator.commit(request).await {
+                Ok(outcomes) => {
+                    assert_eq!(outcomes, [Ok(())]);
+                    let mut ledger = stage.ledger.borrow_mut();
+                    ledger.acked.insert((group, part), offset);
+                }
+                Err(error) => panic!("commit {offset}: {error}"),
+            }
+        }
+        let purged = |stage: &Stage| {
+            let partition = stage.internal(leader)[usize::try_from(index).unwrap()].clone();
+            let log = partition.group().log();
+            let first = log
+                .segments()
+                .first()
+                .map(|segment| segment.base_index.get());
+            log.state().log_start.is_some() && first.is_some_and(|first| first > 1)
+        };
+        let deadline = Instant::now() + Duration::from_mins(1);
+        while !purged(&stage) {
+            assert!(Instant::now() < deadline, "nothing is let go");
+            stage.run(Duration::from_secs(1)).await;
+        }
+        stage.all.boot(behind).await;
+        stage.all.until("a restart", |all| all.serves(behind)).await;
+        stage.refresh();
+        stage.check().await;
+    });
+}
