@@ -45,7 +45,12 @@ fn sums(pages: &[String]) -> BTreeMap<&str, f64> {
 }
 
 /// What may well be zero on a healthy cluster; that it is shown is enough.
-const MAY_BE_ZERO: [&str; 17] = [
+const MAY_BE_ZERO: [&str; 22] = [
+    "trilog_compaction_bytes_total",
+    "trilog_compaction_passes_total",
+    "trilog_compaction_failures_total",
+    "trilog_compaction_freed_bytes_total",
+    "trilog_compaction_removed_records_total",
     "trilog_group_members",
     "trilog_group_rebalances_total",
     "trilog_group_series_hidden",
