@@ -294,7 +294,15 @@ impl Server {
         let (cluster, groups) = (self.cluster.clone(), self.coordinator.clone());
         let (transactions, entropy) = (self.transactions.clone(), self.entropy.clone());
         let memory = self.requests.clone();
-        let kafka = Kafka::new(cluster, groups, transactions, clock, entropy, memory, limits);
+        let kafka = Kafka::new(
+            cluster,
+            groups,
+            transactions,
+            clock,
+            entropy,
+            memory,
+            limits,
+        );
         self.tasks.spawn(kafka.serve(socket, self.stop.clone()));
     }
 

@@ -487,7 +487,8 @@ impl Group {
             };
         }
         self.check_generation(asks)?;
-        if matches!(self.phase, Phase::Completing { .. }) {
+        // A producer could not go on after this answer; its offsets are those of the generation.
+        if !transactional && matches!(self.phase, Phase::Completing { .. }) {
             return Err(GroupError::RebalanceInProgress);
         }
         self.hear(&asks.member, now);

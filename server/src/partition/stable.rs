@@ -153,9 +153,15 @@ impl Partition {
         // Transactions begin with their batches, so none lies on both sides.
         let settled = |frame: &Frame| frame.header.base_offset < stable;
         let end = fetched.frames.partition_point(settled);
+        // Where what was read ends behind what is settled, or nothing was found, compaction has left
+        // nothing in between: a reader goes on from there.
+        let all = end < fetched.frames.len() || fetched.frames.is_empty();
         fetched.frames.truncate(end);
         let last = fetched.frames.last();
-        let next = last.map_or(from, |last| last.header.next_offset());
+        let next = match last {
+            _ if all => stable.max(from),
+            last => last.map_or(from, |last| last.header.next_offset()),
+        };
         let (log_start, aborted) = self.with_state(|state| {
             let aborted = state.aborted(from, next);
             (state.log_start(), aborted)

@@ -82,7 +82,9 @@ impl Coordinator {
         let now = self.inner.clock.now();
         let lead = handle.lock();
         let due = lead.look(|all| {
-            let ending = all.ending().take(BATCH).cloned().collect();
+            // What hangs must not keep the others from their turn.
+            let ending = all.ending().filter(|id| !lead.is_finishing(id));
+            let ending = ending.take(BATCH).cloned().collect();
             let overdue = all.overdue(now).filter_map(|id| {
                 lead.check(id).ok()?;
                 let known = all.get(id)?;

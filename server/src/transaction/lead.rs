@@ -142,6 +142,11 @@ impl Lead {
         !self.lost && self.finishing.insert(id.to_owned())
     }
 
+    /// Whether somebody writes the id's markers.
+    pub(super) fn is_finishing(&self, id: &str) -> bool {
+        self.finishing.contains(id)
+    }
+
     pub(super) fn end_finish(&mut self, id: &str) {
         self.finishing.remove(id);
     }

@@ -64,8 +64,13 @@ impl From<&AppendError> for Refused {
     }
 }
 
-/// What batches of transactions need to be taken, by their places in the request.
-type Shown = BTreeMap<(usize, usize), Result<Option<Offset>, Refusal>>;
+/// The partitions that batches of transactions were shown to be for, with what they need to be
+/// taken there, by their places in the request. Looked up once: another partition, which may have
+/// taken the name meanwhile, was not asked about.
+type Shown = BTreeMap<(usize, usize), Result<Found, Refusal>>;
+
+/// A partition, and what a batch of a transaction needs to be taken there.
+type Found = (Target, Option<Offset>);
 
 struct Appending {
     ticket: Ticket,
@@ -129,17 +134,22 @@ async fn show(session: &mut Session, produce: &ProduceRequest) -> Shown {
             } else if *producer.get_or_insert(identity) != identity {
                 let text = "its batches are of several producers".to_owned();
                 shown.insert((nth, place), Err((ErrorCode::InvalidRecord, Some(text))));
-            } else if let Ok(target) = session.led(&topic.name, batch.index) {
-                asked.push(((nth, place), target.partition));
+            } else {
+                match session.led(&topic.name, batch.index) {
+                    Ok(target) => asked.push(((nth, place), target)),
+                    Err(code) => drop(shown.insert((nth, place), Err((code, None)))),
+                }
             }
         }
     }
     if let (Some(id), Some(producer)) = (&produce.transactional_id, producer) {
-        let partitions: Vec<&Partition> = asked.iter().map(|(_, partition)| partition).collect();
+        let partitions: Vec<&Partition> =
+            asked.iter().map(|(_, target)| &target.partition).collect();
         let transactions = &session.kafka.inner.transactions;
         let told = transactions.show(id, producer, &partitions).await;
-        for ((place, _), told) in asked.iter().zip(told) {
-            shown.insert(*place, told.map_err(|error| errors::not_shown(&error)));
+        for ((place, target), told) in asked.into_iter().zip(told) {
+            let found = told.map(|since| (target, since));
+            shown.insert(place, found.map_err(|error| errors::not_shown(&error)));
         }
     }
     shown
@@ -163,20 +173,26 @@ async fn enqueue(
     session: &mut Session,
     topic: &str,
     batch: ProducePartition,
-    shown: Option<Result<Option<Offset>, Refusal>>,
+    shown: Option<Result<Found, Refusal>>,
 ) -> Result<Appending, Refused> {
-    let target = session
-        .led(topic, batch.index)
-        .map_err(|code| Refused::from((code, None)))?;
+    let (target, since) = match shown.transpose()? {
+        Some((target, since)) => (target, Some(since)),
+        None => (
+            session
+                .led(topic, batch.index)
+                .map_err(|code| (code, None))?,
+            None,
+        ),
+    };
     let records = batch.records.ok_or_else(|| {
         let text = "the request holds no record batch".to_owned();
         Refused::from((ErrorCode::InvalidRecord, Some(text)))
     })?;
     let (count, bytes) = (count_records(&records)?, records.len() as u64);
-    let ticket = match shown {
-        Some(shown) => {
+    let ticket = match since {
+        Some(since) => {
             let partition = &target.partition;
-            partition.enqueue_in_transaction(records, shown?).await
+            partition.enqueue_in_transaction(records, since).await
         }
         None => target.partition.enqueue(records, None).await,
     };

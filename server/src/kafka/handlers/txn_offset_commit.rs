@@ -8,7 +8,7 @@ use trilog_wire::kafka::messages::{TxnOffsetCommitRequest, TxnOffsetCommitRespon
 use trilog_wire::kafka::{Answer, ErrorCode, Request, Writer, decode};
 
 use super::are_few;
-use crate::group::{MemberRef, OffsetCommit, TransactionCommit};
+use crate::group::{GroupError, MemberRef, OffsetCommit, TransactionCommit};
 use crate::kafka::conn::Ended;
 use crate::kafka::errors;
 use crate::kafka::session::Session;
@@ -90,9 +90,18 @@ async fn commit(session: &Session, asked: &TxnOffsetCommitRequest) -> Result<Cod
         offsets: each.collect(),
     };
     let committed = inner.groups.commit_in_transaction(request).await;
-    let outcomes = committed.map_err(|error| errors::group(&error))?;
+    let outcomes = committed.map_err(|error| refused(&error))?;
     let codes = outcomes
         .into_iter()
-        .map(|outcome| outcome.err().map(|error| errors::group(&error)));
+        .map(|outcome| outcome.err().map(|error| refused(&error)));
     Ok(codes.collect())
+}
+
+/// The code of a refusal. Producers end on codes that only consumers know, and begin anew on that of
+/// an old generation.
+fn refused(error: &GroupError) -> ErrorCode {
+    match error {
+        GroupError::StaleEpoch | GroupError::FencedEpoch => ErrorCode::IllegalGeneration,
+        error => errors::group(error),
+    }
 }
