@@ -152,6 +152,14 @@ fn sample(labels: Vec<(&'static str, String)>, value: u64) -> Sample {
     Sample { labels, value }
 }
 
+/// What passes of compaction count as they end.
+const COMPACTION: [&str; 4] = [
+    "trilog_compaction_passes_total",
+    "trilog_compaction_failures_total",
+    "trilog_compaction_freed_bytes_total",
+    "trilog_compaction_removed_records_total",
+];
+
 /// Names of partitions with damage that are told; the rest are counted.
 const NAMED: usize = 8;
 
@@ -267,6 +275,10 @@ fn publish_store(stats: &trilog_storage::store::StoreStats) {
     gauge!("trilog_partitions_incomplete").set(as_f64(stats.short_groups as u64));
     counter!("trilog_scrub_bytes_total").absolute(stats.scrubbed_bytes);
     counter!("trilog_compaction_bytes_total").absolute(stats.compacted_bytes);
+    for passes in COMPACTION {
+        // Shown from the start, not only from the first pass on.
+        counter!(passes).increment(0);
+    }
     let Some(wal) = &stats.wal else { return };
     counter!("trilog_wal_bytes_total").absolute(wal.writing.bytes);
     counter!("trilog_wal_rounds_total").absolute(wal.writing.rounds);
