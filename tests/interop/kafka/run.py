@@ -20,6 +20,7 @@ import time
 import traceback
 
 import consumers
+import elsewhere
 import groups
 import transactions
 from common import RUN, Missing, equal, topic
@@ -501,6 +502,7 @@ class Aiokafka:
 CLIENTS = [
     *[Kcat, Confluent, KafkaPython, Aiokafka],
     *[*groups.CLIENTS, *consumers.CLIENTS, *transactions.CLIENTS],
+    *elsewhere.CLIENTS,
 ]
 
 
