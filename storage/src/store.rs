@@ -172,7 +172,8 @@ impl Store {
         }
     }
 
-    /// Moves everything committed into segments and makes a checkpoint.
+    /// Moves everything committed into segments and makes a checkpoint. While a truncation is not
+    /// durable none is made; the keeper makes it up with its next look.
     pub async fn checkpoint(&self) -> Result<(), StoreError> {
         let (done, wait) = oneshot::channel();
         let asked = self.0.keeper.send(KeeperTask::Checkpoint(done));

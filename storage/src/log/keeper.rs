@@ -207,10 +207,8 @@ impl<I: Io> Keeper<I> {
 
     /// Whether some log was cut and that is not durable yet.
     fn is_cutting(&self) -> bool {
-        let groups = self.groups().into_iter();
-        groups
-            .into_iter()
-            .any(|group| group.state.lock().cuts.is_open())
+        let mut groups = self.groups().into_iter();
+        groups.any(|group| group.state.lock().cuts.is_open())
     }
 
     /// The oldest write-ahead log file that an entry needs.

@@ -199,7 +199,7 @@ impl Pool {
         begun
     }
 
-    /// More files are wanted than are kept ready.
+    /// The files there are, and the wish for more.
     pub(super) fn growth(&self) -> &Arc<Growth> {
         &self.growth
     }
