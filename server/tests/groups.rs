@@ -356,6 +356,19 @@ impl Stage {
         stage
     }
 
+    /// The node that coordinates `group`, as `asked` sees it, once that is not `gone`.
+    async fn coordinator_of(&mut self, group: &str, asked: u32, gone: Option<u32>) -> u32 {
+        let deadline = Instant::now() + Duration::from_mins(1);
+        loop {
+            let asked = self.nodes.borrow()[&asked].clone();
+            match asked.locate(group).await {
+                Ok(place) if Some(place.get()) != gone => return place.get(),
+                outcome => assert!(Instant::now() < deadline, "no coordinator: {outcome:?}"),
+            }
+            self.run(Duration::from_millis(200)).await;
+        }
+    }
+
     /// Members find the nodes that are up, and no others.
     fn refresh(&self) {
         let mut nodes = self.nodes.borrow_mut();
@@ -705,56 +718,57 @@ async fn append(stage: &Stage, index: u32, records: usize) {
     cluster.append(TOPIC, index, batch).await.unwrap();
 }
 
+/// A commit of one offset from outside the group, with a long note beside it.
+fn one_offset(group: &str, partition: u32, offset: i64) -> CommitRequest {
+    CommitRequest {
+        member: MemberRef {
+            group: group.to_owned(),
+            generation: -1,
+            member: String::new(),
+            instance: None,
+        },
+        offsets: vec![OffsetCommit {
+            topic: TOPIC.to_owned(),
+            partition,
+            offset,
+            leader_epoch: -1,
+            metadata: "x".repeat(3 << 10),
+        }],
+    }
+}
+
 #[test]
 fn a_log_of_groups_lets_go_of_what_its_state_includes_and_a_replica_left_behind_catches_up() {
     block_on(async {
         let mut stage = Stage::start(3).await;
         let group = GROUPS[0];
         let nodes = stage.nodes.borrow().clone();
-        let mut place = nodes[&1].locate(group).await;
-        while place.is_err() {
-            stage.run(Duration::from_millis(200)).await;
-            place = nodes[&1].locate(group).await;
-        }
-        let leader = place.unwrap().get();
-        let behind = leader % 3 + 1;
         let settled = |all: &Machines| {
-            let map = all.with(leader, |server| server.cluster().map()).unwrap();
+            let map = all.with(1, |server| server.cluster().map()).unwrap();
             map.groups().all(|group| group.voter_nodes().count() == 3)
         };
         stage.all.until("three voters everywhere", settled).await;
+        let mut leader = stage.coordinator_of(group, 1, None).await;
+        let behind = leader % 3 + 1;
         stage.all.kill(behind);
         stage.refresh();
-        let coordinator = nodes[&leader].clone();
-        let index = coordinator.partition_of(group).unwrap();
+        let index = nodes[&leader].partition_of(group).unwrap();
         let mut offset = 0;
         while offset < 300 {
             offset += 1;
             let part = u32::try_from(offset).unwrap() % PARTITIONS;
-            let commit = OffsetCommit {
-                topic: TOPIC.to_owned(),
-                partition: part,
-                offset,
-                leader_epoch: -1,
-                metadata: "x".repeat(3 << 10),
-            };
-            let request = CommitRequest {
-                member: MemberRef {
-                    group: group.to_owned(),
-                    generation: -1,
-                    member: String::new(),
-                    instance: None,
-                },
-                offsets: vec![commit],
-            };
-            match coordinator.commit(request).await {
-                Ok(outcomes) => {
-                    assert_eq!(outcomes, [Ok(())]);
-                    let mut ledger = stage.ledger.borrow_mut();
-                    ledger.acked.insert((group, part), offset);
+            let mut tries = 0..50;
+            // Leadership may still move: what was new to lead is evened out.
+            let outcomes = loop {
+                match nodes[&leader].commit(one_offset(group, part, offset)).await {
+                    Ok(outcomes) => break outcomes,
+                    Err(error) => assert!(tries.next().is_some(), "commit {offset}: {error}"),
                 }
-                Err(error) => panic!("commit {offset}: {error}"),
-            }
+                leader = stage.coordinator_of(group, leader, Some(behind)).await;
+            };
+            assert_eq!(outcomes, [Ok(())]);
+            let mut ledger = stage.ledger.borrow_mut();
+            ledger.acked.insert((group, part), offset);
         }
         let purged = |stage: &Stage| {
             let partition = stage.internal(leader)[usize::try_from(index).unwrap()].clone();
