@@ -30,10 +30,15 @@ fn comes_back<M: Decodable + Encodable>(request: &Request, name: &str) {
 #[test]
 fn what_real_clients_sent_is_read_in_full() {
     let golden = golden();
-    assert!(golden.len() > 150, "the fixtures are gone");
+    assert!(golden.len() > 140, "the fixtures are gone");
     for (name, message) in golden {
-        let Opened::Request(request) = Request::open(&message).unwrap() else {
-            panic!("{name}");
+        let request = match Request::open(&message).unwrap() {
+            Opened::Request(request) => request,
+            // Newer than what is served: its client is told so, and asks again.
+            Opened::VersionsUnsupported { .. } => {
+                assert!(name.starts_with("18-"), "{name}");
+                continue;
+            }
         };
         let labelled = format!("{:02}-{:02}-", request.api.key as i16, request.version);
         assert!(name.starts_with(&labelled), "{name} is {labelled}");
