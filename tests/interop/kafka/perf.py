@@ -30,7 +30,7 @@ import uuid
 
 from cluster import Cluster, free_ports
 from common import wait_until
-from elsewhere import HERE, cache, fetch, tell
+from elsewhere import HERE, PATIENCE, cache, fetch, tell
 
 TOPIC = "perf"
 PARTITIONS = 8
@@ -74,7 +74,7 @@ class Tools:
         """As many, from when the first have come."""
         said = self.run(
             "ConsumerPerformance", "--bootstrap-server", bootstrap, "--topic", TOPIC,
-            "--messages", str(RECORDS), "--show-detailed-stats", "--reporting-interval", "500",
+            "--messages", str(RECORDS), "--show-detailed-stats", "--reporting-interval", "100",
         )
         rows = [line.split(", ") for line in said.split("\n") if re.match(r"\d{4}-", line)]
         when = lambda row: datetime.datetime.strptime(row[0] + "000", "%Y-%m-%d %H:%M:%S:%f")
@@ -131,7 +131,7 @@ class Kafka:
 
 class Nodes(Cluster):
     def pids(self):
-        told = [self.trilog, "dev", "--data", self.data, "status", "--json"]
+        told = [self.trilog, "dev", "--data", self.data, "status", "--output", "json"]
         status = subprocess.run(told, check=True, capture_output=True, timeout=60)
         return [node["pid"] for node in json.loads(status.stdout)["nodes"]]
 
@@ -181,6 +181,22 @@ def attempt(call):
         return False
 
 
+def watched(command):
+    """What a program said, and the processor time of itself, without that of its children."""
+    used = 0
+    with tempfile.TemporaryFile("w+") as out, subprocess.Popen(command, stdout=out) as process:
+        deadline = time.time() + PATIENCE
+        while process.poll() is None:
+            with contextlib.suppress(OSError, IndexError):
+                used = of_processes([process.pid])
+            if time.time() > deadline:
+                process.kill()
+            time.sleep(0.05)
+        assert process.returncode == 0, f"{command}: {process.returncode}"
+        out.seek(0)
+        return out.read(), used
+
+
 def native(trilog):
     """What `trilog bench` says of the same."""
     found = {}
@@ -188,14 +204,12 @@ def native(trilog):
         for mode, args in {"produce": ["produce", "--quick"], "consume": ["tail"]}.items():
             command = [trilog, "bench", *args, "--json", "--dir", folder, "--io", "auto"]
             command += ["--base-port", str(free_ports(30))]
-            before = of_children()
-            figures = json.loads(tell(command))["figures"]
-            used = of_children() - before
+            said, used = watched(command)
+            figures = json.loads(said)["figures"]
             found[mode] = {"speed": next(one["value"] for one in figures if one["unit"] == "MB/s")}
-            # The client is in one process with the measuring; what starts and ends counts as its.
+            # The client is in one process with the measuring.
             for each in (one["value"] for one in figures if one["unit"] == "s/GB"):
-                servers = each * BROKERS
-                found[mode] |= {"servers": servers, "tool": used / NATIVE_GIGABYTES - servers}
+                found[mode] |= {"servers": each * BROKERS, "tool": used / NATIVE_GIGABYTES}
     return found
 
 
