@@ -10,7 +10,7 @@ export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 TRILOG = $(CARGO) run --quiet --release --locked -p trilog-server --bin trilog --
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev test sim fuzz interop-kafka bench fmt lint verify setup rocksdb
+.PHONY: help run dev test sim fuzz interop-kafka bench bench-kafka fmt lint verify setup rocksdb
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -49,6 +49,12 @@ PYTHON ?= python3
 interop-kafka: rocksdb ## Real Kafka clients against three nodes: what ran, passed, was skipped
 	$(CARGO) build --locked -p trilog-server --bin trilog
 	$(PYTHON) tests/interop/kafka/run.py --trilog $${CARGO_TARGET_DIR:-target}/debug/trilog
+
+# The Java tools need java and mvn, the groups PYTHON as above; a quarter of an hour.
+bench-kafka: rocksdb ## Kafka's own tools beside the native client; 100 consumers that lose one
+	$(CARGO) build --release --locked -p trilog-server --bin trilog
+	$(PYTHON) tests/interop/kafka/perf.py --trilog $${CARGO_TARGET_DIR:-target}/release/trilog
+	$(PYTHON) tests/interop/kafka/rebalance.py --trilog $${CARGO_TARGET_DIR:-target}/release/trilog
 
 bench: rocksdb ## Every figure, with the baseline it is a ratio of
 	$(CARGO) build --release --locked -p trilog-server --bin trilog

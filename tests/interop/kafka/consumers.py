@@ -25,22 +25,17 @@ while True:
 """
 
 
-class ConsumerProtocol:
+class ConsumerProtocol(ConfluentGroups):
     name = "confluent-kafka, group.protocol=consumer"
-
-    def __init__(self, cluster):
-        self.made = ConfluentGroups(cluster)
-        self.lib = self.made.lib
-        self.cluster = cluster
 
     def _member(self, group, pattern, **config):
         # What the coordinator says instead.
         theirs = {"session.timeout.ms": None, "heartbeat.interval.ms": None}
         settings = {"group.protocol": "consumer", **theirs, **config}
-        return self.made._member(group, pattern, **settings)
+        return super()._member(group, pattern, **settings)
 
     def commit_and_resume(self):
-        name = self.made._make(topic("consumer-group"), 400)
+        name = self._make(topic("consumer-group"), 400)
         first = self._member(name, name)
         first.read(150)
         first.commit()
@@ -52,7 +47,7 @@ class ConsumerProtocol:
 
     def reconcile(self):
         for assignor in ["uniform", "range"]:
-            name = self.made._make(topic(f"consumer-{assignor}"))
+            name = self._make(topic(f"consumer-{assignor}"))
             remote = {"group.remote.assignor": assignor}
             first = self._member(name, name, **remote)
             first.hold(4)
@@ -68,11 +63,11 @@ class ConsumerProtocol:
 
     def killed_member(self):
         """Those who are not affected never stop: they give up nothing, and go on reading."""
-        name = self.made._make(topic("consumer-killed"), 0)
+        name = self._make(topic("consumer-killed"), 0)
         members = [self._member(name, name), self._member(name, name)]
         members[0].hold(2, members[1])
         members[1].hold(2, members[0])
-        command = [sys.executable, "-c", DOOMED, self.made.bootstrap, name, name]
+        command = [sys.executable, "-c", DOOMED, self.bootstrap, name, name]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as doomed:
             try:
                 wait_until("one of three holds one", lambda: self._share(members) == 3, 60)
@@ -87,7 +82,7 @@ class ConsumerProtocol:
             assert time.time() < deadline, "nobody took over"
             # What they hold is read all the while.
             holds = sorted(part for member in members for part in member.parts)
-            self.made._send(name, [4 * sent + part for part in holds])
+            self._send(name, [4 * sent + part for part in holds])
             sent += 1
             found = sum(len(member.found) for member in members)
             until = time.time() + 10
@@ -106,7 +101,7 @@ class ConsumerProtocol:
         return sum(len(member.parts) for member in members)
 
     def static_member(self):
-        name = self.made._make(topic("consumer-static"))
+        name = self._make(topic("consumer-static"))
         first = self._member(name, name)
         named = {"group.instance.id": "one"}
         second = self._member(name, name, **named)
@@ -122,18 +117,18 @@ class ConsumerProtocol:
 
     def pattern(self):
         base = topic("consumer-pattern")
-        names = [self.made._make(f"{base}-{n}", 40) for n in range(2)]
+        names = [self._make(f"{base}-{n}", 40) for n in range(2)]
         member = self._member(base, f"^{base}-[0-9]+")
         member.read(80)
         equal(len(member.consumer.assignment()), 2 * PARTITIONS)
         # One that is made later is found, too.
-        names.append(self.made._make(f"{base}-2", 40))
+        names.append(self._make(f"{base}-2", 40))
         member.read(120)
         member.close()
 
     def administration(self):
-        lib, name = self.lib, self.made._make(topic("consumer-admin"), 40)
-        admin = self.made._admin()
+        lib, name = self.lib, self._make(topic("consumer-admin"), 40)
+        admin = self.admin()
         member = self._member(name, name)
         member.read(40)
         member.commit()

@@ -1,14 +1,12 @@
 """Consumer groups, as each client does them: offsets that stay, members that come, go and die."""
 
 import asyncio
-import os
-import shutil
-import signal
 import subprocess
 import sys
 import threading
 import time
 
+from clients import Aiokafka, Confluent, KafkaPython, Kcat
 from common import Missing, equal, topic, wait_until
 
 PARTITIONS = 4
@@ -24,64 +22,31 @@ while True:
 """ % SESSION_MS
 
 
-class KcatGroups:
+class KcatGroups(Kcat):
     name = "kcat groups"
-
-    def __init__(self, cluster):
-        if not shutil.which("kcat"):
-            raise Missing("kcat is not installed (Debian package kcat)")
-        self.bootstrap = cluster.bootstrap
-
-    def _kcat(self, *args, input=None):
-        command = ["kcat", "-b", self.bootstrap, *args]
-        done = subprocess.run(command, input=input, capture_output=True, timeout=60)
-        assert done.returncode == 0, f"{command}: {done.stderr.decode()}"
-        return done.stdout
 
     def commit_and_resume(self):
         name = topic("kcat-group")
         lines = b"".join(b"%d\n" % n for n in range(100))
-        self._kcat("-P", "-t", name, input=lines)
+        self.kcat("-P", "-t", name, input=lines)
         settings = ["-X", "auto.offset.reset=earliest", "-q"]
-        first = self._kcat("-G", name, *settings, "-c", "40", name)
+        first = self.kcat("-G", name, *settings, "-c", "40", name)
         equal(first, b"".join(b"%d\n" % n for n in range(40)))
-        rest = self._kcat("-G", name, *settings, "-c", "60", name)
+        rest = self.kcat("-G", name, *settings, "-c", "60", name)
         equal(first + rest, lines)
 
 
-class ConfluentGroups:
+class ConfluentGroups(Confluent):
     name = "confluent-kafka groups"
-
-    def __init__(self, cluster):
-        try:
-            import confluent_kafka
-        except ImportError as error:
-            raise Missing(str(error))
-        self.lib = confluent_kafka
-        self.bootstrap = cluster.bootstrap
-
-    def _admin(self):
-        from confluent_kafka.admin import AdminClient
-
-        return AdminClient({"bootstrap.servers": self.bootstrap})
 
     def _make(self, name, count=0, partitions=PARTITIONS):
         """A topic with so many records, in turn over its partitions."""
-        from confluent_kafka.admin import NewTopic
-
-        admin = self._admin()
-        admin.create_topics([NewTopic(name, partitions, 3)])[name].result(30)
+        self.create(name, partitions)
         self._send(name, range(count))
         return name
 
     def _send(self, name, numbers):
-        failed = []
-        producer = self.lib.Producer({"bootstrap.servers": self.bootstrap, "acks": "all"})
-        for n in numbers:
-            producer.produce(name, b"%d" % n, partition=n % PARTITIONS,
-                             on_delivery=lambda error, _: failed.append(error) if error else None)
-        equal(producer.flush(60), 0)
-        equal(failed, [])
+        self.produce(name, [{"value": b"%d" % n, "partition": n % PARTITIONS} for n in numbers])
 
     def _member(self, group, name, **config):
         return Member(self.lib, self.bootstrap, group, name, config)
@@ -176,7 +141,7 @@ class ConfluentGroups:
 
     def administration(self):
         lib, name = self.lib, self._make(topic("confluent-group-admin"), 40)
-        admin = self._admin()
+        admin = self.admin()
         member = self._member(name, name)
         member.read(40)
         member.commit()
@@ -292,23 +257,11 @@ class Member:
         self.consumer.close()
 
 
-class KafkaPythonGroups:
+class KafkaPythonGroups(KafkaPython):
     name = "kafka-python groups"
 
-    def __init__(self, cluster):
-        try:
-            import kafka
-            import kafka.admin
-        except ImportError as error:
-            raise Missing(str(error))
-        self.lib = kafka
-        self.bootstrap = cluster.bootstrap
-
-    def _admin(self):
-        return self.lib.admin.KafkaAdminClient(bootstrap_servers=self.bootstrap)
-
     def _make(self, name, count):
-        admin = self._admin()
+        admin = self.admin()
         admin.create_topics([self.lib.admin.NewTopic(name, PARTITIONS, 3)])
         admin.close()
         producer = self.lib.KafkaProducer(bootstrap_servers=self.bootstrap)
@@ -391,7 +344,7 @@ class KafkaPythonGroups:
         name = self._make(topic("python-static"), 0)
         first = self._consumer(name, name, group_instance_id="one")
         wait_until("its partitions", lambda: first.poll(50) or len(first.assignment()) == 4)
-        admin = self._admin()
+        admin = self.admin()
         (member,) = admin.describe_groups([name])[name]["members"]
         equal(member["group_instance_id"], "one")
         # Its administrator makes it leave.
@@ -406,7 +359,7 @@ class KafkaPythonGroups:
         consumer = self._consumer(name, name)
         self._read(consumer, 40)
         consumer.commit()
-        admin = self._admin()
+        admin = self.admin()
         listed = {group["group_id"]: group for group in admin.list_groups()}
         equal(listed[name]["group_state"], "Stable")
         equal(listed[name]["group_type"], "classic")
@@ -438,16 +391,8 @@ class KafkaPythonGroups:
         admin.close()
 
 
-class AiokafkaGroups:
+class AiokafkaGroups(Aiokafka):
     name = "aiokafka groups"
-
-    def __init__(self, cluster):
-        try:
-            import aiokafka
-        except ImportError as error:
-            raise Missing(str(error))
-        self.lib = aiokafka
-        self.bootstrap = cluster.bootstrap
 
     async def _make(self, name, count):
         from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -522,7 +467,6 @@ class Survival(ConfluentGroups):
         super().__init__(cluster)
         if not cluster.is_ours:
             raise Missing("the nodes of a cluster that runs already are not ours to kill")
-        self.cluster = cluster
 
     def coordinator_killed(self):
         """The group's coordinator dies while it works: it goes on elsewhere, and nothing is lost."""
@@ -543,7 +487,7 @@ class Survival(ConfluentGroups):
         read(200)
         for member in members:
             member.commit()
-        admin = self._admin()
+        admin = self.admin()
         described = admin.describe_consumer_groups([name])[name].result(30)
         node = described.coordinator.id
         self.cluster.kill(node)
@@ -553,7 +497,7 @@ class Survival(ConfluentGroups):
             wait_until("a commit", lambda: self._try_commit(members), 60)
         finally:
             self.cluster.restart(node)
-        wait_until("both are members", lambda: self._count(admin, name) == 2)
+        wait_until("both are members", lambda: self._count(admin, name) == 2, 90)
         for member in members:
             member.close()
         # Everything is committed: nobody reads anything again.
@@ -564,9 +508,11 @@ class Survival(ConfluentGroups):
     def _count(self, admin, group):
         """How many members a group has; while its coordinator moves nobody knows."""
         try:
-            return len(admin.describe_consumer_groups([group])[group].result(30).members)
+            described = admin.describe_consumer_groups([group], request_timeout=10)
+            return len(described[group].result(30).members)
         except self.lib.KafkaException as error:
-            assert error.args[0].name().endswith(("COORDINATOR", "IN_PROGRESS")), error
+            moves = ("COORDINATOR", "IN_PROGRESS", "TIMED_OUT")
+            assert error.args[0].name().endswith(moves), error
             return None
 
     def _try_commit(self, members):

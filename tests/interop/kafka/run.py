@@ -2,612 +2,123 @@
 """Real Kafka clients against a running cluster: what ran, what passed, what was skipped and why.
 
     run.py --bootstrap 127.0.0.1:9092          a cluster that runs already
-    run.py --trilog target/debug/trilog        a development cluster of its own, ports from 21500
+    run.py --trilog target/debug/trilog        a development cluster of its own, on free ports
 
 A client that is missing is SKIPPED with the reason and never counts as passed. Exit status 1 when
 a check failed, 2 when no client was there at all.
 """
 
 import argparse
-import asyncio
 import os
-import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 import time
 import traceback
 
 import consumers
 import elsewhere
 import groups
+import jvm
+import records
 import transactions
-from common import RUN, Missing, equal, topic
+from capture import Capture
+from cluster import Cluster, Given
+from common import Missing
 
-CODECS = ["gzip", "snappy", "lz4", "zstd"]
-LARGE = 900_000
+MODULES = [records, groups, consumers, transactions, elsewhere, jvm]
+CLIENTS = [client for module in MODULES for client in module.CLIENTS]
+# Of one check, or of getting a client, unless it says that it may take longer.
+DEADLINE = 300
 
 
-# --- kcat ---------------------------------------------------------------------------------------
+class Late(Exception):
+    """A check did not end in its time."""
 
 
-class Kcat:
-    name = "kcat"
+def checks_of(client):
+    """What a class says itself; what it inherits, or begins with a dash, is no check."""
+    return [name for name, one in vars(client).items() if callable(one) and name[0] != "_"]
 
-    def __init__(self, cluster):
-        if not shutil.which("kcat"):
-            raise Missing("kcat is not installed (Debian package kcat)")
-        self.bootstrap = cluster.bootstrap
 
-    def kcat(self, *args, input=None):
-        command = ["kcat", "-b", self.bootstrap, *args]
-        done = subprocess.run(command, input=input, capture_output=True, timeout=60)
-        assert done.returncode == 0, f"{command}: {done.stderr.decode()}"
-        return done.stdout
+def limited(seconds, call):
+    """Calls, and gives up at a deadline, wherever the call may be waiting."""
 
-    def consume(self, name, form):
-        return self.kcat("-C", "-q", "-t", name, "-o", "beginning", "-e", "-f", form)
+    def late(*_):
+        raise Late(f"not done within {seconds} s")
 
-    def metadata(self):
-        assert b"broker" in self.kcat("-L")
+    signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        return call()
+    finally:
+        signal.alarm(0)
 
-    def produce_and_consume(self):
-        lines = b"".join(b"k%d:value %d\n" % (n, n) for n in range(100))
-        self.kcat("-P", "-t", topic("kcat"), "-K:", input=lines)
-        found = self.consume(topic("kcat"), "%o %k %s\n")
-        equal(found, b"".join(b"%d k%d value %d\n" % (n, n, n) for n in range(100)))
 
-    def headers(self):
-        name = topic("kcat-headers")
-        self.kcat("-P", "-t", name, "-H", "a=1", "-H", "a=2", "-H", "b=", input=b"x\n")
-        equal(self.consume(name, "%h\n"), b"a=1,a=2,b=\n")
+def outcome(seconds, call):
+    """What a call gave, and how it is to be reported unless it went well."""
+    try:
+        return limited(seconds, call), None
+    except Missing as missing:
+        return None, ("SKIPPED", str(missing))
+    except Exception as error:
+        traceback.print_exc()
+        return None, ("FAILED", f"{type(error).__name__}: {error}")
 
-    def nulls(self):
-        name = topic("kcat-nulls")
-        self.kcat("-P", "-t", name, "-K:", "-Z", input=b"k:\n")
-        equal(self.consume(name, "%k %S\n"), b"k -1\n")
 
-    def large(self):
-        name = topic("kcat-large")
-        with tempfile.NamedTemporaryFile() as file:
-            file.write(os.urandom(LARGE))
-            file.flush()
-            self.kcat("-P", "-t", name, file.name)
-        equal(self.consume(name, "%S\n"), b"%d\n" % LARGE)
-
-    def codecs(self):
-        for codec in CODECS:
-            name = topic(f"kcat-{codec}")
-            self.kcat("-P", "-t", name, "-z", codec, input=b"x" * 5000)
-            equal(self.consume(name, "%S\n"), b"5000\n")
-
-    def time_lookup(self):
-        name = topic("kcat-times")
-        self.kcat("-P", "-t", name, input=b"one\n")
-        time.sleep(0.05)
-        middle = int(time.time() * 1000)
-        time.sleep(0.05)
-        self.kcat("-P", "-t", name, input=b"two\n")
-        found = self.kcat("-Q", "-t", f"{name}:0:{middle}")
-        assert b"offset 1" in found, found
-
-
-# --- confluent-kafka ----------------------------------------------------------------------------
-
-
-class Confluent:
-    name = "confluent-kafka"
-
-    def __init__(self, cluster):
-        try:
-            import confluent_kafka
-        except ImportError as error:
-            raise Missing(str(error))
-        self.lib = confluent_kafka
-        self.bootstrap = cluster.bootstrap
-
-    def producer(self, **config):
-        return self.lib.Producer({"bootstrap.servers": self.bootstrap, **config})
-
-    def admin(self):
-        from confluent_kafka.admin import AdminClient
-
-        return AdminClient({"bootstrap.servers": self.bootstrap})
-
-    def send(self, name, records, **config):
-        failed = []
-        producer = self.producer(**config)
-        for key, value, headers in records:
-            producer.produce(
-                name,
-                key=key,
-                value=value,
-                headers=headers,
-                on_delivery=lambda error, _: failed.append(error) if error else None,
-            )
-        equal(producer.flush(60), 0)
-        equal(failed, [])
-
-    def read(self, name, count):
-        consumer = self.lib.Consumer(
-            {
-                "bootstrap.servers": self.bootstrap,
-                "group.id": f"unused-{RUN}",
-                "enable.auto.commit": False,
-                "fetch.message.max.bytes": 2_000_000,
-            }
-        )
-        consumer.assign([self.lib.TopicPartition(name, 0, 0)])
-        found = []
-        deadline = time.time() + 60
-        while len(found) < count and time.time() < deadline:
-            message = consumer.poll(1.0)
-            if message is not None:
-                assert message.error() is None, message.error()
-                found.append(message)
-        consumer.close()
-        equal(len(found), count)
-        return found
-
-    def produce_and_consume(self):
-        name = topic("confluent")
-        sent = [(b"k%d" % n, b"value %d" % n, None) for n in range(1000)]
-        self.send(name, sent)
-        found = self.read(name, 1000)
-        equal([(m.offset(), m.key(), m.value()) for m in found],
-              [(n, k, v) for n, (k, v, _) in enumerate(sent)])
-
-    def idempotent(self):
-        name = topic("confluent-idempotent")
-        sent = [(None, b"%d" % n, None) for n in range(500)]
-        self.send(name, sent, **{"enable.idempotence": True, "linger.ms": 0, "batch.num.messages": 10})
-        equal([m.value() for m in self.read(name, 500)], [v for _, v, _ in sent])
-
-    def headers_and_nulls(self):
-        name = topic("confluent-headers")
-        headers = [("a", b"1"), ("a", b"2"), ("b", None)]
-        self.send(name, [(b"k", None, headers), (None, b"v", None)])
-        first, second = self.read(name, 2)
-        equal((first.key(), first.value(), first.headers()), (b"k", None, headers))
-        equal((second.key(), second.value()), (None, b"v"))
-
-    def large(self):
-        name = topic("confluent-large")
-        value = os.urandom(LARGE)
-        self.send(name, [(None, value, None)])
-        equal(self.read(name, 1)[0].value(), value)
-
-    def too_large(self):
-        name = topic("confluent-too-large")
-        errors = []
-        producer = self.producer(**{"message.max.bytes": 5_000_000})
-        producer.produce(name, os.urandom(2_000_000), on_delivery=lambda e, _: errors.append(e))
-        producer.flush(60)
-        equal([error.name() for error in errors], ["MSG_SIZE_TOO_LARGE"])
-
-    def codecs(self):
-        for codec in CODECS:
-            name = topic(f"confluent-{codec}")
-            self.send(name, [(None, b"x" * 5000, None)], **{"compression.type": codec})
-            equal(self.read(name, 1)[0].value(), b"x" * 5000)
-
-    def acks(self):
-        for acks in ["0", "1", "all"]:
-            name = topic(f"confluent-acks-{acks}")
-            self.send(name, [(None, b"x", None)], acks=acks)
-            equal(self.read(name, 1)[0].value(), b"x")
-
-    def topics(self):
-        from confluent_kafka.admin import NewPartitions, NewTopic
-
-        admin, name = self.admin(), topic("confluent-admin")
-        made = admin.create_topics([NewTopic(name, 2, 1, config={"retention.ms": "60000"})])
-        made[name].result(30)
-        equal(len(admin.list_topics(name, timeout=30).topics[name].partitions), 2)
-        try:
-            admin.create_topics([NewTopic(name, 2, 1)])[name].result(30)
-            raise AssertionError("a topic was made twice")
-        except self.lib.KafkaException as error:
-            equal(error.args[0].name(), "TOPIC_ALREADY_EXISTS")
-        admin.create_partitions([NewPartitions(name, 4)])[name].result(30)
-        equal(len(admin.list_topics(name, timeout=30).topics[name].partitions), 4)
-        admin.delete_topics([name])[name].result(30)
-
-    def configs(self):
-        from confluent_kafka import admin as lib
-
-        admin, name = self.admin(), topic("confluent-configs")
-        admin.create_topics([lib.NewTopic(name, 1, 1)])[name].result(30)
-
-        def described():
-            resource = lib.ConfigResource(lib.ConfigResource.Type.TOPIC, name)
-            return admin.describe_configs([resource])[resource].result(30)
-
-        equal(described()["retention.ms"].value, "604800000")
-        entry = lib.ConfigEntry(
-            "retention.ms", "1000", incremental_operation=lib.AlterConfigOpType.SET
-        )
-        resource = lib.ConfigResource(
-            lib.ConfigResource.Type.TOPIC, name, incremental_configs=[entry]
-        )
-        admin.incremental_alter_configs([resource])[resource].result(30)
-        found = described()["retention.ms"]
-        equal((found.value, found.source), ("1000", lib.ConfigSource.DYNAMIC_TOPIC_CONFIG.value))
-        entry = lib.ConfigEntry("no.such.key", "1", incremental_operation=lib.AlterConfigOpType.SET)
-        resource = lib.ConfigResource(
-            lib.ConfigResource.Type.TOPIC, name, incremental_configs=[entry]
-        )
-        try:
-            admin.incremental_alter_configs([resource])[resource].result(30)
-            raise AssertionError("an unknown key was taken")
-        except self.lib.KafkaException as error:
-            equal(error.args[0].name(), "INVALID_CONFIG")
-
-    def delete_records(self):
-        name = topic("confluent-delete-records")
-        self.send(name, [(None, b"%d" % n, None) for n in range(10)])
-        partition = self.lib.TopicPartition(name, 0, 4)
-        admin = self.admin()
-        done = admin.delete_records([partition])
-        equal(list(done.values())[0].result(30).low_watermark, 4)
-        consumer = self.lib.Consumer(
-            {"bootstrap.servers": self.bootstrap, "group.id": f"unused-{RUN}"}
-        )
-        equal(consumer.get_watermark_offsets(self.lib.TopicPartition(name, 0), 30), (4, 10))
-        consumer.close()
-
-    def create(self, name, replication, config):
-        from confluent_kafka.admin import NewTopic
-
-        admin = self.admin()
-        made = admin.create_topics([NewTopic(name, 1, replication, config=config)])
-        made[name].result(30)
-
-    def refusal(self, name, **record):
-        """The error that a record is refused with."""
-        errors = []
-        producer = self.producer()
-        producer.produce(name, on_delivery=lambda e, _: errors.append(e), **record)
-        producer.flush(60)
-        return [error and error.name() for error in errors]
-
-    def append_time(self):
-        name = topic("confluent-append-time")
-        self.create(name, 3, {"message.timestamp.type": "LogAppendTime"})
-        told = []
-        producer = self.producer()
-        before = time.time()
-        producer.produce(name, b"v", timestamp=5, on_delivery=lambda _, m: told.append(m.timestamp()))
-        equal(producer.flush(60), 0)
-        ((kind, millis),) = told
-        equal(kind, self.lib.TIMESTAMP_LOG_APPEND_TIME)
-        assert before - 2 < millis / 1000 < time.time() + 2, (before, millis)
-        equal(self.read(name, 1)[0].timestamp(), (kind, millis))
-
-    def refused_records(self):
-        name = topic("confluent-times")
-        self.create(name, 3, {"message.timestamp.before.max.ms": "60000"})
-        now = int(time.time() * 1000)
-        equal(self.refusal(name, value=b"v", timestamp=now + 7_200_000), ["INVALID_TIMESTAMP"])
-        equal(self.refusal(name, value=b"v", timestamp=now - 120_000), ["INVALID_TIMESTAMP"])
-        equal(self.refusal(name, value=b"v", timestamp=now), [None])
-        name = topic("confluent-keyless")
-        self.create(name, 3, {"cleanup.policy": "compact"})
-        equal(self.refusal(name, value=b"v"), ["INVALID_RECORD"])
-        equal(self.refusal(name, key=b"k", value=b"v"), [None])
-
-    def compaction(self):
-        name = topic("confluent-compacted")
-        self.create(
-            name,
-            3,
-            {
-                "cleanup.policy": "compact",
-                "segment.ms": "1000",
-                "min.cleanable.dirty.ratio": "0.01",
-            },
-        )
-        # Segments end by their age, and reach their files after two seconds.
-        last = {}
-        for turn in range(6):
-            records = [(b"k%d" % (n % 20), b"%d of %d" % (n, turn), None) for n in range(100)]
-            records.append((b"k0", None, None))
-            codec = CODECS[turn % len(CODECS)]
-            self.send(name, records, **{"compression.type": codec})
-            last.update((key, value) for key, value, _ in records)
-            time.sleep(3)
-        deadline = time.time() + 90
-        while True:
-            found = self.read_to_end(name)
-            view = {}
-            for message in found:
-                view[message.key()] = message.value()
-            equal(view, last)
-            offsets = [message.offset() for message in found]
-            equal(offsets, sorted(set(offsets)))
-            if len(found) <= 300:
-                break
-            assert time.time() < deadline, f"{len(found)} records are left"
-            time.sleep(2)
-        if shutil.which("kcat"):
-            command = ["kcat", "-b", self.bootstrap, "-C", "-t", name, "-e", "-q", "-f", "%o %k\n"]
-            out = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
-            rows = [line.split() for line in out.decode().splitlines()]
-            equal([key for _, key in rows][-1], "k0")
-            assert {key.encode() for _, key in rows} == set(last), rows
-            assert len(rows) <= 300, len(rows)
-
-    def read_to_end(self, name):
-        consumer = self.lib.Consumer(
-            {
-                "bootstrap.servers": self.bootstrap,
-                "group.id": f"unused-{RUN}",
-                "enable.auto.commit": False,
-                "enable.partition.eof": True,
-            }
-        )
-        consumer.assign([self.lib.TopicPartition(name, 0, 0)])
-        found = []
-        while True:
-            message = consumer.poll(30)
-            assert message is not None, "no end is reached"
-            if message.error() is None:
-                found.append(message)
-                continue
-            equal(message.error().name(), "_PARTITION_EOF")
-            consumer.close()
-            return found
-
-    def cluster(self):
-        admin = self.admin()
-        described = admin.describe_cluster().result(30)
-        assert described.cluster_id and described.nodes, described
-
-
-# --- kafka-python -------------------------------------------------------------------------------
-
-
-class KafkaPython:
-    name = "kafka-python"
-
-    def __init__(self, cluster):
-        try:
-            import kafka
-        except ImportError as error:
-            raise Missing(str(error))
-        self.lib = kafka
-        self.bootstrap = cluster.bootstrap
-
-    def send(self, name, records, **config):
-        producer = self.lib.KafkaProducer(bootstrap_servers=self.bootstrap, **config)
-        futures = [producer.send(name, **record) for record in records]
-        for future in futures:
-            future.get(60)
-        producer.close()
-
-    def read(self, name, count):
-        partition = self.lib.TopicPartition(name, 0)
-        consumer = self.lib.KafkaConsumer(
-            bootstrap_servers=self.bootstrap, consumer_timeout_ms=30_000, group_id=None
-        )
-        consumer.assign([partition])
-        consumer.seek(partition, 0)
-        found = []
-        for record in consumer:
-            found.append(record)
-            if len(found) == count:
-                break
-        consumer.close()
-        equal(len(found), count)
-        return found
-
-    def produce_and_consume(self):
-        name = topic("python")
-        self.send(name, [{"key": b"k%d" % n, "value": b"%d" % n} for n in range(200)])
-        equal([(r.offset, r.key, r.value) for r in self.read(name, 200)],
-              [(n, b"k%d" % n, b"%d" % n) for n in range(200)])
-
-    def headers_and_nulls(self):
-        name = topic("python-headers")
-        headers = [("a", b"1"), ("a", b"2")]
-        self.send(name, [{"key": b"k", "value": None, "headers": headers}])
-        (found,) = self.read(name, 1)
-        equal((found.key, found.value, list(found.headers)), (b"k", None, headers))
-
-    def large(self):
-        name = topic("python-large")
-        value = os.urandom(LARGE)
-        self.send(name, [{"value": value}])
-        equal(self.read(name, 1)[0].value, value)
-
-    def codecs(self):
-        for codec in CODECS:
-            name = topic(f"python-{codec}")
-            self.send(name, [{"value": b"x" * 5000}], compression_type=codec)
-            equal(self.read(name, 1)[0].value, b"x" * 5000)
-
-    def time_lookup(self):
-        name = topic("python-times")
-        for n in range(5):
-            self.send(name, [{"value": b"%d" % n, "timestamp_ms": 1_700_000_000_000 + n * 1000}])
-        consumer = self.lib.KafkaConsumer(bootstrap_servers=self.bootstrap, group_id=None)
-        partition = self.lib.TopicPartition(name, 0)
-        found = consumer.offsets_for_times({partition: 1_700_000_001_500})[partition]
-        equal((found.offset, found.timestamp), (2, 1_700_000_002_000))
-        equal(consumer.offsets_for_times({partition: 1_800_000_000_000})[partition], None)
-        equal(consumer.beginning_offsets([partition])[partition], 0)
-        equal(consumer.end_offsets([partition])[partition], 5)
-        consumer.close()
-
-
-# --- aiokafka -----------------------------------------------------------------------------------
-
-
-class Aiokafka:
-    name = "aiokafka"
-
-    def __init__(self, cluster):
-        try:
-            import aiokafka
-        except ImportError as error:
-            raise Missing(str(error))
-        self.lib = aiokafka
-        self.bootstrap = cluster.bootstrap
-
-    async def send(self, name, values, **config):
-        producer = self.lib.AIOKafkaProducer(bootstrap_servers=self.bootstrap, **config)
-        await producer.start()
-        try:
-            for value in values:
-                await producer.send_and_wait(name, value)
-        finally:
-            await producer.stop()
-
-    async def read(self, name, count):
-        consumer = self.lib.AIOKafkaConsumer(
-            bootstrap_servers=self.bootstrap, group_id=None, auto_offset_reset="earliest"
-        )
-        await consumer.start()
-        try:
-            partition = self.lib.TopicPartition(name, 0)
-            consumer.assign([partition])
-            await consumer.seek_to_beginning(partition)
-            found = []
-            while len(found) < count:
-                found.append(await asyncio.wait_for(consumer.getone(), 30))
-            return found
-        finally:
-            await consumer.stop()
-
-    def produce_and_consume(self):
-        async def run():
-            name = topic("aio")
-            await self.send(name, [b"%d" % n for n in range(50)], enable_idempotence=True)
-            equal([(m.offset, m.value) for m in await self.read(name, 50)],
-                  [(n, b"%d" % n) for n in range(50)])
-
-        asyncio.run(run())
-
-    def codecs(self):
-        async def run():
-            for codec in CODECS:
-                name = topic(f"aio-{codec}")
-                await self.send(name, [b"x" * 5000], compression_type=codec)
-                equal((await self.read(name, 1))[0].value, b"x" * 5000)
-
-        asyncio.run(run())
-
-
-CLIENTS = [
-    *[Kcat, Confluent, KafkaPython, Aiokafka],
-    *[*groups.CLIENTS, *consumers.CLIENTS, *transactions.CLIENTS],
-    *elsewhere.CLIENTS,
-]
-
-
-def checks(client):
-    own = type(client)
-    helpers = {"kcat", "consume", "producer", "admin", "send", "read", "read_to_end", "create", "refusal"}
-    names = [name for name in vars(own) if not name.startswith("_") and name != "name"]
-    return [name for name in names if name not in helpers]
-
-
-def run(cluster, only):
-    rows = []
+def run(cluster, only, capture=None):
     for make in CLIENTS:
-        try:
-            client = make(cluster)
-        except Missing as missing:
-            rows.append((make.name, "*", "SKIPPED", str(missing)))
+        names = [name for name in checks_of(make) if only in f"{make.name} {name}"]
+        if not names:
             continue
-        for name in checks(client):
-            if only not in f"{make.name} {name}":
-                continue
+        if capture:
+            capture.client = make.fixture
+        deadline = getattr(make, "deadline", DEADLINE)
+        client, verdict = outcome(deadline, lambda: make(cluster))
+        if verdict:
+            yield (make.name, "*", *verdict)
+            continue
+        for name in names:
             began = time.time()
             print(f"{make.name}: {name}", file=sys.stderr, flush=True)
-            try:
-                getattr(client, name)()
-                rows.append((make.name, name, "passed", f"{time.time() - began:.1f} s"))
-            except Missing as missing:
-                rows.append((make.name, name, "SKIPPED", str(missing)))
-            except Exception as error:
-                traceback.print_exc()
-                rows.append((make.name, name, "FAILED", f"{type(error).__name__}: {error}"[:90]))
-    return rows
+            _, verdict = outcome(deadline, getattr(client, name))
+            yield (make.name, name, *(verdict or ("passed", f"{time.time() - began:.1f} s")))
 
 
 def report(rows):
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)), "", row[3])
-    count = lambda outcome: sum(row[2] == outcome for row in rows)
+    widths = [max([0, *(len(row[column]) for row in rows)]) for column in range(3)]
+    for *cells, why in rows:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths))
+        print(f"{line}  {' '.join(why.split())[:160]}")
+    count = lambda kind: sum(row[2] == kind for row in rows)
     passed, failed, skipped = count("passed"), count("FAILED"), count("SKIPPED")
     print(f"{passed} passed, {failed} failed, {skipped} skipped")
     return 1 if failed else 0 if passed else 2
 
 
-class Given:
-    """A cluster that runs already."""
-
-    is_ours = False
-
-    def __init__(self, bootstrap):
-        self.bootstrap = bootstrap
-
-
-class Cluster:
-    """A development cluster for the time of the run."""
-
-    is_ours = True
-
-    def __init__(self, trilog, port):
-        self.trilog = trilog
-        # Any of its nodes will do.
-        ports = [port + 10 * node + 3 for node in range(3)]
-        self.bootstrap = ",".join(f"127.0.0.1:{port}" for port in ports)
-        self.server = f"127.0.0.1:{port}"
-        self.data = tempfile.mkdtemp(prefix="trilog-interop-")
-        command = [trilog, "dev", "--data", self.data, "--base-port", str(port)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        for line in self.process.stdout:
-            if "nodes are up" in line:
-                return
-        raise SystemExit("the development cluster did not start")
-
-    def kill(self, node):
-        self.tell("kill", node)
-
-    def restart(self, node):
-        self.tell("restart", node)
-
-    def tell(self, command, node):
-        told = [self.trilog, "dev", "--data", self.data, command, str(node)]
-        subprocess.run(told, check=True, timeout=60)
-
-    def stop(self):
-        self.process.send_signal(signal.SIGINT)
-        self.process.wait(60)
-        shutil.rmtree(self.data, ignore_errors=True)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--bootstrap")
-    parser.add_argument("--trilog")
-    parser.add_argument("--port", type=int, default=21500)
+    parser.add_argument("--trilog", default="target/debug/trilog")
     parser.add_argument("--only", default="", help="checks whose client and name hold this text")
+    parser.add_argument("--capture", metavar="DIR", help="keep what was sent as fixtures, as root")
     args = parser.parse_args()
-    if args.bootstrap:
-        return report(run(Given(args.bootstrap), args.only))
-    cluster = Cluster(args.trilog or "target/debug/trilog", args.port)
+    cluster = Given(args.bootstrap) if args.bootstrap else Cluster(args.trilog)
+    rows = []
     try:
-        return report(run(cluster, args.only))
+        capture = args.capture and Capture(cluster.ports)
+        # One by one: what was found is told even when somebody ends it early.
+        for row in run(cluster, args.only, capture):
+            rows.append(row)
+        if capture:
+            print("captured:", *capture.stop(args.capture))
     finally:
         cluster.stop()
+        status = report(rows)
+    return status
 
 
 if __name__ == "__main__":
+    # With an exception it ends as usual.
     status = main()
     sys.stdout.flush()
     # A consumer that a failed check left open would keep the process waiting.

@@ -4,36 +4,20 @@ import asyncio
 import threading
 import time
 
+from clients import Aiokafka, Confluent
 from common import Missing, equal, topic, wait_until
 
 
-class ConfluentTransactions:
+class ConfluentTransactions(Confluent):
     name = "confluent-kafka transactions"
 
-    def __init__(self, cluster):
-        try:
-            import confluent_kafka
-        except ImportError as error:
-            raise Missing(str(error))
-        self.lib = confluent_kafka
-        self.cluster = cluster
-        self.bootstrap = cluster.bootstrap
-
     def _make(self, name, partitions=1):
-        from confluent_kafka.admin import AdminClient, NewTopic
-
-        admin = AdminClient({"bootstrap.servers": self.bootstrap})
-        admin.create_topics([NewTopic(name, partitions, 3)])[name].result(30)
+        self.create(name, partitions)
         return name
 
     def _producer(self, id, **config):
-        settings = {
-            "bootstrap.servers": self.bootstrap,
-            "transactional.id": id,
-            "transaction.timeout.ms": 60_000,
-            **config,
-        }
-        producer = self.lib.Producer(settings)
+        settings = {"transactional.id": id, "transaction.timeout.ms": 60_000, **config}
+        producer = self.producer(**settings)
         producer.init_transactions(30)
         return producer
 
@@ -102,7 +86,7 @@ class ConfluentTransactions:
         producer.begin_transaction()
         producer.produce(name, value=b"open")
         equal(producer.flush(30), 0)
-        plain = self.lib.Producer({"bootstrap.servers": self.bootstrap})
+        plain = self.producer()
         plain.produce(name, value=b"behind")
         equal(plain.flush(30), 0)
         wait_until("the first", lambda: self._values(name, "read_committed") == [b"before"])
@@ -158,7 +142,7 @@ class ConfluentTransactions:
         producer.begin_transaction()
         producer.produce(name, value=b"late")
         equal(producer.flush(30), 0)
-        plain = self.lib.Producer({"bootstrap.servers": self.bootstrap})
+        plain = self.producer()
         plain.produce(name, value=b"behind")
         equal(plain.flush(30), 0)
         wait_until("the abort", lambda: self._values(name, "read_committed") == [b"behind"])
@@ -177,7 +161,7 @@ class ConfluentTransactions:
         """Each number comes out once, though every third transaction is aborted and done again."""
         source, sink = self._make(topic("ctp-in"), 2), self._make(topic("ctp-out"), 2)
         group, count = topic("ctp-group"), 60
-        plain = self.lib.Producer({"bootstrap.servers": self.bootstrap})
+        plain = self.producer()
         for n in range(count):
             plain.produce(source, value=b"%d" % n, partition=n % 2)
         equal(plain.flush(30), 0)
@@ -226,7 +210,7 @@ class ConfluentTransactions:
             from kafka.admin import KafkaAdminClient
         except ImportError as error:
             raise Missing(f"kafka-python: {error}")
-        admin = KafkaAdminClient(bootstrap_servers=self.bootstrap.split(","))
+        admin = KafkaAdminClient(bootstrap_servers=self.servers)
         if not hasattr(admin, "list_transactions"):
             producer.abort_transaction(30)
             raise Missing("kafka-python's admin has no list_transactions")
@@ -320,16 +304,8 @@ class ConfluentTransactions:
                     raise
 
 
-class AiokafkaTransactions:
+class AiokafkaTransactions(Aiokafka):
     name = "aiokafka transactions"
-
-    def __init__(self, cluster):
-        try:
-            import aiokafka
-        except ImportError as error:
-            raise Missing(str(error))
-        self.lib = aiokafka
-        self.bootstrap = cluster.bootstrap.split(",")
 
     async def _read(self, name, isolation, count):
         from aiokafka import TopicPartition

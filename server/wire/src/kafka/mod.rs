@@ -10,6 +10,8 @@ mod api;
 mod cursor;
 mod fetch;
 mod frame;
+#[cfg(test)]
+mod golden;
 mod guard;
 mod produce;
 mod shapes;

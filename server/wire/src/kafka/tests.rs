@@ -108,7 +108,7 @@ fn request(api: &'static Api, version: i16, body: Bytes) -> Request {
 }
 
 /// Decodes with whichever codec reads the api; whether it took the bytes.
-fn decodes(request: &Request) -> Result<(), Malformed> {
+pub(super) fn decodes(request: &Request) -> Result<(), Malformed> {
     match request.api.key {
         ApiKey::Produce => ProduceRequest::decode(request).map(drop),
         ApiKey::Fetch => FetchRequest::decode(request).map(drop),
@@ -252,7 +252,7 @@ fn text(text: &str) -> StrBytes {
     StrBytes::from_string(text.to_owned())
 }
 
-fn encoded<M: Encodable>(message: &M, version: i16) -> Bytes {
+pub(super) fn encoded<M: Encodable>(message: &M, version: i16) -> Bytes {
     let mut out = BytesMut::new();
     message.encode(&mut out, version).unwrap();
     out.freeze()
@@ -558,84 +558,4 @@ fn the_document_lists_what_is_served() {
         })
         .collect();
     assert_eq!(documented, served);
-}
-
-/// Requests as kcat, confluent-kafka, kafka-python and aiokafka sent them, by key, version and
-/// client; the fuzz target starts from them, too.
-fn golden() -> Vec<(String, Bytes)> {
-    let folder = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../../tests/fuzz/corpus/kafka_requests"
-    );
-    let files = std::fs::read_dir(folder).unwrap();
-    let files = files.map(|file| {
-        let path = file.unwrap().path();
-        let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        (name, std::fs::read(path).unwrap().into())
-    });
-    files.collect()
-}
-
-fn comes_back<M: Decodable + Encodable>(request: &Request, name: &str) {
-    let message: M = decode(request).unwrap();
-    assert_eq!(encoded(&message, request.version), request.body, "{name}");
-}
-
-#[test]
-fn what_real_clients_sent_is_read_in_full() {
-    let golden = golden();
-    assert!(golden.len() > 60, "the fixtures are gone");
-    for (name, message) in golden {
-        let Opened::Request(request) = Request::open(&message).unwrap() else {
-            panic!("{name}");
-        };
-        let labelled = format!("{:02}-{:02}-", request.api.key as i16, request.version);
-        assert!(name.starts_with(&labelled), "{name} is {labelled}");
-        match request.api.key {
-            ApiKey::Produce => {
-                let ours = ProduceRequest::decode(&request).unwrap();
-                let mut body = request.body.clone();
-                let theirs = messages::ProduceRequest::decode(&mut body, request.version).unwrap();
-                let (ours, theirs) = (&ours.topics[0], &theirs.topic_data[0]);
-                assert_eq!(ours.name, theirs.name.0, "{name}");
-                let (ours, theirs) = (&ours.partitions[0], &theirs.partition_data[0]);
-                assert_eq!((ours.index, &ours.records), (theirs.index, &theirs.records));
-            }
-            ApiKey::Fetch => {
-                let ours = FetchRequest::decode(&request).unwrap();
-                let mut body = request.body.clone();
-                let theirs = messages::FetchRequest::decode(&mut body, request.version).unwrap();
-                assert_eq!(ours.max_wait_ms, theirs.max_wait_ms, "{name}");
-                let (ours, theirs) = (&ours.topics[0], &theirs.topics[0]);
-                assert_eq!(ours.name, theirs.topic.0, "{name}");
-                let (ours, theirs) = (&ours.partitions[0], &theirs.partitions[0]);
-                assert_eq!(
-                    (ours.index, ours.offset),
-                    (theirs.partition, theirs.fetch_offset)
-                );
-                assert_eq!(ours.max_bytes, theirs.partition_max_bytes, "{name}");
-            }
-            ApiKey::ListOffsets => comes_back::<messages::ListOffsetsRequest>(&request, &name),
-            ApiKey::Metadata => comes_back::<messages::MetadataRequest>(&request, &name),
-            ApiKey::ApiVersions => comes_back::<messages::ApiVersionsRequest>(&request, &name),
-            ApiKey::CreateTopics => comes_back::<messages::CreateTopicsRequest>(&request, &name),
-            ApiKey::DeleteTopics => comes_back::<messages::DeleteTopicsRequest>(&request, &name),
-            ApiKey::OffsetCommit => comes_back::<messages::OffsetCommitRequest>(&request, &name),
-            ApiKey::OffsetFetch => comes_back::<messages::OffsetFetchRequest>(&request, &name),
-            ApiKey::FindCoordinator => {
-                comes_back::<messages::FindCoordinatorRequest>(&request, &name);
-            }
-            ApiKey::JoinGroup => comes_back::<messages::JoinGroupRequest>(&request, &name),
-            ApiKey::Heartbeat => comes_back::<messages::HeartbeatRequest>(&request, &name),
-            ApiKey::LeaveGroup => comes_back::<messages::LeaveGroupRequest>(&request, &name),
-            ApiKey::SyncGroup => comes_back::<messages::SyncGroupRequest>(&request, &name),
-            ApiKey::DescribeGroups => {
-                comes_back::<messages::DescribeGroupsRequest>(&request, &name);
-            }
-            ApiKey::ListGroups => comes_back::<messages::ListGroupsRequest>(&request, &name),
-            ApiKey::DeleteGroups => comes_back::<messages::DeleteGroupsRequest>(&request, &name),
-            ApiKey::OffsetDelete => comes_back::<messages::OffsetDeleteRequest>(&request, &name),
-            _ => decodes(&request).unwrap(),
-        }
-    }
 }
