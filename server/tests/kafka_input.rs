@@ -174,7 +174,7 @@ async fn refuse_reads(conn: &mut KafkaConn) {
         let answered = fetch(conn, topic, index, offset, epoch).await;
         assert_eq!(answered, code, "{topic} {index} {offset} {epoch}");
     }
-    for (session, epoch, code) in [(0, 7, 71), (77, 1, 70)] {
+    for (session, epoch, code) in [(0, 7, 70), (77, 1, 70), (77, -2, 70)] {
         let request = fetch_request(TOPIC, 0, 0, -1)
             .with_session_id(session)
             .with_session_epoch(epoch);

@@ -289,6 +289,8 @@ impl Server {
             request_bytes: config.kafka.request_size.as_usize(),
             inflight_bytes: config.limits.inflight_size.as_usize(),
             memory: config.kafka.memory.as_usize(),
+            fetch_sessions: usize::try_from(config.kafka.fetch_sessions).unwrap_or(usize::MAX),
+            fetch_session_memory: config.kafka.fetch_session_memory.as_usize(),
         };
         let clock = Arc::clone(&self.clock);
         let (cluster, groups) = (self.cluster.clone(), self.coordinator.clone());

@@ -184,6 +184,11 @@ section! {
         request_size: ByteSize = ByteSize::mib(32),
         /// Memory for records on their way to Kafka clients, of all connections together.
         memory: ByteSize = ByteSize::mib(256),
+        /// Consumers at once for which is remembered what they read, so that each of their
+        /// requests need not name all of it.
+        fetch_sessions: u32 = 1000,
+        /// Memory for that.
+        fetch_session_memory: ByteSize = ByteSize::mib(32),
     }
 }
 

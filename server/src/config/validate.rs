@@ -355,6 +355,8 @@ impl Check<'_> {
         }
         let most = ByteSize::mib(1 << 20);
         self.size("kafka.memory", kafka.memory, kafka.request_size, most);
+        let (key, memory) = ("kafka.fetch_session_memory", kafka.fetch_session_memory);
+        self.size(key, memory, ByteSize::mib(0), most);
         if kafka.connections == 0 {
             self.refuse("kafka.connections", "is 0: nobody could connect");
         }

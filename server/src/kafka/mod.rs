@@ -5,6 +5,7 @@
 
 mod conn;
 mod errors;
+mod fetch_sessions;
 mod handlers;
 mod input;
 mod session;
@@ -25,6 +26,8 @@ use crate::group::Coordinator;
 use crate::listen::{Bounds, Listener, RequestMemory};
 use crate::meter::{ApiMeter, Meters};
 use crate::transaction;
+use fetch_sessions::FetchSessions;
+use session::Place;
 
 /// As much of the dialect's memory, again, is for fetches that wait.
 const WAITING_SHARE: usize = 8;
@@ -42,6 +45,10 @@ pub struct Limits {
     pub inflight_bytes: usize,
     /// Bytes of records on their way to consumers, of all connections together.
     pub memory: usize,
+    /// Fetch sessions of all connections together.
+    pub fetch_sessions: usize,
+    /// Bytes of fetch sessions, of all connections together.
+    pub fetch_session_memory: usize,
 }
 
 /// The dialect on one node; cheap to clone.
@@ -64,6 +71,7 @@ struct Inner {
     fetched: Arc<Semaphore>,
     /// What fetches may hold that wait for records.
     fetches: Arc<Semaphore>,
+    sessions: FetchSessions<Place>,
     meters: Meters,
     /// One per entry of the table of apis.
     api_meters: Vec<ApiMeter>,
@@ -80,6 +88,8 @@ impl Kafka {
         requests: RequestMemory,
         limits: Limits,
     ) -> Self {
+        let (slots, memory) = (limits.fetch_sessions, limits.fetch_session_memory);
+        let sessions = FetchSessions::new(slots, memory, entropy.clone());
         let api_meters = APIS
             .iter()
             .map(|api| ApiMeter::new(DIALECT, api.name))
@@ -95,6 +105,7 @@ impl Kafka {
                 requests,
                 fetched: Arc::new(Semaphore::new(limits.memory.max(limits.request_bytes))),
                 fetches: Arc::new(Semaphore::new(limits.memory / WAITING_SHARE)),
+                sessions,
                 meters: Meters::new(DIALECT),
                 api_meters,
             }),

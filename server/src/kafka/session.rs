@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use trilog_raft::controller::Topic;
-use trilog_wire::kafka::ErrorCode;
+use trilog_raft::controller::{Topic, TopicId};
+use trilog_wire::kafka::{ErrorCode, TopicRef, Uuid};
 
+use super::fetch_sessions::Owner;
 use super::{Kafka, errors};
 use crate::meter::TopicMeter;
 use crate::partition::Partition;
@@ -23,6 +24,8 @@ pub(super) struct Session {
     pub(super) local: Option<SocketAddr>,
     /// Where the client is.
     pub(super) peer: Option<SocketAddr>,
+    /// The fetch sessions it has.
+    pub(super) fetches: Owner<Place>,
     version: u64,
     topics: HashMap<String, Known>,
 }
@@ -30,7 +33,7 @@ pub(super) struct Session {
 #[derive(Debug)]
 struct Known {
     topic: Arc<Topic>,
-    meter: TopicMeter,
+    meter: Arc<TopicMeter>,
     partitions: BTreeMap<u32, Partition>,
 }
 
@@ -38,12 +41,65 @@ struct Known {
 #[derive(Clone, Debug)]
 pub(super) struct Target {
     pub(super) partition: Partition,
-    pub(super) meter: TopicMeter,
+    pub(super) meter: Arc<TopicMeter>,
+}
+
+/// Where a fetch reads, as of one version of the map.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) target: Result<Target, ErrorCode>,
+    version: u64,
+}
+
+impl Place {
+    /// Looks again, if anything may have changed.
+    pub(super) fn refresh(&mut self, kafka: &Kafka, topic: &TopicRef, index: i32, version: u64) {
+        let holds = |target: &Target| !target.partition.is_closed();
+        if self.version == version && self.target.as_ref().is_ok_and(holds) {
+            return;
+        }
+        self.version = version;
+        self.target = kafka.find(topic, index, self.target.as_ref().ok());
+    }
+}
+
+impl Kafka {
+    /// A replica here, with the meter of one that was found before, if it is of the same topic.
+    fn find(
+        &self,
+        topic: &TopicRef,
+        index: i32,
+        before: Option<&Target>,
+    ) -> Result<Target, ErrorCode> {
+        let cluster = &self.inner.cluster;
+        let topic = match topic {
+            TopicRef::Name(name) => cluster.topic(name),
+            TopicRef::Id(id) => Ok(self.topic_of_id(*id)?),
+        };
+        let topic = topic.map_err(|error| errors::lookup(&error))?;
+        let partition = cluster.partition_of(&topic, partition_index(index)?);
+        let meter = before.map(|target| Arc::clone(&target.meter));
+        Ok(Target {
+            partition: partition.map_err(|error| errors::lookup(&error))?,
+            meter: meter.unwrap_or_else(|| Arc::new(self.inner.meters.topic(&topic.name))),
+        })
+    }
+
+    fn topic_of_id(&self, id: Uuid) -> Result<Arc<Topic>, ErrorCode> {
+        let id = TopicId::from_bytes(id.into_bytes()).map_err(|_| ErrorCode::UnknownTopicId)?;
+        let map = self.inner.cluster.map();
+        map.topic(id).cloned().ok_or(ErrorCode::UnknownTopicId)
+    }
+}
+
+fn partition_index(index: i32) -> Result<u32, ErrorCode> {
+    u32::try_from(index).map_err(|_| ErrorCode::UnknownTopicOrPartition)
 }
 
 impl Session {
     pub(super) fn new(kafka: Kafka, local: Option<SocketAddr>, peer: Option<SocketAddr>) -> Self {
         Self {
+            fetches: kafka.inner.sessions.owner(),
             kafka,
             local,
             peer,
@@ -54,42 +110,59 @@ impl Session {
 
     /// The replica of a partition here, whether it leads or not.
     pub(super) fn replica(&mut self, topic: &str, index: i32) -> Result<Target, ErrorCode> {
-        let index = u32::try_from(index).map_err(|_| ErrorCode::UnknownTopicOrPartition)?;
-        let cluster = &self.kafka.inner.cluster;
-        let version = *cluster.changes().borrow();
-        if version != self.version || self.topics.len() > MAX_TOPICS {
-            self.topics.clear();
-            self.version = version;
-        }
+        self.renew();
         if !self.topics.contains_key(topic) {
-            let found = cluster
-                .topic(topic)
-                .map_err(|error| errors::lookup(&error))?;
-            let known = Known {
-                topic: found,
-                meter: self.kafka.inner.meters.topic(topic),
-                partitions: BTreeMap::new(),
-            };
-            self.topics.insert(topic.to_owned(), known);
+            let found = self.kafka.inner.cluster.topic(topic);
+            self.remember(&found.map_err(|error| errors::lookup(&error))?);
         }
         let known = self
             .topics
             .get_mut(topic)
             .ok_or(ErrorCode::UnknownTopicOrPartition)?;
-        let remembered = known.partitions.get(&index);
-        let remembered = remembered.filter(|partition| !partition.is_closed());
-        let partition = if let Some(partition) = remembered {
-            partition.clone()
-        } else {
-            let found = cluster.partition_of(&known.topic, index);
-            let found = found.map_err(|error| errors::lookup(&error))?;
-            known.partitions.insert(index, found.clone());
-            found
+        known.target(&self.kafka, index)
+    }
+
+    /// As [`Session::replica`], for a fetch.
+    pub(super) fn place(&mut self, topic: &TopicRef, index: i32) -> Place {
+        let target = match topic {
+            TopicRef::Name(name) => self.replica(name, index),
+            TopicRef::Id(id) => self.replica_of_id(*id, index),
         };
-        Ok(Target {
-            partition,
-            meter: known.meter.clone(),
-        })
+        Place {
+            target,
+            version: self.version,
+        }
+    }
+
+    fn replica_of_id(&mut self, id: Uuid, index: i32) -> Result<Target, ErrorCode> {
+        self.renew();
+        let topic = self.kafka.topic_of_id(id)?;
+        let known = self.topics.get(&*topic.name);
+        if known.is_none_or(|known| known.topic.id != topic.id) {
+            self.remember(&topic);
+        }
+        let known = self.topics.get_mut(&*topic.name);
+        known
+            .ok_or(ErrorCode::UnknownTopicId)?
+            .target(&self.kafka, index)
+    }
+
+    /// Forgets all once the map has changed, or where it is too much.
+    fn renew(&mut self) {
+        let version = *self.kafka.inner.cluster.changes().borrow();
+        if version != self.version || self.topics.len() > MAX_TOPICS {
+            self.topics.clear();
+            self.version = version;
+        }
+    }
+
+    fn remember(&mut self, topic: &Arc<Topic>) {
+        let known = Known {
+            meter: Arc::new(self.kafka.inner.meters.topic(&topic.name)),
+            topic: Arc::clone(topic),
+            partitions: BTreeMap::new(),
+        };
+        self.topics.insert(topic.name.to_string(), known);
     }
 
     /// The partition, if this node leads it.
@@ -100,6 +173,26 @@ impl Session {
         } else {
             Err(ErrorCode::NotLeaderOrFollower)
         }
+    }
+}
+
+impl Known {
+    fn target(&mut self, kafka: &Kafka, index: i32) -> Result<Target, ErrorCode> {
+        let index = partition_index(index)?;
+        let remembered = self.partitions.get(&index);
+        let remembered = remembered.filter(|partition| !partition.is_closed());
+        let partition = if let Some(partition) = remembered {
+            partition.clone()
+        } else {
+            let found = kafka.inner.cluster.partition_of(&self.topic, index);
+            let found = found.map_err(|error| errors::lookup(&error))?;
+            self.partitions.insert(index, found.clone());
+            found
+        };
+        Ok(Target {
+            partition,
+            meter: Arc::clone(&self.meter),
+        })
     }
 }
 

@@ -69,6 +69,18 @@ impl Writer {
         }
     }
 
+    /// For the content of a tagged field, which is told with its length.
+    pub(super) fn of_field() -> Self {
+        Self {
+            first: None,
+            rest: Vec::new(),
+            shared: 0,
+            fresh_done: 0,
+            fresh: BytesMut::new(),
+            flexible: true,
+        }
+    }
+
     /// The answer to `request` with a message of the codec as its body.
     pub fn message<M: Encodable>(request: &Request, message: &M) -> Result<Answer, Unanswerable> {
         Self::of(
@@ -135,7 +147,7 @@ impl Writer {
         Answer(slices)
     }
 
-    fn varint(&mut self, mut value: usize) {
+    pub(super) fn varint(&mut self, mut value: usize) {
         while value >= 0x80 {
             self.fresh.put_u8(value.to_le_bytes()[0] | 0x80);
             value >>= 7;

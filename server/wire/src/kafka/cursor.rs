@@ -4,6 +4,7 @@
 use kafka_protocol::protocol::StrBytes;
 
 use bytes::Bytes;
+use uuid::Uuid;
 
 /// Elements of arrays, tagged fields included, that one message may hold. What is made of an
 /// element is larger than what may stand for it on the wire, so their number has a bound of its
@@ -83,6 +84,10 @@ impl<'a> Cursor<'a> {
 
     pub(super) fn i64(&mut self) -> Result<i64, Malformed> {
         self.array().map(i64::from_be_bytes)
+    }
+
+    pub(super) fn uuid(&mut self) -> Result<Uuid, Malformed> {
+        self.array().map(Uuid::from_bytes)
     }
 
     /// At most five bytes, the last of them with no more than the four bits that are left of 32.

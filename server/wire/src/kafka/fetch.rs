@@ -2,6 +2,7 @@
 
 use bytes::{BufMut, Bytes};
 use kafka_protocol::protocol::StrBytes;
+use uuid::Uuid;
 
 use super::answer::{Answer, Writer};
 use super::cursor::{Cursor, Malformed};
@@ -11,12 +12,54 @@ use super::frame::Request;
 pub const PREFIX_BYTES: usize = 21;
 /// Elements that room is made for before they are read.
 const ROOM: usize = 64;
+/// The first version that names topics by their ids.
+const IDS_SINCE: i16 = 13;
+
+/// How a request names a topic, and so does its answer.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum TopicRef {
+    Name(StrBytes),
+    Id(Uuid),
+}
+
+impl TopicRef {
+    /// The same, keeping no more than itself in memory: names are slices of their request.
+    #[must_use]
+    pub fn detached(&self) -> Self {
+        match self {
+            Self::Name(name) => Self::Name(StrBytes::from_string(name.to_string())),
+            Self::Id(id) => Self::Id(*id),
+        }
+    }
+
+    /// Bytes of its text.
+    #[must_use]
+    pub fn text_len(&self) -> usize {
+        match self {
+            Self::Name(name) => name.len(),
+            Self::Id(_) => 0,
+        }
+    }
+
+    fn decode(cursor: &mut Cursor<'_>, body: &Bytes, version: i16) -> Result<Self, Malformed> {
+        if version >= IDS_SINCE {
+            return cursor.uuid().map(Self::Id);
+        }
+        let name = cursor.text(body)?.ok_or(Malformed::Null)?;
+        Ok(Self::Name(name))
+    }
+
+    fn write(&self, out: &mut Writer) {
+        match self {
+            Self::Name(name) => out.text(name),
+            Self::Id(id) => out.fresh.put_slice(id.as_bytes()),
+        }
+    }
+}
 
 /// What is to be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FetchRequest {
-    /// -1 for a consumer.
-    pub replica_id: i32,
     pub max_wait_ms: i32,
     pub min_bytes: i32,
     pub max_bytes: i32,
@@ -24,12 +67,22 @@ pub struct FetchRequest {
     pub session_id: i32,
     pub session_epoch: i32,
     pub topics: Vec<FetchTopic>,
+    /// What is to be left out of the session from now on.
+    pub forgotten: Vec<ForgottenTopic>,
+    /// Where the reader is.
+    pub rack: Option<StrBytes>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FetchTopic {
-    pub name: StrBytes,
+    pub topic: TopicRef,
     pub partitions: Vec<FetchPartition>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForgottenTopic {
+    pub topic: TopicRef,
+    pub partitions: Vec<i32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,11 +97,13 @@ pub struct FetchPartition {
 }
 
 impl FetchRequest {
-    /// Reads a body of version 4 to 12.
+    /// Reads a body of version 4 to 17. Which replica asks is passed over: here, none does.
     pub fn decode(request: &Request) -> Result<Self, Malformed> {
         let (body, version) = (&request.body, request.version);
         let mut cursor = Cursor::new(body, request.is_flexible());
-        let replica_id = cursor.i32()?;
+        if version < 15 {
+            let _replica_id = cursor.i32()?;
+        }
         let max_wait_ms = cursor.i32()?;
         let min_bytes = cursor.i32()?;
         let max_bytes = cursor.i32()?;
@@ -62,16 +117,19 @@ impl FetchRequest {
         for _ in 0..count {
             topics.push(FetchTopic::decode(&mut cursor, body, version)?);
         }
+        let mut forgotten = Vec::new();
         if version >= 7 {
-            pass_forgotten(&mut cursor)?;
+            for _ in 0..cursor.count()?.ok_or(Malformed::Null)? {
+                forgotten.push(ForgottenTopic::decode(&mut cursor, body, version)?);
+            }
         }
-        if version >= 11 {
-            let _rack = cursor.raw_text()?;
-        }
+        let rack = match version {
+            11.. => cursor.text(body)?.filter(|rack| !rack.is_empty()),
+            _ => None,
+        };
         cursor.tags()?;
         cursor.end()?;
         Ok(Self {
-            replica_id,
             max_wait_ms,
             min_bytes,
             max_bytes,
@@ -79,13 +137,15 @@ impl FetchRequest {
             session_id,
             session_epoch,
             topics,
+            forgotten,
+            rack,
         })
     }
 }
 
 impl FetchTopic {
     fn decode(cursor: &mut Cursor<'_>, body: &Bytes, version: i16) -> Result<Self, Malformed> {
-        let name = cursor.text(body)?.ok_or(Malformed::Null)?;
+        let topic = TopicRef::decode(cursor, body, version)?;
         let count = cursor.count()?.ok_or(Malformed::Null)?;
         let mut partitions = Vec::with_capacity(count.min(ROOM));
         for _ in 0..count {
@@ -108,19 +168,21 @@ impl FetchTopic {
             });
         }
         cursor.tags()?;
-        Ok(Self { name, partitions })
+        Ok(Self { topic, partitions })
     }
 }
 
-/// Partitions to leave out of a session: there are no sessions, so every request names all.
-fn pass_forgotten(cursor: &mut Cursor<'_>) -> Result<(), Malformed> {
-    for _ in 0..cursor.count()?.ok_or(Malformed::Null)? {
-        let _name = cursor.raw_text()?;
+impl ForgottenTopic {
+    fn decode(cursor: &mut Cursor<'_>, body: &Bytes, version: i16) -> Result<Self, Malformed> {
+        let topic = TopicRef::decode(cursor, body, version)?;
         let count = cursor.count()?.ok_or(Malformed::Null)?;
-        cursor.take(count.checked_mul(4).ok_or(Malformed::Length)?)?;
+        let mut partitions = Vec::with_capacity(count.min(ROOM));
+        for _ in 0..count {
+            partitions.push(cursor.i32()?);
+        }
         cursor.tags()?;
+        Ok(Self { topic, partitions })
     }
-    Ok(())
 }
 
 /// One stored batch: its fresh prefix and the rest as it is stored.
@@ -142,13 +204,6 @@ impl FetchedBatch {
     }
 }
 
-/// What was read of one topic.
-#[derive(Clone, Debug)]
-pub struct FetchedTopic {
-    pub name: StrBytes,
-    pub partitions: Vec<FetchedPartition>,
-}
-
 /// Where a reader's log and this one part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EpochEnd {
@@ -164,32 +219,46 @@ pub struct AbortedTransaction {
     pub first_offset: i64,
 }
 
+/// Who leads a partition, for a reader who asked somebody else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CurrentLeader {
+    pub node: i32,
+    pub epoch: i32,
+}
+
 /// What was read of one partition.
 #[derive(Clone, Debug)]
 pub struct FetchedPartition {
+    pub topic: TopicRef,
     pub index: i32,
     pub error_code: i16,
     pub high_watermark: i64,
     pub last_stable_offset: i64,
     pub log_start: i64,
     pub diverging: Option<EpochEnd>,
+    pub current_leader: Option<CurrentLeader>,
     /// For readers of what is committed: whose records among these do not count.
     pub aborted: Option<Vec<AbortedTransaction>>,
+    /// The node to read from instead.
+    pub preferred_replica: Option<i32>,
     pub batches: Vec<FetchedBatch>,
 }
 
 impl FetchedPartition {
     /// Nothing but an error.
     #[must_use]
-    pub fn refused(index: i32, error_code: i16) -> Self {
+    pub fn refused(topic: TopicRef, index: i32, error_code: i16) -> Self {
         Self {
+            topic,
             index,
             error_code,
             high_watermark: -1,
             last_stable_offset: -1,
             log_start: -1,
             diverging: None,
+            current_leader: None,
             aborted: None,
+            preferred_replica: None,
             batches: Vec::new(),
         }
     }
@@ -201,28 +270,73 @@ impl FetchedPartition {
     }
 }
 
-/// The answer to a fetch request. An error of the whole request has no topics.
+/// Where a node is reached that an answer names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeEndpoint {
+    pub node: i32,
+    pub host: String,
+    pub port: i32,
+    pub rack: Option<String>,
+}
+
+/// All of an answer. An error of the whole request has no partitions.
+#[derive(Clone, Debug, Default)]
+pub struct Fetched {
+    pub error_code: i16,
+    /// Zero: the next fetch is a full one.
+    pub session_id: i32,
+    /// In order; neighbours of one topic are told together.
+    pub partitions: Vec<FetchedPartition>,
+    /// Of the leaders that partitions name.
+    pub endpoints: Vec<NodeEndpoint>,
+}
+
+impl Fetched {
+    /// An error of the whole request.
+    #[must_use]
+    pub fn refused(error_code: i16) -> Self {
+        Self {
+            error_code,
+            ..Self::default()
+        }
+    }
+}
+
+/// The answer to a fetch request.
 #[must_use]
-pub fn fetch_answer(request: &Request, error_code: i16, topics: Vec<FetchedTopic>) -> Answer {
+pub fn fetch_answer(request: &Request, fetched: Fetched) -> Answer {
     let version = request.version;
     let mut out = Writer::new(request.api, version, request.correlation_id);
     // Nobody is throttled.
     out.fresh.put_i32(0);
     if version >= 7 {
-        out.fresh.put_i16(error_code);
-        // No session was made: the next fetch is a full one, too.
-        out.fresh.put_i32(0);
+        out.fresh.put_i16(fetched.error_code);
+        out.fresh.put_i32(fetched.session_id);
     }
-    out.count(topics.len());
-    for topic in topics {
-        out.text(&topic.name);
-        out.count(topic.partitions.len());
-        for partition in topic.partitions {
-            write_partition(&mut out, version, partition);
+    let same_topic = |a: &FetchedPartition, b: &FetchedPartition| a.topic == b.topic;
+    out.count(fetched.partitions.chunk_by(same_topic).count());
+    let mut left = 0;
+    let mut partitions = fetched.partitions.into_iter();
+    while let Some(partition) = partitions.next() {
+        if left == 0 {
+            let rest = partitions.as_slice().iter();
+            let more = rest.take_while(|next| next.topic == partition.topic);
+            left = 1 + more.count();
+            partition.topic.write(&mut out);
+            out.count(left);
         }
+        write_partition(&mut out, version, partition);
+        left -= 1;
+        if left == 0 {
+            out.no_tags();
+        }
+    }
+    if version >= 16 && !fetched.endpoints.is_empty() {
+        out.fresh.put_u8(1);
+        write_endpoints(&mut out, &fetched.endpoints);
+    } else {
         out.no_tags();
     }
-    out.no_tags();
     out.finish()
 }
 
@@ -239,17 +353,35 @@ fn write_partition(out: &mut Writer, version: i16, partition: FetchedPartition) 
         None => out.null_array(),
     }
     if version >= 11 {
-        // The leader is the one to read from.
-        out.fresh.put_i32(-1);
+        out.fresh.put_i32(partition.preferred_replica.unwrap_or(-1));
     }
     out.count(partition.bytes());
     for batch in partition.batches {
         out.fresh.put_slice(&batch.prefix);
         out.share(batch.body);
     }
-    match partition.diverging {
-        Some(diverging) if version >= 12 => write_diverging(out, diverging),
-        _ => out.no_tags(),
+    if version < 12 {
+        return;
+    }
+    let tags = [
+        partition.diverging.is_some(),
+        partition.current_leader.is_some(),
+    ];
+    let tags = tags.into_iter().map(u8::from).sum();
+    out.fresh.put_u8(tags);
+    if let Some(diverging) = partition.diverging {
+        // Number 0, 13 bytes.
+        out.fresh.put_slice(&[0, 13]);
+        out.fresh.put_i32(diverging.epoch);
+        out.fresh.put_i64(diverging.end_offset);
+        out.fresh.put_u8(0);
+    }
+    if let Some(leader) = partition.current_leader {
+        // Number 1, 9 bytes.
+        out.fresh.put_slice(&[1, 9]);
+        out.fresh.put_i32(leader.node);
+        out.fresh.put_i32(leader.epoch);
+        out.fresh.put_u8(0);
     }
 }
 
@@ -262,10 +394,21 @@ fn write_aborted(out: &mut Writer, aborted: &[AbortedTransaction]) {
     }
 }
 
-/// One tagged field, number 0: a struct of 13 bytes.
-fn write_diverging(out: &mut Writer, diverging: EpochEnd) {
-    out.fresh.put_slice(&[1, 0, 13]);
-    out.fresh.put_i32(diverging.epoch);
-    out.fresh.put_i64(diverging.end_offset);
+/// The tagged field 0 of answers that name leaders.
+pub(super) fn write_endpoints(out: &mut Writer, endpoints: &[NodeEndpoint]) {
+    let mut field = Writer::of_field();
+    field.count(endpoints.len());
+    for endpoint in endpoints {
+        field.fresh.put_i32(endpoint.node);
+        field.text(&endpoint.host);
+        field.fresh.put_i32(endpoint.port);
+        match &endpoint.rack {
+            Some(rack) => field.text(rack),
+            None => field.null_text(),
+        }
+        field.no_tags();
+    }
     out.fresh.put_u8(0);
+    out.varint(field.fresh.len());
+    out.fresh.put_slice(&field.fresh);
 }

@@ -22,8 +22,9 @@ pub use answer::{Answer, Unanswerable, Writer};
 pub use api::{APIS, Api, api_of};
 pub use cursor::{MAX_ELEMENTS, Malformed};
 pub use fetch::{
-    AbortedTransaction, EpochEnd, FetchPartition, FetchRequest, FetchTopic, FetchedBatch,
-    FetchedPartition, FetchedTopic, PREFIX_BYTES, fetch_answer,
+    AbortedTransaction, CurrentLeader, EpochEnd, FetchPartition, FetchRequest, FetchTopic, Fetched,
+    FetchedBatch, FetchedPartition, ForgottenTopic, NodeEndpoint, PREFIX_BYTES, TopicRef,
+    fetch_answer,
 };
 pub use frame::{FrameError, LENGTH_BYTES, Opened, Request, frame_length};
 pub use guard::{check, decode};

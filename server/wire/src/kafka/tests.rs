@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use kafka_protocol::messages::fetch_request::{
-    FetchPartition as TheirPartition, FetchTopic as TheirTopic, ForgottenTopic,
+    FetchPartition as TheirPartition, FetchTopic as TheirTopic, ForgottenTopic as TheirForgotten,
 };
 use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
 use kafka_protocol::messages::{self, ApiKey, BrokerId, RequestHeader, TopicName};
@@ -314,8 +314,9 @@ fn their_fetch(version: i16) -> messages::FetchRequest {
         fetch.session_id = 0;
         fetch.session_epoch = 0;
         fetch.forgotten_topics_data = vec![
-            ForgottenTopic::default()
-                .with_topic(TopicName(text("gone")))
+            TheirForgotten::default()
+                .with_topic(TopicName(text(if version < 13 { "gone" } else { "" })))
+                .with_topic_id(uuid(version, "gone"))
                 .with_partitions(vec![1, 2]),
         ];
     }
@@ -331,9 +332,25 @@ fn their_fetch(version: i16) -> messages::FetchRequest {
     }
     fetch.with_topics(vec![
         TheirTopic::default()
-            .with_topic(TopicName(text("one")))
+            .with_topic(TopicName(text(if version < 13 { "one" } else { "" })))
+            .with_topic_id(uuid(version, "one"))
             .with_partitions(vec![partition.clone(), partition]),
     ])
+}
+
+/// The id of a topic, in versions that name them so.
+fn uuid(version: i16, name: &str) -> Uuid {
+    match version {
+        13.. => Uuid::from_u128(name.len() as u128),
+        _ => Uuid::nil(),
+    }
+}
+
+fn fetched_topic(version: i16, name: &str) -> TopicRef {
+    match version {
+        13.. => TopicRef::Id(uuid(version, name)),
+        _ => TopicRef::Name(text(name)),
+    }
 }
 
 #[test]
@@ -352,6 +369,15 @@ fn a_fetch_is_read_as_its_client_wrote_it() {
             max_bytes: 1 << 20,
         };
         assert_eq!(ours.topics[0].partitions, [expected, expected]);
+        assert_eq!(ours.topics[0].topic, fetched_topic(version, "one"));
+        let gone = ForgottenTopic {
+            topic: fetched_topic(version, "gone"),
+            partitions: vec![1, 2],
+        };
+        let forgotten = if version >= 7 { vec![gone] } else { vec![] };
+        assert_eq!(ours.forgotten, forgotten, "{version}");
+        let rack = (version >= 11).then(|| text("rack"));
+        assert_eq!(ours.rack, rack, "{version}");
         for len in 0..body.len() {
             let cut = request(api, version, body.slice(..len));
             assert!(FetchRequest::decode(&cut).is_err(), "{version} at {len}");
@@ -406,6 +432,53 @@ fn a_produce_answer_is_what_its_client_reads() {
     }
 }
 
+/// An answer with everything an answer can have.
+fn all_of_a_fetch(version: i16, batch: &FetchedBatch) -> Fetched {
+    let partition = FetchedPartition {
+        topic: fetched_topic(version, "one"),
+        index: 3,
+        error_code: 0,
+        high_watermark: 100,
+        last_stable_offset: 90,
+        log_start: 10,
+        diverging: Some(EpochEnd {
+            epoch: 2,
+            end_offset: 50,
+        }),
+        current_leader: None,
+        aborted: Some(vec![AbortedTransaction {
+            producer_id: 7,
+            first_offset: 60,
+        }]),
+        preferred_replica: None,
+        batches: vec![batch.clone(), batch.clone()],
+    };
+    let mut refused = FetchedPartition::refused(fetched_topic(version, "one"), 4, 6);
+    refused.current_leader = (version >= 12).then_some(CurrentLeader { node: 8, epoch: 9 });
+    let mut elsewhere = FetchedPartition::refused(fetched_topic(version, "two-2"), 5, 0);
+    elsewhere.preferred_replica = Some(3);
+    let once_more = FetchedPartition::refused(fetched_topic(version, "one"), 6, 6);
+    Fetched {
+        error_code: 0,
+        session_id: 77,
+        partitions: vec![partition, refused, elsewhere, once_more],
+        endpoints: vec![
+            NodeEndpoint {
+                node: 8,
+                host: "h".repeat(200),
+                port: 9092,
+                rack: Some("r".to_owned()),
+            },
+            NodeEndpoint {
+                node: 9,
+                host: "i".to_owned(),
+                port: 1,
+                rack: None,
+            },
+        ],
+    }
+}
+
 #[test]
 fn a_fetch_answer_is_what_its_client_reads_and_shares_the_records() {
     let api = api_of(1).unwrap();
@@ -415,27 +488,8 @@ fn a_fetch_answer_is_what_its_client_reads_and_shares_the_records() {
         body: body.clone(),
     };
     for version in api.served..=api.max {
-        let partition = FetchedPartition {
-            index: 3,
-            error_code: 0,
-            high_watermark: 100,
-            last_stable_offset: 90,
-            log_start: 10,
-            diverging: Some(EpochEnd {
-                epoch: 2,
-                end_offset: 50,
-            }),
-            aborted: Some(vec![AbortedTransaction {
-                producer_id: 7,
-                first_offset: 60,
-            }]),
-            batches: vec![batch.clone(), batch.clone()],
-        };
-        let topics = vec![FetchedTopic {
-            name: text("one"),
-            partitions: vec![partition, FetchedPartition::refused(4, 6)],
-        }];
-        let answer = fetch_answer(&request(api, version, Bytes::new()), 0, topics);
+        let fetched = all_of_a_fetch(version, &batch);
+        let answer = fetch_answer(&request(api, version, Bytes::new()), fetched);
         let shared = |slice: &&Bytes| slice.as_ptr() == body.as_ptr();
         assert_eq!(answer.0.iter().filter(shared).count(), 2, "copied");
         let read: messages::FetchResponse = read_answer(&answer, api, version);
@@ -454,7 +508,41 @@ fn a_fetch_answer_is_what_its_client_reads_and_shares_the_records() {
         assert_eq!(refused.error_code, 6);
         if version >= 12 {
             assert_eq!(first.diverging_epoch.end_offset, 50);
+            let leader = &refused.current_leader;
+            assert_eq!((leader.leader_id.0, leader.leader_epoch), (8, 9));
         }
+        read_the_rest(version, &read);
+    }
+}
+
+/// What is told around the records.
+fn read_the_rest(version: i16, read: &messages::FetchResponse) {
+    let topics: Vec<_> = read
+        .responses
+        .iter()
+        .map(|topic| topic.partitions.len())
+        .collect();
+    assert_eq!(
+        topics,
+        [2, 1, 1],
+        "neighbours of one topic are told together"
+    );
+    if version >= 7 {
+        assert_eq!(read.session_id, 77);
+    }
+    if version >= 11 {
+        let elsewhere = &read.responses[1].partitions[0];
+        assert_eq!(elsewhere.preferred_read_replica.0, 3);
+        let first = &read.responses[0].partitions[0];
+        assert_eq!(first.preferred_read_replica.0, -1);
+    }
+    if version >= 16 {
+        let [one, two] = &read.node_endpoints[..] else {
+            panic!("{version}: {read:?}");
+        };
+        assert_eq!((one.node_id.0, one.host.len(), one.port), (8, 200, 9092));
+        assert_eq!(one.rack.as_deref(), Some("r"));
+        assert_eq!((two.node_id.0, two.rack.as_deref()), (9, None));
     }
 }
 

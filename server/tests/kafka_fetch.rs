@@ -1,0 +1,362 @@
+//! Fetches as clients of every version make them: sessions, in which only what is new is told.
+
+#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+mod kafka_conn;
+mod nodes;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use kafka_conn::{KafkaConn, text};
+use kafka_protocol::messages::delete_records_request::{
+    DeleteRecordsPartition, DeleteRecordsTopic,
+};
+use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic, ForgottenTopic};
+use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
+use kafka_protocol::messages::{
+    ApiKey, BrokerId, DeleteRecordsRequest, DeleteRecordsResponse, FetchRequest, FetchResponse,
+    ProduceRequest, ProduceResponse, TopicName,
+};
+use nodes::Nodes;
+use tokio::time::Instant;
+use trilog_model::batch::{BatchBuilder, Compression};
+
+const TOPIC: &str = "orders";
+const PARTITIONS: i32 = 4;
+const UNKNOWN_SESSION: i16 = 70;
+const WRONG_EPOCH: i16 = 71;
+/// Long enough for whatever is on its way, and not so long that a test takes long that sees
+/// nothing come.
+const SHORT_WAIT: i32 = 200;
+const LONG_WAIT: i32 = 30_000;
+
+async fn start(settings: &str) -> Nodes {
+    let mut nodes = Nodes::start_with(1, settings).await;
+    let partitions = PARTITIONS.to_string();
+    nodes.run(&["topic", "create", TOPIC, "--partitions", &partitions]);
+    nodes.await_ready().await;
+    nodes
+}
+
+fn batch(value: &[u8]) -> Bytes {
+    let mut batch = BatchBuilder::new(Compression::None);
+    batch.push(1, None, Some(value), &[]).unwrap();
+    batch.build().unwrap()
+}
+
+/// Appends a record; its offset.
+async fn produce(conn: &mut KafkaConn, topic: &str, index: i32, value: &[u8]) -> i64 {
+    let partition = PartitionProduceData::default()
+        .with_index(index)
+        .with_records(Some(batch(value)));
+    let topic = TopicProduceData::default()
+        .with_name(TopicName(text(topic)))
+        .with_partition_data(vec![partition]);
+    let request = ProduceRequest::default()
+        .with_acks(-1)
+        .with_timeout_ms(10_000)
+        .with_topic_data(vec![topic]);
+    let answer: ProduceResponse = conn.ask(ApiKey::Produce, 7, &request).await;
+    let answered = &answer.responses[0].partition_responses[0];
+    assert_eq!(answered.error_code, 0);
+    answered.base_offset
+}
+
+/// A request that reads partitions of one topic from these offsets.
+fn request(topic: &str, from: &[(i32, i64)], max_wait: i32) -> FetchRequest {
+    let partitions = from.iter().map(|(index, offset)| {
+        FetchPartition::default()
+            .with_partition(*index)
+            .with_fetch_offset(*offset)
+            .with_current_leader_epoch(-1)
+            .with_partition_max_bytes(1 << 20)
+    });
+    let topic = FetchTopic::default()
+        .with_topic(TopicName(text(topic)))
+        .with_partitions(partitions.collect());
+    let topics = if from.is_empty() { vec![] } else { vec![topic] };
+    FetchRequest::default()
+        .with_replica_id(BrokerId(-1))
+        .with_max_wait_ms(max_wait)
+        .with_min_bytes(1)
+        .with_max_bytes(1 << 20)
+        .with_topics(topics)
+}
+
+/// A consumer that keeps a session.
+struct Consumer {
+    conn: KafkaConn,
+    version: i16,
+    id: i32,
+    epoch: i32,
+}
+
+/// What was told: partition, code, high watermark, log start, records' bytes.
+type Told = (i32, i16, i64, i64, usize);
+
+impl Consumer {
+    async fn open(port: u16, version: i16) -> Self {
+        Self {
+            conn: KafkaConn::open(port).await,
+            version,
+            id: 0,
+            epoch: 0,
+        }
+    }
+
+    async fn fetch(&mut self, request: FetchRequest) -> Vec<Told> {
+        let answer = self.ask(request).await;
+        assert_eq!(answer.error_code, 0);
+        self.id = answer.session_id;
+        self.epoch += 1;
+        told(&answer)
+    }
+
+    async fn ask(&mut self, request: FetchRequest) -> FetchResponse {
+        let request = request
+            .with_session_id(self.id)
+            .with_session_epoch(self.epoch);
+        self.conn.ask(ApiKey::Fetch, self.version, &request).await
+    }
+}
+
+fn told(answer: &FetchResponse) -> Vec<Told> {
+    let partitions = answer.responses.iter().flat_map(|topic| &topic.partitions);
+    let told = partitions.map(|one| {
+        let records = one.records.as_ref().map_or(0, Bytes::len);
+        let (end, start) = (one.high_watermark, one.log_start_offset);
+        (one.partition_index, one.error_code, end, start, records)
+    });
+    told.collect()
+}
+
+fn all_from_zero() -> Vec<(i32, i64)> {
+    (0..PARTITIONS).map(|index| (index, 0)).collect()
+}
+
+fn forget(indexes: &[i32]) -> Vec<ForgottenTopic> {
+    let gone = ForgottenTopic::default()
+        .with_topic(TopicName(text(TOPIC)))
+        .with_partitions(indexes.to_vec());
+    vec![gone]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_is_told_only_what_is_new() {
+    let mut nodes = start("").await;
+    let port = nodes.kafka_port(0);
+    let mut producer = KafkaConn::open(port).await;
+    let mut start = 0;
+    for version in 7..=12 {
+        start = read_news(&mut producer, port, version, start).await;
+    }
+    nodes.stop();
+    nodes.verify_logs();
+}
+
+/// One consumer's history, from wherever the one before has left the topic; where partition 2
+/// starts then.
+async fn read_news(producer: &mut KafkaConn, port: u16, version: i16, start: i64) -> i64 {
+    let mut consumer = Consumer::open(port, version).await;
+    let nothing = || request(TOPIC, &[], SHORT_WAIT);
+    let starts = [(0, 0), (1, 0), (2, start), (3, 0)];
+    let first = consumer.fetch(request(TOPIC, &starts, 0)).await;
+    let order: Vec<i32> = first.iter().map(|told| told.0).collect();
+    assert_eq!(order, [0, 1, 2, 3], "{version}");
+    assert!(consumer.id > 0);
+    // Where it is at the end of all of them, nothing is told.
+    let ends: Vec<_> = first.iter().map(|told| (told.0, told.2)).collect();
+    let caught_up = consumer.fetch(request(TOPIC, &ends, SHORT_WAIT)).await;
+    assert_eq!(caught_up, [], "{version}");
+    let asked = Instant::now();
+    assert_eq!(consumer.fetch(nothing()).await, []);
+    assert!(asked.elapsed() >= Duration::from_millis(100), "it waits");
+    // Records of one, though the request does not name it.
+    let offset = produce(producer, TOPIC, 2, b"new").await;
+    let size = batch(b"new").len();
+    let news = consumer.fetch(request(TOPIC, &[], LONG_WAIT)).await;
+    let start = first[2].3;
+    assert_eq!(news, [(2, 0, offset + 1, start, size)], "{version}");
+    // It says nothing of it, so it is told again.
+    assert_eq!(consumer.fetch(nothing()).await, news);
+    let from = [(2, offset + 1)];
+    let read = consumer.fetch(request(TOPIC, &from, SHORT_WAIT)).await;
+    assert_eq!(read, [], "{version}");
+    // A new log start is told without records.
+    delete_before(producer, 2, offset + 1).await;
+    let news = consumer.fetch(nothing()).await;
+    assert_eq!(news, [(2, 0, offset + 1, offset + 1, 0)], "{version}");
+    // An error comes each time, and its end is told.
+    let beyond = request(TOPIC, &[(1, 1 << 40)], SHORT_WAIT);
+    let failed = consumer.fetch(beyond).await;
+    assert_eq!(failed, [(1, 1, -1, -1, 0)], "{version}");
+    assert_eq!(consumer.fetch(nothing()).await, failed);
+    let (_, _, end, start, _) = first[1];
+    let back = request(TOPIC, &[(1, end)], SHORT_WAIT);
+    assert_eq!(consumer.fetch(back).await, [(1, 0, end, start, 0)]);
+    // What is forgotten is not read any more; without anything the session is over.
+    let less = nothing().with_forgotten_topics_data(forget(&[2, 7]));
+    assert_eq!(consumer.fetch(less).await, []);
+    produce(producer, TOPIC, 2, b"unread").await;
+    assert_eq!(consumer.fetch(nothing()).await, []);
+    let none = request(TOPIC, &[], LONG_WAIT).with_forgotten_topics_data(forget(&[0, 1, 3]));
+    assert_eq!(consumer.fetch(none).await, []);
+    assert_eq!(consumer.id, 0);
+    offset + 1
+}
+
+async fn delete_before(conn: &mut KafkaConn, index: i32, offset: i64) {
+    let partition = DeleteRecordsPartition::default()
+        .with_partition_index(index)
+        .with_offset(offset);
+    let topic = DeleteRecordsTopic::default()
+        .with_name(TopicName(text(TOPIC)))
+        .with_partitions(vec![partition]);
+    let request = DeleteRecordsRequest::default()
+        .with_timeout_ms(10_000)
+        .with_topics(vec![topic]);
+    let answer: DeleteRecordsResponse = conn.ask(ApiKey::DeleteRecords, 2, &request).await;
+    assert_eq!(answer.topics[0].partitions[0].error_code, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_of_a_session_take_turns_and_who_is_wrong_is_told_so() {
+    let mut nodes = start("").await;
+    let port = nodes.kafka_port(0);
+    let mut producer = KafkaConn::open(port).await;
+    let mut consumer = Consumer::open(port, 12).await;
+    let first = consumer.fetch(request(TOPIC, &all_from_zero(), 0)).await;
+    assert_eq!(first.len(), 4);
+    // Two at once: the second waits for the first, and only for its own news then.
+    let (id, epoch) = (consumer.id, consumer.epoch);
+    for (epoch, from) in [(epoch, vec![]), (epoch + 1, vec![(0, 1)])] {
+        let next = request(TOPIC, &from, LONG_WAIT)
+            .with_session_id(id)
+            .with_session_epoch(epoch);
+        consumer.conn.send(ApiKey::Fetch, 12, &next).await;
+    }
+    assert!(consumer.conn.is_silent(Duration::from_millis(100)).await);
+    let one = produce(&mut producer, TOPIC, 0, b"one").await;
+    let answer: FetchResponse = consumer.conn.receive(ApiKey::Fetch, 12).await;
+    assert_eq!((answer.error_code, answer.session_id), (0, id));
+    assert_eq!(told(&answer).len(), 1);
+    assert!(consumer.conn.is_silent(Duration::from_millis(100)).await);
+    produce(&mut producer, TOPIC, 0, b"two").await;
+    let answer: FetchResponse = consumer.conn.receive(ApiKey::Fetch, 12).await;
+    assert_eq!((told(&answer)[0].0, told(&answer)[0].2), (0, one + 2));
+    consumer.epoch += 2;
+    // What has records is read last the next time: each has its turn when only one batch fits.
+    let from = [(0, 0), (3, 0)];
+    produce(&mut producer, TOPIC, 3, b"three").await;
+    for index in [3, 0, 3, 0] {
+        let one = request(TOPIC, &from, LONG_WAIT).with_max_bytes(1);
+        let told = consumer.fetch(one).await;
+        let given: Vec<_> = told.iter().filter(|told| told.4 > 0).collect();
+        assert_eq!((given.len(), given[0].0), (1, index), "{told:?}");
+    }
+    refuse_sessions(&mut consumer, port).await;
+    nodes.stop();
+    nodes.verify_logs();
+}
+
+async fn refuse_sessions(consumer: &mut Consumer, port: u16) {
+    let whole = || request(TOPIC, &all_from_zero(), 0);
+    let (id, due) = (consumer.id, consumer.epoch);
+    let mut other = Consumer::open(port, 12).await;
+    for (session, epoch, code) in [
+        (id, due + 1, WRONG_EPOCH),
+        (id, due - 1, WRONG_EPOCH),
+        (id, i32::MAX, WRONG_EPOCH),
+        (id, i32::MIN, WRONG_EPOCH),
+        (id ^ 1, due, UNKNOWN_SESSION),
+        (0, due, UNKNOWN_SESSION),
+        (-id, due, UNKNOWN_SESSION),
+    ] {
+        (consumer.id, consumer.epoch) = (session, epoch);
+        let answer = consumer.ask(whole()).await;
+        let says = (answer.error_code, answer.session_id, answer.responses.len());
+        assert_eq!(says, (code, 0, 0), "{session} {epoch}");
+    }
+    // Another connection can neither use nor end it.
+    (other.id, other.epoch) = (id, due);
+    assert_eq!(other.ask(whole()).await.error_code, UNKNOWN_SESSION);
+    other.epoch = -1;
+    assert_eq!(told(&other.ask(whole()).await).len(), 4);
+    (consumer.id, consumer.epoch) = (id, due);
+    let answer = consumer.ask(whole()).await;
+    assert_eq!((answer.error_code, answer.session_id), (0, id));
+    // One that wants none ends what it had; so does one that wants another.
+    consumer.epoch = -1;
+    let answer = consumer.ask(whole()).await;
+    assert_eq!((answer.error_code, answer.session_id), (0, 0));
+    consumer.epoch = due + 1;
+    assert_eq!(consumer.ask(whole()).await.error_code, UNKNOWN_SESSION);
+    (consumer.id, consumer.epoch) = (0, 0);
+    let second = consumer.ask(whole()).await.session_id;
+    consumer.id = second;
+    let third = consumer.ask(whole()).await.session_id;
+    assert!(second > 0 && third > 0 && second != third);
+    consumer.epoch = 1;
+    assert_eq!(consumer.ask(whole()).await.error_code, UNKNOWN_SESSION);
+    consumer.id = third;
+    assert_eq!(consumer.ask(whole()).await.error_code, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_are_few_and_end_with_their_connections() {
+    let mut nodes = start("[kafka]\nfetch_sessions = 2").await;
+    let port = nodes.kafka_port(0);
+    let whole = || request(TOPIC, &all_from_zero(), 0);
+    let mut first = Consumer::open(port, 11).await;
+    let mut second = Consumer::open(port, 11).await;
+    let mut third = Consumer::open(port, 11).await;
+    for consumer in [&mut first, &mut second, &mut third] {
+        assert_eq!(consumer.fetch(whole()).await.len(), 4);
+    }
+    assert!(first.id > 0 && second.id > 0);
+    assert_eq!(third.id, 0, "there is no room for a third");
+    drop(first);
+    // Until the node has seen that the first one went.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while third.id == 0 {
+        assert!(Instant::now() < deadline, "the place is not given on");
+        third.epoch = 0;
+        assert_eq!(third.fetch(whole()).await.len(), 4);
+    }
+    let nothing = || request(TOPIC, &[], 0);
+    assert_eq!(third.fetch(nothing()).await, []);
+    assert_eq!(second.fetch(nothing()).await, []);
+    nodes.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_that_goes_and_comes_back_is_told_in_the_session() {
+    let mut nodes = start("").await;
+    let port = nodes.kafka_port(0);
+    let mut producer = KafkaConn::open(port).await;
+    produce(&mut producer, TOPIC, 0, b"old").await;
+    let mut consumer = Consumer::open(port, 12).await;
+    let first = consumer.fetch(request(TOPIC, &[(0, 1)], 0)).await;
+    assert_eq!(first, [(0, 0, 1, 0, 0)]);
+    nodes.run(&["topic", "delete", TOPIC]);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let mut codes = Vec::new();
+    loop {
+        assert!(Instant::now() < deadline, "{codes:?}");
+        match consumer.fetch(request(TOPIC, &[], SHORT_WAIT)).await[..] {
+            [] => {}
+            [(0, 3, -1, -1, 0)] => break,
+            [(0, code, ..)] => codes.push(code),
+            ref other => panic!("{other:?}"),
+        }
+    }
+    nodes.run(&["topic", "create", TOPIC, "--partitions", "1"]);
+    let from = request(TOPIC, &[(0, 0)], SHORT_WAIT);
+    let mut told = consumer.fetch(from).await;
+    while told != [(0, 0, 0, 0, 0)] {
+        assert!(Instant::now() < deadline, "{told:?}");
+        told = consumer.fetch(request(TOPIC, &[], SHORT_WAIT)).await;
+    }
+    nodes.stop();
+}
