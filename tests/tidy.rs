@@ -70,7 +70,14 @@ const SERVER_LAYERS: &[(&str, &[&str], &[&str])] = &[
     ("http", &["listen"], &[]),
     (
         "admin",
-        &["cluster", "partition", "group", "listen", "meter"],
+        &[
+            "cluster",
+            "partition",
+            "group",
+            "transaction",
+            "listen",
+            "meter",
+        ],
         &[
             "trilog_model",
             "trilog_wire",

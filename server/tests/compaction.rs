@@ -15,12 +15,13 @@ use machines::Machines;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tokio::time::{Instant, timeout};
-use trilog_model::batch::{BatchBuilder, BatchHeader, Compression};
+use trilog_model::batch::{BatchBuilder, BatchHeader, Compression, ProducerState};
 use trilog_model::{NodeId, Offset, ReplicaId};
 use trilog_raft::controller::TopicId;
 use trilog_raft::controller::commands::{Command, ConfigEntry, CreateTopic, TopicKind};
 use trilog_raft::testkit::{block_on, seeds};
 use trilog_server::partition::Partition;
+use trilog_server::transaction::{AddRequest, BeginRequest, Coordinator, EndRequest, Identity};
 use trilog_server::view::PartitionState;
 use trilog_storage::env::Entropy;
 
@@ -33,7 +34,7 @@ const MARKERS: Duration = Duration::from_secs(20);
 /// The last value of each key, none for a deleted one.
 type View = BTreeMap<u8, Option<u64>>;
 
-async fn create(all: &Machines, seed: u64) {
+async fn create(all: &Machines, seed: u64, nodes: u32) {
     let config = |(key, value): (&str, String)| ConfigEntry {
         key: key.to_owned(),
         value,
@@ -48,7 +49,7 @@ async fn create(all: &Machines, seed: u64) {
         id: TopicId::random(&Entropy::from_seed(seed)).to_wire(),
         name: TOPIC.to_owned(),
         partitions: 1,
-        replication: NODES,
+        replication: nodes,
         configs: configs.into_iter().map(config).collect(),
         assignments: Vec::new(),
         kind: TopicKind::User.into(),
@@ -202,7 +203,7 @@ async fn markers_go(all: &Machines, told: &mut View, seed: u64) {
 fn simulate(seed: u64) {
     block_on(async move {
         let mut all = Machines::start(seed, NODES).await;
-        create(&all, seed).await;
+        create(&all, seed, NODES).await;
         let rng = &mut SmallRng::seed_from_u64(seed);
         let mut told = View::new();
         write(&all, rng, 250, &mut told).await;
@@ -249,6 +250,94 @@ fn simulate(seed: u64) {
 
         markers_go(&all, &mut told, seed).await;
     });
+}
+
+/// Records in front of an open transaction that later ones have superseded are gone: a reader goes
+/// on from where the transaction begins, and does not ask for the same again and again.
+#[test]
+fn a_reader_passes_over_what_compaction_took_away_before_an_open_transaction() {
+    block_on(async {
+        let all = Machines::start(1, 1).await;
+        create(&all, 1, 1).await;
+        let (_, leader) = all.leader(TOPIC).unwrap();
+        for value in 0..30 {
+            leader.append(batch(1, Some(value))).await.unwrap();
+        }
+        let transactions = all.with(1, |server| server.transactions().clone()).unwrap();
+        let producer = open_transaction(&all, &transactions, &leader).await;
+        let begins = leader.stable_offset();
+        assert_eq!(begins, Offset(30));
+        let deadline = Instant::now() + Duration::from_mins(5);
+        loop {
+            leader.append(batch(1, Some(31))).await.unwrap();
+            all.run(Duration::from_secs(5)).await;
+            let fetched = leader.read(Offset(0), 1).await.unwrap();
+            if fetched.frames[0].header.base_offset >= begins {
+                break;
+            }
+            assert!(Instant::now() < deadline, "nothing is compacted");
+        }
+        assert_eq!(leader.stable_offset(), begins, "it is open yet");
+        for from in [0, 17, 30].map(Offset) {
+            let settled = leader.read_stable(from, 1 << 20).await.unwrap();
+            assert_eq!(settled.fetched.frames.len(), 0);
+            assert_eq!((settled.next, settled.stable), (begins, begins), "{from}");
+        }
+        let end = EndRequest {
+            id: "alpha".to_owned(),
+            producer,
+            commit: true,
+        };
+        transactions.end(end).await.unwrap();
+        all.until("the end of the transaction", |_| {
+            leader.stable_offset() == leader.watch().borrow().offset
+        })
+        .await;
+        let settled = leader.read_stable(Offset(0), 1).await.unwrap();
+        let first = settled.committed().fetched.frames[0].header;
+        assert_eq!(first.base_offset, begins);
+    });
+}
+
+/// Appends the first record of a transaction.
+async fn open_transaction(
+    all: &Machines,
+    transactions: &Coordinator,
+    leader: &Partition,
+) -> Identity {
+    let begin = BeginRequest {
+        id: "alpha".to_owned(),
+        timeout: Duration::from_mins(15),
+        expected: None,
+    };
+    let deadline = Instant::now() + Duration::from_mins(1);
+    let producer = loop {
+        if transactions.locate("alpha").await.is_ok()
+            && let Ok(producer) = transactions.begin(begin.clone()).await
+        {
+            break producer;
+        }
+        assert!(Instant::now() < deadline, "there is no coordinator");
+        all.run(Duration::from_millis(100)).await;
+    };
+    let add = AddRequest {
+        id: "alpha".to_owned(),
+        producer,
+        partitions: vec![leader.group().id()],
+    };
+    transactions.add(add).await.unwrap();
+    let shown = transactions.show("alpha", producer, &[leader]).await;
+    let shown = shown.into_iter().next().unwrap().unwrap();
+    let mut batch = BatchBuilder::new(Compression::None);
+    batch.set_transactional().set_producer(ProducerState {
+        id: producer.producer_id,
+        epoch: producer.epoch,
+        sequence: 0,
+    });
+    batch.push(5, Some(&[2]), Some(b"2"), &[]).unwrap();
+    let ticket = leader.enqueue_in_transaction(batch.build().unwrap(), shown);
+    ticket.await.unwrap().committed().await.unwrap();
+    producer
 }
 
 #[test]

@@ -45,7 +45,13 @@ fn sums(pages: &[String]) -> BTreeMap<&str, f64> {
 }
 
 /// What may well be zero on a healthy cluster; that it is shown is enough.
-const MAY_BE_ZERO: [&str; 22] = [
+const MAY_BE_ZERO: [&str; 28] = [
+    "trilog_transactions",
+    "trilog_transactions_committed_total",
+    "trilog_transactions_aborted_total",
+    "trilog_transaction_open_seconds_max",
+    "trilog_unsettled_messages",
+    "trilog_aborted_transactions_max",
     "trilog_compaction_bytes_total",
     "trilog_compaction_passes_total",
     "trilog_compaction_failures_total",

@@ -10,6 +10,7 @@ mod incoming;
 mod plain;
 mod producer;
 mod topics;
+mod transactions;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -25,11 +26,13 @@ use trilog_wire::v1::groups_server::GroupsServer;
 use trilog_wire::v1::offsets_server::OffsetsServer;
 use trilog_wire::v1::producer_server::ProducerServer;
 use trilog_wire::v1::topics_server::TopicsServer;
+use trilog_wire::v1::transactions_server::TransactionsServer;
 
 use crate::cluster::Cluster;
 use crate::group::Coordinator;
 use crate::listen::RequestMemory;
 use crate::meter::Meters;
+use crate::transaction;
 use gate::Gate;
 
 /// The value of the label `dialect`.
@@ -70,6 +73,7 @@ pub struct Limits {
 pub struct Api {
     cluster: Cluster,
     coordinator: Coordinator,
+    transactions: transaction::Coordinator,
     clock: Arc<dyn Clock>,
     entropy: Entropy,
     limits: Limits,
@@ -82,6 +86,7 @@ impl Api {
     pub fn new(
         cluster: Cluster,
         coordinator: Coordinator,
+        transactions: transaction::Coordinator,
         clock: Arc<dyn Clock>,
         entropy: Entropy,
         limits: Limits,
@@ -90,6 +95,7 @@ impl Api {
         Self {
             cluster,
             coordinator,
+            transactions,
             clock,
             entropy,
             limits,
@@ -118,6 +124,8 @@ impl Api {
         let fetch = FetchServer::new(self.clone()).max_decoding_message_size(MAX_REQUEST);
         let offsets = OffsetsServer::new(self.clone()).max_decoding_message_size(MAX_REQUEST);
         let groups = GroupsServer::new(self.clone()).max_decoding_message_size(MAX_REQUEST);
+        let transactions = TransactionsServer::new(self.clone());
+        let transactions = transactions.max_decoding_message_size(MAX_REQUEST);
         let cluster = ClusterServer::new(self).max_decoding_message_size(MAX_REQUEST);
         Server::builder()
             .initial_stream_window_size(STREAM_WINDOW)
@@ -132,6 +140,7 @@ impl Api {
             .add_service(small(fetch, &memory))
             .add_service(small(offsets, &memory))
             .add_service(small(groups, &memory))
+            .add_service(small(transactions, &memory))
             .add_service(small(cluster, &memory))
             .add_service(small(reflection, &memory))
             .add_service(small(older, &memory))

@@ -274,7 +274,16 @@ impl Server {
         let clock = Arc::clone(&self.clock);
         let (cluster, entropy) = (self.cluster.clone(), self.entropy.clone());
         let (groups, requests) = (self.coordinator.clone(), self.requests.clone());
-        let api = Api::new(cluster, groups, clock, entropy, limits, requests);
+        let transactions = self.transactions.clone();
+        let api = Api::new(
+            cluster,
+            groups,
+            transactions,
+            clock,
+            entropy,
+            limits,
+            requests,
+        );
         let stopped = self.stop.clone().cancelled_owned();
         self.tasks.spawn(async move {
             if let Err(error) = api.serve(listener, stopped).await {
@@ -343,6 +352,10 @@ impl Server {
     #[must_use]
     pub fn transactions(&self) -> &transaction::Coordinator {
         &self.transactions
+    }
+
+    pub(super) fn clock(&self) -> Arc<dyn Clock> {
+        Arc::clone(&self.clock)
     }
 
     /// Whether this node's clock can be relied on.

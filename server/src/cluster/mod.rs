@@ -88,6 +88,15 @@ pub enum LookupError {
     Doubtful(String),
 }
 
+/// Why a partition is not led here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotLed {
+    /// Another node leads it, if any does.
+    Here { leader: Option<NodeId> },
+    /// This one is about to.
+    Yet,
+}
+
 impl Cluster {
     #[must_use]
     pub fn new(parts: Parts) -> Self {
@@ -206,6 +215,25 @@ impl Cluster {
         let held = self.inner.parts.partitions.get(group);
         held.ok_or_else(|| LookupError::Elsewhere {
             leader: self.leader(group),
+        })
+    }
+
+    /// A partition that this node leads, and may admit to, in the term named.
+    pub fn led_here(&self, topic: &Topic, index: u32) -> Result<(Partition, Term), NotLed> {
+        let partition = match self.partition_of(topic, index) {
+            Ok(partition) => partition,
+            Err(LookupError::Elsewhere { leader }) => return Err(NotLed::Here { leader }),
+            Err(_) => return Err(NotLed::Here { leader: None }),
+        };
+        let leadership = *partition.leadership().borrow();
+        let leader = partition.leader().0;
+        if leadership.ready {
+            return Ok((partition, leadership.term));
+        }
+        Err(if leader == Some(self.node()) {
+            NotLed::Yet
+        } else {
+            NotLed::Here { leader }
         })
     }
 

@@ -53,6 +53,7 @@ impl Coordinator {
                 self.let_go(&topic, index);
                 continue;
             };
+            handle.lock().forget_ended();
             let due = handle.lock().due(now);
             for name in due {
                 // Its time is up, and every change looks at that.
@@ -68,7 +69,7 @@ impl Coordinator {
     /// Forgets a partition that this node does not lead any more.
     fn let_go(&self, topic: &Topic, index: u32) {
         // One whose last outcome is unknown is kept, so that it is known as such for its term.
-        if self.led(topic, index).is_err() {
+        if self.inner.cluster.led_here(topic, index).is_err() {
             self.inner.leads.lock().remove(&index);
         }
     }

@@ -20,13 +20,15 @@ use super::consumer::ConsumerGroup;
 use super::types::Settings;
 use crate::partition::{AppendError, Partition, Ticket};
 use crate::view::PartitionCommand;
-use crate::view::group::command::PutMembers;
+use crate::view::group::command::{EndTransaction, ProducerRef, PutMembers};
 use crate::view::group::{
     Consumers, GroupAction, GroupCommand, Groups, MAX_GROUPS, MAX_STATE_BYTES, Membership, Refusal,
 };
 
 /// Bytes of commands of one partition that may be on their way.
 const IN_FLIGHT_BYTES: usize = 16 << 20;
+/// Producers whose transactions are ending at most; far more than there is room for on the way.
+const MAX_ENDING: usize = 200_000;
 /// What a command takes beside its bytes, so that many small ones count too.
 const COMMAND_COST: usize = 256;
 
@@ -62,6 +64,9 @@ pub(super) struct Lead {
     due: BTreeSet<(Instant, String)>,
     bytes: usize,
     room: Arc<Semaphore>,
+    /// Ends of transactions that are on their way: the highest number, by producer. What follows
+    /// one would not count, and must not be acknowledged.
+    ending: BTreeMap<i64, u64>,
 }
 
 /// What all groups of a node use.
@@ -96,6 +101,7 @@ impl Lead {
             due: BTreeSet::new(),
             bytes: 0,
             room: Arc::new(Semaphore::new(IN_FLIGHT_BYTES)),
+            ending: BTreeMap::new(),
         };
         for (name, membership) in loaded.unwrap_or_default() {
             lead.insert(&name, Group::load(&name, &membership, now));
@@ -278,6 +284,48 @@ impl Lead {
 
     pub(super) fn group(&self, name: &str) -> Option<&Group> {
         self.slots.get(name).map(|slot| &slot.group)
+    }
+
+    /// Queues the end of a transaction.
+    pub(super) fn end_transaction(&mut self, end: EndTransaction) -> Sent {
+        let sent = self.send(GroupAction::EndTransaction(end));
+        let ProducerRef {
+            producer_id,
+            transaction,
+            ..
+        } = end.producer;
+        if sent.ticket.is_ok() && transaction > 0 {
+            let last = self.ending.entry(producer_id).or_default();
+            *last = transaction.max(*last);
+            if self.ending.len() > MAX_ENDING {
+                self.ending.pop_first();
+            }
+        }
+        sent
+    }
+
+    /// Whether the end of the producer's transaction, or of a later one, stands before whatever is
+    /// queued now.
+    pub(super) fn is_ending(&self, producer: &ProducerRef) -> bool {
+        let last = self.ending.get(&producer.producer_id);
+        last.is_some_and(|last| producer.transaction <= *last)
+    }
+
+    /// Lets go of ends that are applied: commands are judged by them from then on.
+    pub(super) fn forget_ended(&mut self) {
+        let Self {
+            partition, ending, ..
+        } = self;
+        partition.with_state(|state| {
+            let Some(groups) = state.groups() else { return };
+            ending.retain(|producer_id, transaction| {
+                !groups.is_over(&ProducerRef {
+                    producer_id: *producer_id,
+                    epoch: i32::MAX,
+                    transaction: *transaction,
+                })
+            });
+        });
     }
 
     /// Queues a command, judged now.

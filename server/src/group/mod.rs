@@ -44,7 +44,7 @@ pub use types::{
     TransactionCommit,
 };
 
-use crate::cluster::{Cluster, LookupError};
+use crate::cluster::Cluster;
 use crate::partition::Partition;
 use crate::view::group::MAX_NAME;
 use classic::{Ctx, Group, Then};
@@ -240,7 +240,7 @@ impl Coordinator {
     }
 
     fn enter_at(&self, topic: &Topic, index: u32) -> Result<Handle, GroupError> {
-        let (partition, term) = self.led(topic, index)?;
+        let (partition, term) = self.inner.cluster.led_here(topic, index)?;
         let mut leads = self.inner.leads.lock();
         match leads.get(&index) {
             Some(entry) if entry.term == term && entry.lost => {
@@ -263,28 +263,6 @@ impl Coordinator {
         leads.insert(index, entry);
         self.inner.sooner.notify_one();
         Ok(lead)
-    }
-
-    /// The partition, if this node leads it and may admit.
-    fn led(&self, topic: &Topic, index: u32) -> Result<(Partition, Term), GroupError> {
-        let cluster = &self.inner.cluster;
-        let partition = match cluster.partition_of(topic, index) {
-            Ok(partition) => partition,
-            Err(LookupError::Elsewhere { leader }) => {
-                return Err(GroupError::NotCoordinator { node: leader });
-            }
-            Err(_) => return Err(GroupError::NotCoordinator { node: None }),
-        };
-        let leadership = *partition.leadership().borrow();
-        let leader = partition.leader().0;
-        if leadership.ready {
-            return Ok((partition, leadership.term));
-        }
-        Err(if leader == Some(cluster.node()) {
-            GroupError::Loading
-        } else {
-            GroupError::NotCoordinator { node: leader }
-        })
     }
 
     fn tools(&self) -> Tools<'_> {

@@ -57,6 +57,9 @@ impl Coordinator {
         let (sent, term) = {
             let mut lead = handle.lock();
             check_commit(&mut lead, &member, transaction.is_some())?;
+            if transaction.is_some_and(|producer| lead.is_ending(&producer)) {
+                return Err(GroupError::ProducerFenced);
+            }
             if entries.is_empty() {
                 return Ok(outcomes);
             }
@@ -189,11 +192,9 @@ impl Coordinator {
         let sent = {
             let topic = self.topic()?;
             let handle = self.enter_at(&topic, partition)?;
-            let lead = handle.lock();
-            lead.send(GroupAction::EndTransaction(EndTransaction {
-                producer,
-                commit,
-            }))
+            handle
+                .lock()
+                .end_transaction(EndTransaction { producer, commit })
         };
         sent.committed().await
     }

@@ -180,6 +180,7 @@ pub(super) fn transaction(error: &TransactionError) -> ErrorCode {
         TransactionError::Concurrent => ErrorCode::ConcurrentTransactions,
         TransactionError::InvalidState => ErrorCode::InvalidTxnState,
         TransactionError::UnknownId => ErrorCode::TransactionalIdNotFound,
+        TransactionError::TooManyIds => ErrorCode::PolicyViolation,
     }
 }
 
@@ -236,6 +237,7 @@ mod tests {
             (TransactionError::InvalidState, [48, 48, 48, 48]),
             (TransactionError::TooManyPartitions, [42, 42, 42, 42]),
             (TransactionError::UnknownId, [105, 105, 105, 105]),
+            (TransactionError::TooManyIds, [44, 44, 44, 44]),
         ];
         for (error, codes) in rows {
             let told = [

@@ -12,6 +12,7 @@ mod session;
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use metrics::gauge;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -110,6 +111,16 @@ impl Kafka {
                 api_meters,
             }),
         }
+    }
+
+    /// Answers one request as if it had come over a connection of its own: both without the length
+    /// that stands before them on the wire. None where nothing would be said. For whole nodes that
+    /// run in one process, on simulated links.
+    pub async fn answer(&self, message: &Bytes) -> Option<Bytes> {
+        let answered = conn::answer(self.clone(), message).await;
+        answered
+            .inspect_err(|ended| debug!(%ended, "a request ends its connection"))
+            .ok()?
     }
 
     /// Serves until `stop`; connections end with it, wherever they are.

@@ -13,6 +13,7 @@ mod rules;
 mod stable;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -32,7 +33,7 @@ pub use error::{AppendError, ReadError};
 pub use registry::Partitions;
 pub use retention::keep as keep_retention;
 pub use rules::{BadRecord, BadRecords, RecordFault, RecordRules, Times};
-pub use stable::{ActiveProducer, Settled, Standing};
+pub use stable::{ActiveProducer, OpenTransaction, Settled, Standing};
 
 use crate::view::producers::Publisher;
 use crate::view::{PartitionCommand, PartitionState, PartitionView, SharedState, ViewKind};
@@ -147,6 +148,8 @@ struct Inner {
     limits: watch::Sender<Limits>,
     kind: ViewKind,
     swept: Mutex<Swept>,
+    /// It was said that there are many transactions to remember.
+    warned: AtomicBool,
     drain: JoinHandle<()>,
 }
 
@@ -174,6 +177,7 @@ impl Partition {
             limits,
             kind,
             swept: Mutex::default(),
+            warned: AtomicBool::new(false),
             drain,
         };
         Self {

@@ -35,6 +35,7 @@ impl Partition {
     pub async fn retain(&self, wall: Timestamp) {
         match self.kind() {
             ViewKind::Records => {
+                self.warn_of_transactions();
                 self.propose_trim(wall).await;
                 self.purge().await;
             }

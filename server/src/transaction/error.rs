@@ -3,6 +3,7 @@
 
 use trilog_model::NodeId;
 
+use crate::cluster::NotLed;
 use crate::partition::{AppendError, ReadError};
 use crate::view::transaction::machine::Refused;
 
@@ -36,6 +37,9 @@ pub enum TransactionError {
     TooManyPartitions,
     #[error("the coordinator knows no such transactional id")]
     UnknownId,
+    /// Fewer are to be asked for.
+    #[error("there are more transactional ids than one answer may list")]
+    TooManyIds,
 }
 
 impl From<Refused> for TransactionError {
@@ -46,6 +50,15 @@ impl From<Refused> for TransactionError {
             Refused::Concurrent => Self::Concurrent,
             Refused::InvalidState => Self::InvalidState,
             Refused::TooManyPartitions => Self::TooManyPartitions,
+        }
+    }
+}
+
+impl From<NotLed> for TransactionError {
+    fn from(not_led: NotLed) -> Self {
+        match not_led {
+            NotLed::Here { leader } => Self::NotCoordinator { node: leader },
+            NotLed::Yet => Self::Loading,
         }
     }
 }

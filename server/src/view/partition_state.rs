@@ -19,7 +19,7 @@ use super::ViewKind;
 use super::cleanness::{Cleanness, StoredStep};
 use super::command::{Action, Marker, PartitionCommand};
 use super::group::{At, Groups};
-use super::isolation::{Aborted, Isolation, StoredIsolation};
+use super::isolation::{Aborted, Isolation, Open, StoredIsolation};
 use super::producers::{Change, Producers, Publisher, Window};
 use super::transaction::{self, Transactions};
 
@@ -166,9 +166,12 @@ impl PartitionState {
             }
             Action::Marker(marker) => self.replay_marker(header, &marker)?,
             Action::Opened(opened) => {
-                let epoch = i16::try_from(opened.epoch).map_err(|_| StateError::Command)?;
-                let first = header.base_offset;
-                self.isolation.opened(opened.producer_id, epoch, first);
+                let open = Open {
+                    epoch: i16::try_from(opened.epoch).map_err(|_| StateError::Command)?,
+                    transaction: opened.transaction,
+                    first_offset: header.base_offset,
+                };
+                self.isolation.opened(opened.producer_id, open);
                 self.producers.hold(opened.producer_id);
             }
             Action::Transaction(command) => {
@@ -459,7 +462,7 @@ mod tests {
 
     /// The first of a transaction.
     fn in_transaction(sequence: i32, offset: u64) -> Frame {
-        let opened = PartitionCommand::opened(9, 0);
+        let opened = PartitionCommand::opened(9, 0, 1);
         let mut frame = entry(sequence, offset, Some(opened));
         let mut batch = BatchBuilder::new(Compression::None);
         batch.set_transactional().set_producer(ProducerState {

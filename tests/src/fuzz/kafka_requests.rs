@@ -69,6 +69,7 @@ fn cold(request: &Request) -> Result<(), Malformed> {
         AddOffsetsToTxn => AddOffsetsToTxnRequest,
         EndTxn => EndTxnRequest,
         TxnOffsetCommit => TxnOffsetCommitRequest,
+        WriteTxnMarkers => WriteTxnMarkersRequest,
         DescribeProducers => DescribeProducersRequest,
         DescribeTransactions => DescribeTransactionsRequest,
         ListTransactions => ListTransactionsRequest,

@@ -477,6 +477,9 @@ fn offsets_are_committed_by_members_and_into_empty_groups() {
     let asks = member(&ids[0], 2);
     let checked = table.group.check_commit(&asks, false, now);
     assert_eq!(checked, Err(GroupError::RebalanceInProgress));
+    // A producer could not go on after that.
+    let checked = table.group.check_commit(&asks, true, now);
+    assert_eq!(checked, Ok(()));
     let mut empty = Group::new("g");
     assert_eq!(empty.check_commit(&nobody, false, now), Ok(()));
 }

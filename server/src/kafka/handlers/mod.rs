@@ -34,6 +34,7 @@ mod offset_for_leader_epoch;
 mod produce;
 mod sync_group;
 mod txn_offset_commit;
+mod write_txn_markers;
 
 use std::sync::Arc;
 
@@ -47,6 +48,7 @@ use super::conn::{Ended, Outcome};
 use super::errors::{self, Refusal};
 use super::session::Session;
 use crate::cluster::ProposeError;
+use crate::group::OffsetCommit;
 use crate::meter::ApiMeter;
 
 pub(super) use api_versions::versions_unsupported;
@@ -101,6 +103,7 @@ pub(super) async fn begin(session: &mut Session, request: Request) -> Begun {
         ApiKey::TxnOffsetCommit => txn_offset_commit::answer(session, &request).await,
         ApiKey::DescribeProducers => describe_producers::answer(session, &request),
         ApiKey::DescribeTransactions => describe_transactions::answer(session, &request),
+        ApiKey::WriteTxnMarkers => write_txn_markers::answer(session, &request).await,
         ApiKey::ListTransactions => list_transactions::answer(session, &request),
         ApiKey::ConsumerGroupHeartbeat => consumer_group_heartbeat::answer(session, &request).await,
         ApiKey::ConsumerGroupDescribe => consumer_group_describe::answer(session, &request),
@@ -131,6 +134,23 @@ fn count_refusal(meter: Option<&ApiMeter>, code: i16) {
 fn are_few(topics: impl Iterator<Item = (usize, usize)>) -> bool {
     let each = topics.map(|(name, partitions)| (name + PARTITION_COST).saturating_mul(partitions));
     each.fold(0, usize::saturating_add) <= MAX_PARTITIONS_COST
+}
+
+/// An offset of a group, as both ways to commit one state it.
+fn offset_commit(
+    topic: &str,
+    index: i32,
+    (offset, leader_epoch): (i64, i32),
+    metadata: Option<&StrBytes>,
+) -> OffsetCommit {
+    OffsetCommit {
+        topic: topic.to_owned(),
+        // No topic has so many that this would be one of them.
+        partition: u32::try_from(index).unwrap_or(u32::MAX),
+        offset,
+        leader_epoch,
+        metadata: metadata.map(ToString::to_string).unwrap_or_default(),
+    }
 }
 
 /// What a metric calls the error.

@@ -51,6 +51,8 @@ impl GroupOffset {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Pending {
     epoch: i32,
+    /// Its number among the producer's; zero if it is not known.
+    transaction: u64,
     offsets: Offsets,
 }
 
@@ -379,9 +381,10 @@ impl Groups {
             if pending.epoch != epoch {
                 *pending = Pending {
                     epoch,
-                    offsets: Offsets::new(),
+                    ..Pending::default()
                 };
             }
+            pending.transaction = pending.transaction.max(producer.transaction);
             for entry in &commit.offsets {
                 let offsets = pending.offsets.entry(entry.topic.clone()).or_default();
                 offsets.insert(entry.partition, GroupOffset::new(entry, at));
@@ -437,7 +440,8 @@ impl Groups {
         let ProducerRef {
             producer_id, epoch, ..
         } = end.producer;
-        if self.epochs.is_over(&end.producer) {
+        if self.epochs.is_over(&end.producer) && !self.ends(&end.producer) {
+            self.epochs.end(&end.producer);
             return;
         }
         self.epochs.see(producer_id, epoch, at.time);
@@ -452,6 +456,37 @@ impl Groups {
                 group.measure(&name);
             });
         }
+    }
+
+    /// Whether offsets of the producer wait for the end of this transaction, or of one before it: of a
+    /// coordinator that lost its newest entries for good they are all that says so.
+    fn ends(&self, producer: &ProducerRef) -> bool {
+        let pending = self.pending_of(producer.producer_id);
+        pending.is_some_and(|pending| (1..=producer.transaction).contains(&pending))
+    }
+
+    /// The number of the transaction whose end offsets of the producer wait for; zero if it is not
+    /// known.
+    #[must_use]
+    pub fn pending_of(&self, producer_id: i64) -> Option<u64> {
+        let groups = self.open.get(&producer_id).into_iter().flatten();
+        let pending = groups.filter_map(|name| {
+            let group = self.by_name.get(name)?;
+            Some(group.pending.get(&producer_id)?.transaction)
+        });
+        pending.max()
+    }
+
+    /// The newest epoch of a producer that is remembered.
+    #[must_use]
+    pub fn epoch_of(&self, producer_id: i64) -> Option<i32> {
+        self.epochs.newest(producer_id)
+    }
+
+    /// Whether a transaction of the producer is over here.
+    #[must_use]
+    pub fn is_over(&self, producer: &ProducerRef) -> bool {
+        self.epochs.is_over(producer)
     }
 
     /// The whole state; what comes of it is equal where states are.
@@ -470,7 +505,7 @@ impl Groups {
                     producer: ProducerRef {
                         producer_id: *producer_id,
                         epoch: pending.epoch,
-                        transaction: 0,
+                        transaction: pending.transaction,
                     },
                     offsets: stored(&pending.offsets),
                 })
@@ -502,14 +537,18 @@ impl Groups {
             };
             for pending in stored.pending {
                 let ProducerRef {
-                    producer_id, epoch, ..
+                    producer_id,
+                    epoch,
+                    transaction,
                 } = pending.producer;
                 let names = groups.open.entry(producer_id).or_default();
                 names.insert(stored.name.clone());
-                let offsets = restored(&pending.offsets);
-                group
-                    .pending
-                    .insert(producer_id, Pending { epoch, offsets });
+                let pending = Pending {
+                    epoch,
+                    transaction,
+                    offsets: restored(&pending.offsets),
+                };
+                group.pending.insert(producer_id, pending);
             }
             group.measure(&stored.name);
             groups.bytes += group.bytes;

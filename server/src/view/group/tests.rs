@@ -328,3 +328,39 @@ fn damaged_state_is_refused_or_read_and_never_a_panic() {
         drop(Groups::restore(&damaged));
     }
 }
+
+/// A coordinator that lost its newest entries for good knows an epoch too little and gives numbers
+/// again: what is pending with such a number ends all the same.
+#[test]
+fn offsets_that_wait_for_a_number_end_with_it_whatever_else_is_known() {
+    let numbered = |epoch, transaction| ProducerRef {
+        producer_id: 1,
+        epoch,
+        transaction,
+    };
+    let commit_in = |producer| {
+        GroupAction::CommitOffsets(CommitOffsets {
+            group: "g".to_owned(),
+            offsets: vec![offset("a", 0, 9)],
+            transaction: Some(producer),
+        })
+    };
+    let end_of =
+        |producer, commit| GroupAction::EndTransaction(EndTransaction { producer, commit });
+    let waiting = vec![end_of(numbered(3, 4), true), commit_in(numbered(4, 6))];
+    for (ended, pending) in [
+        (numbered(3, 5), true),
+        (numbered(3, 6), false),
+        (numbered(3, 1 << 32), false),
+        (numbered(4, 4), true),
+        (numbered(4, 6), false),
+        (numbered(5, 7), false),
+    ] {
+        let mut groups = replayed(waiting.clone());
+        groups = Groups::restore(&groups.snapshot()).unwrap();
+        assert!(groups.replay(&end_of(ended, false).into(), at(9)));
+        let group = groups.get("g").unwrap();
+        assert_eq!(group.is_pending("a", 0), pending, "{ended:?}");
+        assert!(groups.is_over(&numbered(9, ended.transaction)), "{ended:?}");
+    }
+}

@@ -196,6 +196,13 @@ pub const APIS: &[Api] = &[
     ),
     api(ApiKey::EndTxn, "end_txn", (0, 4), 3, shapes::END_TXN),
     api(
+        ApiKey::WriteTxnMarkers,
+        "write_txn_markers",
+        (1, 1),
+        1,
+        shapes::WRITE_TXN_MARKERS,
+    ),
+    api(
         ApiKey::TxnOffsetCommit,
         "txn_offset_commit",
         (0, 4),

@@ -445,6 +445,27 @@ pub(super) const TXN_OFFSET_COMMIT: &[Field] = &[
     ), // topics
 ];
 
+pub(super) const WRITE_TXN_MARKERS: &[Field] = &[
+    field(
+        1,
+        1,
+        Structs(&[
+            field(1, 1, Fixed(8)), // producer_id
+            field(1, 1, Fixed(2)), // producer_epoch
+            field(1, 1, Fixed(1)), // transaction_result
+            field(
+                1,
+                1,
+                Structs(&[
+                    field(1, 1, Text),            // name
+                    field(1, 1, List(&Fixed(4))), // partition_indexes
+                ]),
+            ), // topics
+            field(1, 1, Fixed(4)), // coordinator_epoch
+        ]),
+    ), // markers
+];
+
 pub(super) const DESCRIBE_PRODUCERS: &[Field] = &[
     field(
         0,

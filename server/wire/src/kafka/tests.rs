@@ -146,6 +146,7 @@ pub(super) fn decodes(request: &Request) -> Result<(), Malformed> {
         ApiKey::AddOffsetsToTxn => decode::<messages::AddOffsetsToTxnRequest>(request).map(drop),
         ApiKey::EndTxn => decode::<messages::EndTxnRequest>(request).map(drop),
         ApiKey::TxnOffsetCommit => decode::<messages::TxnOffsetCommitRequest>(request).map(drop),
+        ApiKey::WriteTxnMarkers => decode::<messages::WriteTxnMarkersRequest>(request).map(drop),
         ApiKey::DescribeProducers => {
             decode::<messages::DescribeProducersRequest>(request).map(drop)
         }

@@ -21,6 +21,8 @@ use crate::kafka::session::{Place, Target, check_epoch};
 use crate::meter::TopicMeter;
 use crate::partition::{Partition, ReadError, Settled};
 
+/// What an aborted transaction takes in an answer, and on the way into it.
+const ABORTED_BYTES: usize = 64;
 /// The first version whose readers know zstd.
 const ZSTD_SINCE: i16 = 10;
 
@@ -135,20 +137,15 @@ impl Reading {
             // Only where the log begins and ends.
             None => bounds(partition, Offset(offset)),
         };
-        let settled = fetched.map_err(|error| errors::read(&error))?;
-        let mut fetched = settled.fetched;
+        let mut settled = fetched.map_err(|error| errors::read(&error))?;
         if pass.bytes > 0 {
-            keep_within(&mut fetched.frames, bytes);
+            keep_within(&mut settled.fetched.frames, bytes);
         }
-        self.refuse_zstd(&fetched.frames)?;
-        if let Some(mut room) = room {
-            // What was claimed and is not there goes back at once.
-            let used: usize = fetched.frames.iter().map(|frame| frame.records.len()).sum();
-            drop(room.split(room.num_permits().saturating_sub(used)));
-            if used > 0 {
-                pass.room.push(room);
-            }
+        self.refuse_zstd(&settled.fetched.frames)?;
+        if let Some(room) = room {
+            self.hold(room, &mut settled, pass);
         }
+        let fetched = &settled.fetched;
         let frames = &fetched.frames;
         let records = frames
             .iter()
@@ -175,6 +172,25 @@ impl Reading {
             aborted: self.committed.then(|| aborted.collect()),
             batches: fetched.frames.iter().filter_map(batch).collect(),
         })
+    }
+
+    /// Holds the room of what is there until it is sent; what was claimed beyond it goes back at
+    /// once. Where there is none for what goes with the records there are none this time.
+    fn hold(&self, mut room: OwnedSemaphorePermit, settled: &mut Settled, pass: &mut Pass) {
+        if !settled.aborted.is_empty() {
+            if let Some(room) = self.room_at_once(settled.aborted.len() * ABORTED_BYTES) {
+                pass.room.push(room);
+            } else {
+                settled.fetched.frames.clear();
+                settled.aborted.clear();
+            }
+        }
+        let frames = settled.fetched.frames.iter();
+        let used: usize = frames.map(|frame| frame.records.len()).sum();
+        drop(room.split(room.num_permits().saturating_sub(used)));
+        if used > 0 {
+            pass.room.push(room);
+        }
     }
 
     async fn read_from(
