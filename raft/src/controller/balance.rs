@@ -551,11 +551,13 @@ impl<'a> Planner<'a> {
     fn leader_choice(&mut self, partition: &Partition) -> LeaderChoice {
         let mut options = self.leader_options(partition);
         let mut leader = partition.preferred;
-        if !options.contains(&leader) {
+        // Whom an operator prefers may be on its way there.
+        let comes = partition.voter_nodes().any(|node| node == leader) && self.is_active(leader);
+        if partition.pinned && comes {
+            options = vec![leader];
+        } else if !options.contains(&leader) {
             leader = self.least_leading(&options).unwrap_or(leader);
             self.loads.entry(leader).or_default().leaders += 1;
-        } else if partition.pinned {
-            options = vec![leader];
         }
         LeaderChoice { leader, options }
     }

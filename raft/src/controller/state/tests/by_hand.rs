@@ -115,6 +115,23 @@ fn a_move_of_a_partition_that_is_yet_to_grow_does_not_keep_it_small() {
 }
 
 #[test]
+fn who_is_to_lead_once_it_has_come_is_not_given_up_meanwhile() {
+    let mut state = cluster_at(4, PLACEMENT_LEVEL);
+    done(&mut state, &create(1, "a", 1, 3));
+    let command = Command::AssignByHand(AssignReplicas {
+        group: FIRST,
+        generation: partition(&state, FIRST).generation,
+        voters: vec![4, 1, 2],
+        learners: vec![],
+        preferred: 4,
+    });
+    done(&mut state, &command);
+    let map = state.map();
+    let everyone = map.nodes().map(|node| node.id).collect();
+    assert_eq!(plan_balance(&map, &everyone).commands, []);
+}
+
+#[test]
 fn a_placement_given_at_creation_is_left_alone_by_evening_out() {
     let sets = |nodes: &[u32]| Assignment {
         nodes: nodes.to_vec(),
