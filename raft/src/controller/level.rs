@@ -22,8 +22,12 @@ pub const COMPACTION_LEVEL: u32 = 3;
 /// From here on partitions know transactions.
 pub const TRANSACTION_LEVEL: u32 = 3;
 
+/// From here on an operator's word on where a partition's replicas are, and how many, counts until
+/// there is a newer one.
+pub const PLACEMENT_LEVEL: u32 = 4;
+
 /// The newest level this build can follow.
-pub const BUILD_LEVEL: u32 = TRANSACTION_LEVEL;
+pub const BUILD_LEVEL: u32 = PLACEMENT_LEVEL;
 
 /// The levels a build can follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -121,6 +121,7 @@ impl Server {
             Myself {
                 node: number,
                 identity: node_identity,
+                confirmed: None,
             },
         );
         server.run_timekeeper();

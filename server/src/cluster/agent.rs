@@ -71,6 +71,8 @@ pub struct Agent {
 pub struct Confirmations {
     /// For groups led here: the term, and the map version proven current in it.
     confirmed: BTreeMap<GroupId, (Term, u64)>,
+    /// The map version last proven current by this process.
+    current: Option<u64>,
     /// Groups with a membership change on its way from here.
     busy: BTreeSet<GroupId>,
     /// Where the map last said that a node is.
@@ -248,7 +250,11 @@ impl Agent {
             return;
         }
         self.close_failed().await;
-        let plan = match plan_node(&map, self.me, &self.local_groups(), &Limits::default()) {
+        let me = Myself {
+            confirmed: self.progress.lock().current,
+            ..self.me
+        };
+        let plan = match plan_node(&map, me, &self.local_groups(), &Limits::default()) {
             Ok(plan) => plan,
             Err(estranged) => {
                 // Before registration this is how every node starts.
@@ -492,7 +498,9 @@ impl Agent {
         let confirmed = led
             .into_iter()
             .map(|(group, term)| (group, (term, version)));
-        self.progress.lock().confirmed = confirmed.collect();
+        let mut progress = self.progress.lock();
+        progress.confirmed = confirmed.collect();
+        progress.current = Some(version);
     }
 
     /// Membership changes wait for other nodes: each runs apart, one per group at a time.

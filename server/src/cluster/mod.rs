@@ -16,6 +16,7 @@ mod membership;
 mod peers;
 mod producer_ids;
 mod proxy;
+mod reassign;
 mod recovery;
 mod timekeeper;
 
@@ -36,6 +37,7 @@ pub use locate::Located;
 pub use membership::{Applicant, Membership, MembershipError, Receptionist, find_peers};
 pub use peers::PeerFile;
 pub use proxy::ProxyError;
+pub use reassign::{Destination, ReassignError};
 pub use recovery::{RecoveryFile, check_recovered, date_of, dated_cluster_id};
 pub use timekeeper::{ClockState, Timekeeper};
 

@@ -3,6 +3,7 @@
 mod add_offsets_to_txn;
 mod add_partitions_to_txn;
 mod alter_configs;
+mod alter_partition_reassignments;
 mod api_versions;
 mod consumer_group_describe;
 mod consumer_group_heartbeat;
@@ -16,6 +17,7 @@ mod describe_configs;
 mod describe_groups;
 mod describe_producers;
 mod describe_transactions;
+mod elect_leaders;
 mod end_txn;
 mod fetch;
 mod find_coordinator;
@@ -25,6 +27,7 @@ mod join_group;
 mod leave_group;
 mod list_groups;
 mod list_offsets;
+mod list_partition_reassignments;
 mod list_transactions;
 mod metadata;
 mod offset_commit;
@@ -107,6 +110,13 @@ pub(super) async fn begin(session: &mut Session, request: Request) -> Begun {
         ApiKey::ListTransactions => list_transactions::answer(session, &request),
         ApiKey::ConsumerGroupHeartbeat => consumer_group_heartbeat::answer(session, &request).await,
         ApiKey::ConsumerGroupDescribe => consumer_group_describe::answer(session, &request),
+        ApiKey::ElectLeaders => elect_leaders::answer(session, &request).await,
+        ApiKey::AlterPartitionReassignments => {
+            alter_partition_reassignments::answer(session, &request).await
+        }
+        ApiKey::ListPartitionReassignments => {
+            list_partition_reassignments::answer(session, &request).await
+        }
         // The table of apis names no other.
         _ => Err(Ended::Stopped),
     };

@@ -238,11 +238,32 @@ pub const APIS: &[Api] = &[
         shapes::DELETE_GROUPS,
     ),
     api(
+        ApiKey::ElectLeaders,
+        "elect_leaders",
+        (0, 2),
+        2,
+        shapes::ELECT_LEADERS,
+    ),
+    api(
         ApiKey::IncrementalAlterConfigs,
         "incremental_alter_configs",
         (0, 1),
         1,
         shapes::INCREMENTAL_ALTER_CONFIGS,
+    ),
+    api(
+        ApiKey::AlterPartitionReassignments,
+        "alter_partition_reassignments",
+        (0, 1),
+        0,
+        shapes::ALTER_PARTITION_REASSIGNMENTS,
+    ),
+    api(
+        ApiKey::ListPartitionReassignments,
+        "list_partition_reassignments",
+        (0, 0),
+        0,
+        shapes::LIST_PARTITION_REASSIGNMENTS,
     ),
     api(
         ApiKey::OffsetDelete,

@@ -487,3 +487,48 @@ pub(super) const LIST_TRANSACTIONS: &[Field] = &[
     field(1, 2, Fixed(8)),        // duration_filter
     field(2, 2, Text),            // transactional_id_pattern
 ];
+
+pub(super) const ELECT_LEADERS: &[Field] = &[
+    field(1, 2, Fixed(1)), // election_type
+    field(
+        0,
+        2,
+        Structs(&[
+            field(0, 2, Text),            // topic
+            field(0, 2, List(&Fixed(4))), // partitions
+        ]),
+    ), // topic_partitions
+    field(0, 2, Fixed(4)), // timeout_ms
+];
+
+pub(super) const ALTER_PARTITION_REASSIGNMENTS: &[Field] = &[
+    field(0, 1, Fixed(4)), // timeout_ms
+    field(1, 1, Fixed(1)), // allow_replication_factor_change
+    field(
+        0,
+        1,
+        Structs(&[
+            field(0, 1, Text), // name
+            field(
+                0,
+                1,
+                Structs(&[
+                    field(0, 1, Fixed(4)),        // partition_index
+                    field(0, 1, List(&Fixed(4))), // replicas
+                ]),
+            ), // partitions
+        ]),
+    ), // topics
+];
+
+pub(super) const LIST_PARTITION_REASSIGNMENTS: &[Field] = &[
+    field(0, 0, Fixed(4)), // timeout_ms
+    field(
+        0,
+        0,
+        Structs(&[
+            field(0, 0, Text),            // name
+            field(0, 0, List(&Fixed(4))), // partition_indexes
+        ]),
+    ), // topics
+];

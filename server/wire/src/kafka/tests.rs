@@ -154,6 +154,13 @@ pub(super) fn decodes(request: &Request) -> Result<(), Malformed> {
             decode::<messages::DescribeTransactionsRequest>(request).map(drop)
         }
         ApiKey::ListTransactions => decode::<messages::ListTransactionsRequest>(request).map(drop),
+        ApiKey::ElectLeaders => decode::<messages::ElectLeadersRequest>(request).map(drop),
+        ApiKey::AlterPartitionReassignments => {
+            decode::<messages::AlterPartitionReassignmentsRequest>(request).map(drop)
+        }
+        ApiKey::ListPartitionReassignments => {
+            decode::<messages::ListPartitionReassignmentsRequest>(request).map(drop)
+        }
         ApiKey::ConsumerGroupHeartbeat => {
             decode::<messages::ConsumerGroupHeartbeatRequest>(request).map(drop)
         }
