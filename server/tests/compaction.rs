@@ -35,28 +35,37 @@ const MARKERS: Duration = Duration::from_secs(20);
 type View = BTreeMap<u8, Option<u64>>;
 
 async fn create(all: &Machines, seed: u64, nodes: u32) {
-    let config = |(key, value): (&str, String)| ConfigEntry {
-        key: key.to_owned(),
-        value,
-    };
     let configs = [
         ("cleanup.policy", "compact".to_owned()),
         ("min.cleanable.dirty.ratio", "0.2".to_owned()),
         ("delete.retention.ms", MARKERS.as_millis().to_string()),
         ("segment.ms", "20000".to_owned()),
     ];
+    create_named(all, seed, (TOPIC, nodes), &configs).await;
+}
+
+async fn create_named(
+    all: &Machines,
+    seed: u64,
+    (name, replication): (&str, u32),
+    configs: &[(&str, String)],
+) {
+    let config = |(key, value): &(&str, String)| ConfigEntry {
+        key: (*key).to_owned(),
+        value: value.clone(),
+    };
     let command = Command::CreateTopic(CreateTopic {
         id: TopicId::random(&Entropy::from_seed(seed)).to_wire(),
-        name: TOPIC.to_owned(),
+        name: name.to_owned(),
         partitions: 1,
-        replication: nodes,
-        configs: configs.into_iter().map(config).collect(),
+        replication,
+        configs: configs.iter().map(config).collect(),
         assignments: Vec::new(),
         kind: TopicKind::User.into(),
     });
     let cluster = all.with(1, |server| server.cluster().clone()).unwrap();
     cluster.propose(&command).await.unwrap();
-    all.until("a led topic", |all| all.leader(TOPIC).is_some())
+    all.until("a led topic", |all| all.leader(name).is_some())
         .await;
 }
 
@@ -345,4 +354,58 @@ fn every_replica_keeps_the_newest_of_each_key_whatever_becomes_of_nodes_and_lead
     for seed in seeds(1) {
         simulate(seed);
     }
+}
+
+/// A partition that cannot commit, and has an entry waiting to, is asked for a tick; nobody waits
+/// for that long.
+#[test]
+fn a_partition_without_a_quorum_does_not_keep_others_from_being_compacted() {
+    block_on(async {
+        let mut all = Machines::start(21, NODES).await;
+        let configs = [
+            ("cleanup.policy", "compact".to_owned()),
+            ("max.compaction.lag.ms", "60000".to_owned()),
+            ("segment.ms", "20000".to_owned()),
+        ];
+        create_named(&all, 1, ("stuck", 2), &configs).await;
+        let (node, stuck) = all.leader("stuck").unwrap();
+        let mut frees = (2..).map(|n| (n, format!("free-{n}")));
+        let free = loop {
+            let (seed, name) = frees.next().unwrap();
+            assert!(seed < 12, "no topic has its place on node {node}");
+            create_named(&all, seed, (&name, 1), &configs).await;
+            let (place, free) = all.leader(&name).unwrap();
+            if place == node {
+                break free;
+            }
+        };
+        let put = async |partition: &Partition, count: u64| {
+            for value in 0..count {
+                let appended = partition.append(batch(1, Some(value))).await;
+                appended.unwrap();
+            }
+        };
+        put(&stuck, 250).await;
+        all.until("a clean log", |_| {
+            stuck.with_state(PartitionState::clean) > Offset(0)
+        })
+        .await;
+        put(&stuck, 80).await;
+        let voters = stuck.group().voters().into_iter();
+        let mut others = voters.filter(|voter| voter.node() != NodeId(node));
+        all.kill(others.next().unwrap().node().get());
+        let waiting = stuck.clone();
+        let pending = tokio::spawn(async move { waiting.append(batch(1, Some(0))).await });
+        all.run(Duration::from_secs(90)).await;
+        assert!(
+            !pending.is_finished() && stuck.leader().1,
+            "it is not stuck"
+        );
+        put(&free, 250).await;
+        all.until("the other is compacted", |_| {
+            free.with_state(PartitionState::clean) > Offset(0)
+        })
+        .await;
+        assert!(records(&free).await.len() < 200);
+    });
 }

@@ -44,7 +44,7 @@ pub(super) fn append(cluster: &Cluster, error: &AppendError) -> Error {
         AppendError::Unknown => ErrorCode::UnknownOutcome,
         AppendError::Invalid(BatchError::Crc) => ErrorCode::CorruptBatch,
         AppendError::Invalid(_) | AppendError::Records(_) => ErrorCode::InvalidRecord,
-        AppendError::TooLarge { .. } => ErrorCode::TooLarge,
+        AppendError::TooLarge { .. } | AppendError::TooMany { .. } => ErrorCode::TooLarge,
         AppendError::OutOfOrder { .. } => ErrorCode::OutOfOrderSequence,
         AppendError::Fenced { .. } => ErrorCode::ProducerFenced,
         AppendError::NotInTransaction => return transactional(),

@@ -386,7 +386,7 @@ fn append_error(error: &AppendError) -> GroupError {
         AppendError::Busy(reason) => GroupError::Unavailable(reason),
         AppendError::DiskFull => GroupError::Unavailable("the disk is full"),
         AppendError::Closed => GroupError::NotCoordinator { node: None },
-        AppendError::TooLarge { .. } => GroupError::CommitTooLarge,
+        AppendError::TooLarge { .. } | AppendError::TooMany { .. } => GroupError::CommitTooLarge,
         AppendError::Invalid(_)
         | AppendError::Records(_)
         | AppendError::OutOfOrder { .. }

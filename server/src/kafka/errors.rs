@@ -23,7 +23,7 @@ pub(super) fn append(error: &AppendError) -> Refusal {
             RecordFault::NoKey => ErrorCode::InvalidRecord,
             RecordFault::Time => ErrorCode::InvalidTimestamp,
         },
-        AppendError::TooLarge { .. } => ErrorCode::MessageTooLarge,
+        AppendError::TooLarge { .. } | AppendError::TooMany { .. } => ErrorCode::MessageTooLarge,
         AppendError::OutOfOrder { .. } => ErrorCode::OutOfOrderSequenceNumber,
         AppendError::Fenced { .. } => ErrorCode::InvalidProducerEpoch,
         AppendError::NotInTransaction | AppendError::InTransaction => ErrorCode::InvalidTxnState,

@@ -72,6 +72,7 @@ impl From<AppendError> for TransactionError {
             AppendError::DiskFull => Self::Unavailable("the disk is full"),
             AppendError::Closed => Self::NotCoordinator { node: None },
             AppendError::TooLarge { .. }
+            | AppendError::TooMany { .. }
             | AppendError::Invalid(_)
             | AppendError::Records(_)
             | AppendError::OutOfOrder { .. }

@@ -59,6 +59,9 @@ pub struct Tick {}
 pub struct Clean {
     #[prost(uint64, tag = "1")]
     pub offset: u64,
+    /// The number of the rules by which they were cleaned.
+    #[prost(uint32, tag = "2")]
+    pub rules: u32,
 }
 
 /// Whose transaction begins in a partition.
@@ -108,10 +111,11 @@ impl PartitionCommand {
     }
 
     #[must_use]
-    pub fn clean(offset: Offset) -> Self {
+    pub fn clean(offset: Offset, rules: u32) -> Self {
         Self {
             action: Some(Action::Clean(Clean {
                 offset: offset.get(),
+                rules,
             })),
         }
     }

@@ -14,9 +14,10 @@ use prost::Message;
 use trilog_model::batch::BatchHeader;
 use trilog_model::{Offset, Timestamp};
 use trilog_storage::frame::FrameHeader;
+use trilog_storage::log::CLEAN_RULES;
 
 use super::ViewKind;
-use super::cleanness::{Cleanness, StoredStep};
+use super::cleanness::{Cleanness, StoredCleanness};
 use super::command::{Action, Marker, PartitionCommand};
 use super::group::{At, Groups};
 use super::isolation::{Aborted, Isolation, Open, StoredIsolation};
@@ -162,7 +163,7 @@ impl PartitionState {
             Action::Tick(_) => {}
             Action::Clean(clean) => {
                 let reached = Offset(clean.offset).min(self.next_offset);
-                self.clean.reach(reached, header.append_time);
+                self.clean.reach(clean.rules, reached, header.append_time);
             }
             Action::Marker(marker) => self.replay_marker(header, &marker)?,
             Action::Opened(opened) => {
@@ -215,16 +216,16 @@ impl PartitionState {
         self.time
     }
 
-    /// Below which offset every replica's log is clean.
+    /// Below which offset every replica's log is clean, by the rules of this build.
     #[must_use]
     pub fn clean(&self) -> Offset {
-        self.clean.end()
+        self.clean.end(CLEAN_RULES)
     }
 
     /// Below which offset deletion markers may go that stay for `kept`, at partition time `now`.
     #[must_use]
     pub fn markers_before(&self, kept: Duration, now: Timestamp) -> Offset {
-        self.clean.markers_before(kept, now)
+        self.clean.markers_before(CLEAN_RULES, kept, now)
     }
 
     #[must_use]
@@ -300,7 +301,7 @@ impl PartitionState {
             position: self.encode_position().to_vec(),
             producers: producers.collect(),
             groups: self.groups.as_ref().map(Groups::snapshot),
-            clean: self.clean.stored(),
+            clean: (self.clean != Cleanness::default()).then(|| self.clean.stored()),
             transactions: self.transactions.as_ref().map(Transactions::snapshot),
             isolation: (!self.isolation.is_untouched()).then(|| self.isolation.stored()),
         }
@@ -315,7 +316,11 @@ impl PartitionState {
             .iter()
             .map(|p| (p.producer_id, p.window.as_slice()));
         let mut state = Self::from_stored(&stored.position, windows)?;
-        state.clean = Cleanness::restore(&stored.clean);
+        state.clean = stored
+            .clean
+            .as_ref()
+            .map(Cleanness::restore)
+            .unwrap_or_default();
         if let Some(isolation) = &stored.isolation {
             state.isolation = Isolation::restore(isolation).ok_or(StateError::Stored)?;
             for id in state.isolation.open_producers() {
@@ -369,8 +374,8 @@ struct StoredState {
     isolation: Option<StoredIsolation>,
     #[prost(bytes = "vec", optional, tag = "11")]
     transactions: Option<Vec<u8>>,
-    #[prost(message, repeated, tag = "20")]
-    clean: Vec<StoredStep>,
+    #[prost(message, optional, tag = "20")]
+    clean: Option<StoredCleanness>,
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]
@@ -552,7 +557,7 @@ mod tests {
             ..entry(2, 2, None).header
         };
         for (wanted, clean) in [(1, 1), (0, 1), (99, 2)] {
-            let command = PartitionCommand::clean(Offset(wanted)).encoded();
+            let command = PartitionCommand::clean(Offset(wanted), CLEAN_RULES).encoded();
             state.replay(&header, &[], &command).unwrap();
             assert_eq!(state.clean(), Offset(clean));
         }

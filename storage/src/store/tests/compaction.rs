@@ -13,7 +13,7 @@ use super::copies::{copy, copy_all, descriptor, follow};
 use super::*;
 use crate::inspect::inspect;
 use crate::io::sim::{PowerLoss, SimConfig, SimImage, block_on};
-use crate::log::{CleanPlan, CleanReport, ReadError};
+use crate::log::{CleanError, CleanPlan, CleanReport, ReadError};
 
 /// A record, by its offset: key and value, none for a deletion marker.
 type Records = BTreeMap<Offset, (u8, Option<u64>)>;
@@ -266,8 +266,11 @@ async fn by_time(log: &GroupLog, left: &Records) {
     for offset in 0..offsets.last().unwrap().get() {
         let frames = log.read_offsets(Offset(offset), all, 1).await.unwrap();
         let next = left.range(Offset(offset)..).next().unwrap().0;
-        assert!(frames[0].header.next_offset() > *next || frames[0].header.base_offset <= *next);
         assert!(frames[0].header.base_offset <= *next, "nothing is skipped");
+        assert!(
+            frames[0].header.next_offset() > Offset(offset),
+            "it begins too early"
+        );
     }
 }
 
@@ -479,7 +482,7 @@ fn a_replica_copies_from_cleaned_ones_whatever_they_have_left() {
             // One whose X lies within what the others rewrote.
             let x = rng.random_range(40..BATCHES - 10);
             let start = descriptor(&log, x, 0).await;
-            let (_late, late) = beginner(seed + 300).await;
+            let (_late, late) = beginner(&disk(seed + 300)).await;
             late.set_log_start(start).await.unwrap();
             follow(&late, read_all(&log, x + 1, 1 << 20).await).await;
             late.commit(log.state().last.unwrap().index);
@@ -490,8 +493,6 @@ fn a_replica_copies_from_cleaned_ones_whatever_they_have_left() {
             assert!(late.is_whole());
             let left = records(&late, Offset(0)).await;
             assert_eq!(view(&left), view(&given.records), "seed {seed}");
-            assert_clean(&left, &given, clean_end(&late), "copied");
-            copy_all(&a, &late).await;
             clean(&late, 0).await;
             let again = records(&late, Offset(0)).await;
             assert_eq!(view(&again), view(&given.records), "seed {seed}");
@@ -501,8 +502,59 @@ fn a_replica_copies_from_cleaned_ones_whatever_they_have_left() {
     }
 }
 
-async fn beginner(seed: u64) -> (Store, GroupLog) {
-    let (store, _) = open(&disk(seed), small()).await;
+#[test]
+fn what_was_copied_from_a_cleaned_log_is_repaired_from_any_other() {
+    for seed in 0..10 {
+        block_on(async {
+            let rng = &mut SmallRng::seed_from_u64(seed);
+            let (_store, log, given) = written(&disk(seed), small(), rng).await;
+            let (_a, a) = twin_of(&log, seed + 100, 9_000).await;
+            let (_b, b) = twin_of(&log, seed + 200, 23_000).await;
+            for twin in [&a, &b] {
+                raise_x(twin).await;
+                clean(twin, 0).await;
+            }
+            let disk = disk(seed + 300);
+            let (store, late) = beginner(&disk).await;
+            let x = BATCHES - 10;
+            late.set_log_start(descriptor(&log, x, 0).await)
+                .await
+                .unwrap();
+            follow(&late, read_all(&log, x + 1, 1 << 20).await).await;
+            late.commit(log.state().last.unwrap().index);
+            copy_all(&a, &late).await;
+            let left = records(&late, Offset(0)).await;
+            let copied = late.state().log_start.unwrap().next_offset;
+            assert_clean(&left, &given, clean_end(&a).min(copied), "copied");
+            store.checkpoint().await.unwrap();
+            for from in [&b, &log, &a] {
+                let links = late.0.state.lock().segments.links.clone();
+                for link in links.iter().filter(|link| link.sealed) {
+                    damage(&disk, &late, &link.segment.path).await;
+                    eventually("it is set aside", || !late.gaps().is_empty()).await;
+                    copy_all(from, &late).await;
+                    assert!(late.is_whole());
+                }
+                let left = records(&late, Offset(0)).await;
+                assert_eq!(view(&left), view(&given.records), "seed {seed}");
+            }
+            clean(&late, 0).await;
+            let left = records(&late, Offset(0)).await;
+            assert_eq!(view(&left), view(&given.records), "seed {seed}");
+            assert_clean(&left, &given, clean_end(&late), "cleaned");
+            store.close().await.unwrap();
+            let disk = disk.reopen();
+            assert_sound(&disk).await;
+            let (store, _) = open(&disk, small()).await;
+            let late = store.group(GROUP).unwrap();
+            assert!(late.is_whole());
+            assert_eq!(records(&late, Offset(0)).await, left);
+        });
+    }
+}
+
+async fn beginner(disk: &SimDisk) -> (Store, GroupLog) {
+    let (store, _) = open(disk, small()).await;
     let log = store.create_group(GROUP, ReplicaId(72)).await.unwrap();
     (store, log)
 }
@@ -545,10 +597,8 @@ fn a_damaged_segment_is_repaired_from_one_that_was_cleaned_otherwise() {
 
 /// Flips a byte of a segment and has a reader come across it.
 async fn damage(disk: &SimDisk, log: &GroupLog, path: &Path) {
-    let mut bytes = disk.read(path).unwrap();
-    let at = bytes.len() - 20;
-    bytes[at] ^= 1;
-    disk.write(path, &bytes);
+    let len = disk.read(path).unwrap().len() as u64;
+    disk.flip_bit(path, len - 20, 0);
     log.0.evict(LogIndex(1 << 40));
     let mut next = LogIndex(0);
     loop {
@@ -558,4 +608,401 @@ async fn damage(disk: &SimDisk, log: &GroupLog, path: &Path) {
             Err(error) => panic!("{error}"),
         }
     }
+}
+
+#[test]
+fn a_pass_over_small_entries_takes_what_its_rate_says() {
+    block_on(async {
+        let config = StoreConfig {
+            compaction_bytes_per_second: 1 << 20,
+            ..small()
+        };
+        let (store, _) = open(&disk(9), config).await;
+        let log = store.create_group(GROUP, REPLICA).await.unwrap();
+        for index in 0..1_000 {
+            let id = EntryId::new(1, index);
+            let value = [(3, Some(index))];
+            append(
+                &log,
+                vec![keyed(id, Compression::None, &value, Flags::Plain)],
+            )
+            .await;
+            log.commit(LogIndex(index));
+        }
+        store.checkpoint().await.unwrap();
+        raise_x(&log).await;
+        let begun = tokio::time::Instant::now();
+        clean(&log, 0).await;
+        let took = begun.elapsed();
+        let bytes = u32::try_from(store.stats().compacted_bytes).unwrap();
+        let due = Duration::from_secs(1) * bytes / (1 << 20);
+        assert!(took >= due / 2 && took <= due * 2, "{took:?} for {due:?}");
+    });
+}
+
+#[test]
+fn what_a_pass_did_is_in_a_checkpoint_even_if_a_cut_came_between() {
+    block_on(async {
+        let rng = &mut SmallRng::seed_from_u64(11);
+        let disk = disk(11);
+        let (store, log, _) = written(&disk, small(), rng).await;
+        let other = store.create_group(GroupId(8), REPLICA).await.unwrap();
+        let mut entry = entry(EntryId::new(1, 0), 1, 100);
+        entry.header.group = other.group();
+        append(&other, vec![entry]).await;
+        disk.hold(Path::new("/data/wal"));
+        let cut = other.truncate_after(None);
+        let waiting = timeout(Duration::from_secs(1), cut).await;
+        assert!(waiting.is_err(), "the cut is durable");
+        clean(&log, 0).await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(log.cleanness().clean, Offset(0), "no checkpoint passes it");
+        disk.let_go();
+        let end = clean_end(&log);
+        eventually("a checkpoint has it", || log.cleanness().clean == end).await;
+    });
+}
+
+#[test]
+fn a_pass_says_which_markers_could_go_and_that_a_short_log_has_to_wait() {
+    block_on(async {
+        let rng = &mut SmallRng::seed_from_u64(12);
+        let (store, _) = open(&disk(12), small()).await;
+        let log = store.create_group(GROUP, REPLICA).await.unwrap();
+        let mut given = Given::default();
+        let deleted = [(KEYS, Some(1)), (KEYS, None)];
+        given.note(&deleted);
+        let id = EntryId::new(1, 0);
+        append(
+            &log,
+            vec![keyed(id, Compression::None, &deleted, Flags::Plain)],
+        )
+        .await;
+        fill(&log, rng, &mut given, true).await;
+        store.checkpoint().await.unwrap();
+        raise_x(&log).await;
+        let (_late, late) = beginner(&disk(312)).await;
+        let x = BATCHES - 10;
+        let start = descriptor(&log, x, 0).await;
+        late.set_log_start(start).await.unwrap();
+        follow(&late, read_all(&log, x + 1, 1 << 20).await).await;
+        late.commit(log.state().last.unwrap().index);
+        let short = late.clean(plan(late.state().next_offset, 0)).await;
+        assert!(matches!(short, Err(CleanError::Short)), "{short:?}");
+        clean(&log, 0).await;
+        copy_all(&log, &late).await;
+        let all = clean_end(&log).get();
+        let first = clean(&late, all).await;
+        assert_eq!(first.markers_before, Offset(0), "it knew nothing");
+        assert!(first.markers > 0);
+        let second = clean(&late, all).await;
+        assert_eq!(second.markers_before, clean_end(&late));
+        assert_eq!(second.markers, 0);
+        let left = records(&late, Offset(0)).await;
+        assert_eq!(view(&left), view(&given.records));
+    });
+}
+
+#[test]
+fn a_disk_with_little_room_is_left_to_others_and_not_read_again_at_once() {
+    block_on(async {
+        let rng = &mut SmallRng::seed_from_u64(13);
+        let disk = disk(13);
+        let (store, log, given) = written(&disk, small(), rng).await;
+        let before = records(&log, Offset(0)).await;
+        let used: u64 = disk.files().iter().map(|(_, len)| len).sum();
+        let config = small();
+        let others = config.segment_bytes + config.wal_file_bytes;
+        disk.configure(|sim| sim.quota_bytes = Some(used + others + 1_000));
+        let end = log.state().next_offset;
+        let first = log.clean(plan(end, 0)).await;
+        assert!(matches!(first, Err(CleanError::Full)), "{first:?}");
+        assert!(!store.pressure().borrow().any(), "nobody else lacked room");
+        assert_eq!(clean_end(&log), Offset(0));
+        assert_eq!(records(&log, Offset(0)).await, before);
+        let read = store.stats().compacted_bytes;
+        let second = log.clean(plan(end, 0)).await;
+        assert!(matches!(second, Err(CleanError::Full)), "{second:?}");
+        assert_eq!(store.stats().compacted_bytes, read, "nothing is read");
+        // Room for the smaller segments alone: these free some.
+        disk.configure(|sim| sim.quota_bytes = Some(used + others + 17_000));
+        tokio::time::sleep(Duration::from_mins(2)).await;
+        let third = log.clean(plan(end, 0)).await;
+        assert!(store.stats().compacted_bytes > read, "{third:?}");
+        disk.configure(|sim| sim.quota_bytes = None);
+        tokio::time::sleep(Duration::from_mins(10)).await;
+        clean(&log, 0).await;
+        let left = records(&log, Offset(0)).await;
+        assert_eq!(left, given.newest(clean_end(&log)));
+    });
+}
+
+/// A log of random records in many segments, all of them filled, without an X.
+async fn unbounded(seed: u64, config: StoreConfig) -> (SimDisk, Store, GroupLog, Given) {
+    let disk = disk(seed);
+    let (store, _) = open(&disk, config).await;
+    let log = store.create_group(GROUP, REPLICA).await.unwrap();
+    let mut given = Given::default();
+    fill(&log, &mut SmallRng::seed_from_u64(seed), &mut given, true).await;
+    store.checkpoint().await.unwrap();
+    (disk, store, log, given)
+}
+
+#[test]
+fn nothing_beyond_x_is_touched() {
+    block_on(async {
+        let (_disk, _store, log, given) = unbounded(14, small()).await;
+        let none = clean(&log, 0).await;
+        assert_eq!(none.removed, 0, "there is no X");
+        let x = descriptor(&log, BATCHES / 2, 0).await;
+        let beyond = x.next_offset;
+        log.set_log_start(x).await.unwrap();
+        let report = clean(&log, 0).await;
+        assert!(report.removed > 0);
+        let end = clean_end(&log);
+        assert!(Offset(0) < end && end <= beyond, "{end} of {beyond}");
+        let left = records(&log, Offset(0)).await;
+        assert_eq!(left, given.newest(end));
+        let index = LogIndex(BATCHES / 2 + 1);
+        let frames = log.read(index, index.next(), 1).await.unwrap();
+        assert_eq!(
+            frames[0].header.id().index,
+            index,
+            "consensus may ask for it"
+        );
+    });
+}
+
+#[test]
+fn a_pass_ends_where_its_plan_does() {
+    block_on(async {
+        let rng = &mut SmallRng::seed_from_u64(15);
+        let config = StoreConfig {
+            segment_bytes: 6_000,
+            ..small()
+        };
+        let (_store, log, given) = written(&disk(15), config, rng).await;
+        let links = log.0.state.lock().segments.links.clone();
+        let by_time = |time: Timestamp| CleanPlan {
+            appended_by: time,
+            ..plan(log.state().next_offset, 0)
+        };
+        let early = Timestamp(links[0].extent.last_time.nanos() - 1);
+        log.clean(by_time(early)).await.unwrap();
+        assert_eq!(clean_end(&log), Offset(0), "all of it is too young");
+        // A record has to follow what is cleaned: the last one of a log is never removed.
+        let end = links[1].extent.tip.next_offset;
+        log.clean(plan(end, 0)).await.unwrap();
+        assert_eq!(clean_end(&log), links[1].segment.header.base_offset);
+        log.clean(plan(end.next(), 0)).await.unwrap();
+        assert_eq!(clean_end(&log), end);
+        assert_eq!(records(&log, Offset(0)).await, given.newest(end));
+        log.clean(by_time(links[2].extent.last_time)).await.unwrap();
+        assert_eq!(clean_end(&log), links[2].extent.tip.next_offset);
+    });
+}
+
+#[test]
+fn what_comes_in_during_a_pass_is_not_clean() {
+    block_on(async {
+        let rng = &mut SmallRng::seed_from_u64(16);
+        let config = StoreConfig {
+            compaction_bytes_per_second: 16 << 10,
+            ..small()
+        };
+        let (_store, log, given) = written(&disk(16), config, rng).await;
+        let arrival = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            log.0.state.lock().rewrites.arrived(Offset(0));
+        };
+        let all = plan(log.state().next_offset, 0);
+        let (outcome, ()) = tokio::join!(log.clean(all), arrival);
+        assert!(
+            matches!(outcome, Err(CleanError::Superseded)),
+            "{outcome:?}"
+        );
+        assert_eq!(clean_end(&log), Offset(0));
+        let left = records(&log, Offset(0)).await;
+        assert_eq!(view(&left), view(&given.records));
+    });
+}
+
+#[test]
+fn memory_forgets_what_a_pass_has_removed() {
+    block_on(async {
+        let rng = &mut SmallRng::seed_from_u64(17);
+        let config = StoreConfig {
+            cache_bytes: 1 << 20,
+            ..small()
+        };
+        let (_store, log, given) = written(&disk(17), config, rng).await;
+        assert_eq!(records(&log, Offset(0)).await, given.records);
+        clean(&log, 0).await;
+        let end = clean_end(&log);
+        assert!(end > Offset(0));
+        assert_eq!(records(&log, Offset(0)).await, given.newest(end));
+    });
+}
+
+#[test]
+fn a_replica_that_lacks_something_is_not_clean() {
+    block_on(async {
+        let rng = &mut SmallRng::seed_from_u64(18);
+        let (store, log, _) = written(&disk(18), small(), rng).await;
+        clean(&log, 0).await;
+        store.checkpoint().await.unwrap();
+        let before = log.cleanness().clean;
+        assert!(before > Offset(0));
+        log.0.state.lock().receiving = true;
+        assert_eq!(log.cleanness().clean, Offset(0), "something is coming in");
+        log.0.state.lock().receiving = false;
+        assert_eq!(log.cleanness().clean, before);
+
+        let (store, late) = beginner(&disk(318)).await;
+        let start = descriptor(&log, BATCHES - 10, 0).await;
+        late.set_log_start(start).await.unwrap();
+        // As if somebody had said so.
+        late.0.state.lock().rewrites.cleaned(Offset(9));
+        store.checkpoint().await.unwrap();
+        assert_eq!(late.cleanness().clean, Offset(0), "it is short");
+        copy_all(&log, &late).await;
+        assert_eq!(clean_end(&late), Offset(0), "nothing is known of a copy");
+    });
+}
+
+#[test]
+fn a_crash_at_any_operation_of_a_repair_leaves_a_log_that_can_be_repaired() {
+    let images: Arc<Mutex<Vec<SimImage>>> = Arc::default();
+    let seen = Arc::clone(&images);
+    let before: Arc<Mutex<Option<(SimImage, Given)>>> = Arc::default();
+    let kept = Arc::clone(&before);
+    block_on(async move {
+        let rng = &mut SmallRng::seed_from_u64(19);
+        let disk = disk(19);
+        let (store, log, given) = written(&disk, small(), rng).await;
+        *kept.lock() = Some((disk.fork(), given));
+        let (_twin, twin) = twin_of(&log, 119, 9_000).await;
+        clean(&log, 0).await;
+        store.checkpoint().await.unwrap();
+        let damaged = Arc::clone(&log.0.state.lock().segments.links[0].segment);
+        damage(&disk, &log, &damaged.path).await;
+        let aside = |(path, _): &(std::path::PathBuf, u64)| {
+            let kind = path.extension().and_then(|kind| kind.to_str());
+            kind.is_some_and(|kind| kind.starts_with("damaged-"))
+        };
+        eventually("it is set aside", || disk.files().iter().any(aside)).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        disk.observe(move |disk| seen.lock().push(disk.fork()));
+        copy_all(&twin, &log).await;
+        store.checkpoint().await.unwrap();
+        disk.kill();
+    });
+    let images = std::mem::take(&mut *images.lock());
+    let (source, given) = before.lock().take().unwrap();
+    assert!(images.len() > 5, "{} moments", images.len());
+    for (n, image) in (0..).zip(images) {
+        for loss in [PowerLoss::Lose, PowerLoss::Keep, PowerLoss::Scatter] {
+            let place = format!("moment {n}, {loss:?}");
+            block_on(async {
+                let disk = image.power_loss(loss, n);
+                let found = inspect(&disk.backend(), Path::new("/data"), Box::new(|_, _| {})).await;
+                let mut damage = found.unwrap().damage.into_iter();
+                let unknown = damage.find(|damage| !damage.what.contains("set aside"));
+                assert!(unknown.is_none(), "{place}: {unknown:?}");
+                let (_source, source) = reopened(&source.kill(n)).await;
+                let (store, log) = reopened(&disk).await;
+                while let Err(error) = read_through(&log).await {
+                    assert!(
+                        matches!(error, ReadError::Damaged { .. }),
+                        "{place}: {error}"
+                    );
+                    eventually("its gap is known", || !log.gaps().is_empty()).await;
+                    copy_all(&source, &log).await;
+                }
+                let left = records(&log, Offset(0)).await;
+                assert_eq!(view(&left), view(&given.records), "{place}");
+                store.close().await.unwrap();
+                assert_sound(&disk.reopen()).await;
+            });
+        }
+    }
+}
+
+async fn reopened(disk: &SimDisk) -> (Store, GroupLog) {
+    let (store, report) = open(disk, small()).await;
+    assert!(!report.step_aside, "{report:?}");
+    let log = store.group(GROUP).unwrap();
+    (store, log)
+}
+
+async fn read_through(log: &GroupLog) -> Result<(), ReadError> {
+    let mut next = LogIndex(0);
+    loop {
+        let frames = log.read(next, LogIndex(1 << 40), 3_000).await?;
+        let Some(last) = frames.last() else {
+            return Ok(());
+        };
+        next = last.header.next_index();
+    }
+}
+
+/// A batch of two records of which the second one cannot be read, whatever its checksum says.
+fn half_readable(id: EntryId, records: &[(u8, Option<u64>); 2]) -> Frame {
+    let mut frame = keyed(id, Compression::None, records, Flags::Plain);
+    let mut batch = frame.records.to_vec();
+    let second = 61 + (batch.len() - 61) / 2;
+    batch[second..second + 5].copy_from_slice(&[0xff, 0xff, 0xff, 0xff, 0x0f]);
+    let crc = crc32c::crc32c(&batch[21..]);
+    batch[17..21].copy_from_slice(&crc.to_be_bytes());
+    frame.header.records_crc = crc;
+    frame.records = batch.into();
+    frame
+}
+
+#[test]
+fn what_cannot_be_read_supersedes_nothing_and_keeps_the_markers_behind_it() {
+    block_on(async {
+        let (store, _) = open(&disk(20), small()).await;
+        let log = store.create_group(GROUP, REPLICA).await.unwrap();
+        let mut index = 0;
+        let mut put = async |make: &dyn Fn(EntryId) -> Frame| {
+            append(&log, vec![make(EntryId::new(1, index))]).await;
+            log.commit(LogIndex(index));
+            index += 1;
+        };
+        let plain = |records: &[(u8, Option<u64>)]| {
+            let records = records.to_vec();
+            move |id| keyed(id, Compression::None, &records, Flags::Plain)
+        };
+        put(&plain(&[(1, Some(1)), (2, Some(2)), (4, Some(4))])).await;
+        put(&plain(&[(4, None)])).await;
+        put(&|id| half_readable(id, &[(2, Some(5)), (1, Some(6))])).await;
+        put(&plain(&[(1, None)])).await;
+        for filler in 0..250 {
+            put(&plain(&[(3, Some(filler))])).await;
+        }
+        store.checkpoint().await.unwrap();
+        raise_x(&log).await;
+        clean(&log, 1_000).await;
+        clean(&log, 1_000).await;
+        let mut left = Vec::new();
+        for index in 0..4 {
+            let at = LogIndex(index);
+            let frame = log.read(at, at.next(), 1).await.unwrap().remove(0);
+            let header = frame.header;
+            if !header.has_records() {
+                continue;
+            }
+            let batch = BatchHeader::parse(&frame.records).unwrap();
+            for record in batch.records(&frame.records, 1 << 20).unwrap().iter() {
+                let Ok(record) = record else { break };
+                left.push((
+                    header.index.get(),
+                    record.key.unwrap()[0],
+                    record.value.is_none(),
+                ));
+            }
+        }
+        assert_eq!(left, [(0, 2, false), (2, 2, false), (3, 1, true)]);
+    });
 }
