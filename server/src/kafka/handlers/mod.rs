@@ -14,6 +14,7 @@ mod delete_topics;
 mod describe_cluster;
 mod describe_configs;
 mod describe_groups;
+mod describe_log_dirs;
 mod describe_producers;
 mod describe_transactions;
 mod end_txn;
@@ -99,6 +100,7 @@ pub(super) async fn begin(session: &mut Session, request: Request) -> Begun {
         ApiKey::AddOffsetsToTxn => add_offsets_to_txn::answer(session, &request).await,
         ApiKey::EndTxn => end_txn::answer(session, &request).await,
         ApiKey::TxnOffsetCommit => txn_offset_commit::answer(session, &request).await,
+        ApiKey::DescribeLogDirs => describe_log_dirs::answer(session, &request),
         ApiKey::DescribeProducers => describe_producers::answer(session, &request),
         ApiKey::DescribeTransactions => describe_transactions::answer(session, &request),
         ApiKey::ListTransactions => list_transactions::answer(session, &request),

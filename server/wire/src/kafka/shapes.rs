@@ -445,6 +445,17 @@ pub(super) const TXN_OFFSET_COMMIT: &[Field] = &[
     ), // topics
 ];
 
+pub(super) const DESCRIBE_LOG_DIRS: &[Field] = &[
+    field(
+        1,
+        4,
+        Structs(&[
+            field(1, 4, Text),            // topic
+            field(1, 4, List(&Fixed(4))), // partitions
+        ]),
+    ), // topics
+];
+
 pub(super) const DESCRIBE_PRODUCERS: &[Field] = &[
     field(
         0,
