@@ -29,7 +29,7 @@ use crate::cluster::{
 };
 use crate::config::Config;
 use crate::group::{Coordinator, LagMeter, Settings as GroupSettings};
-use crate::kafka::{Kafka, Limits as KafkaLimits};
+use crate::kafka::{Kafka, Limits as KafkaLimits, Parts as KafkaParts};
 use crate::listen::RequestMemory;
 use crate::partition::{Intake, Partitions, keep_compaction, keep_retention};
 use crate::transaction::{self, Settings as TransactionSettings};
@@ -302,19 +302,17 @@ impl Server {
             fetch_sessions: usize::try_from(config.kafka.fetch_sessions).unwrap_or(usize::MAX),
             fetch_session_memory: config.kafka.fetch_session_memory.as_usize(),
         };
-        let clock = Arc::clone(&self.clock);
-        let (cluster, groups) = (self.cluster.clone(), self.coordinator.clone());
-        let (transactions, entropy) = (self.transactions.clone(), self.entropy.clone());
-        let memory = self.requests.clone();
-        let kafka = Kafka::new(
-            cluster,
-            groups,
-            transactions,
-            clock,
-            entropy,
-            memory,
-            limits,
-        );
+        let data_dir = &config.node.data_dir;
+        let parts = KafkaParts {
+            cluster: self.cluster.clone(),
+            groups: self.coordinator.clone(),
+            transactions: self.transactions.clone(),
+            clock: Arc::clone(&self.clock),
+            entropy: self.entropy.clone(),
+            requests: self.requests.clone(),
+            data_dir: std::path::absolute(data_dir).unwrap_or_else(|_| data_dir.clone()),
+        };
+        let kafka = Kafka::new(parts, limits);
         self.tasks.spawn(kafka.serve(socket, self.stop.clone()));
     }
 

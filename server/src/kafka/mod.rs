@@ -7,9 +7,11 @@ mod conn;
 mod errors;
 mod fetch_sessions;
 mod handlers;
+mod hints;
 mod input;
 mod session;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -65,6 +67,7 @@ struct Inner {
     transactions: transaction::Coordinator,
     clock: Arc<dyn Clock>,
     entropy: Entropy,
+    data_dir: PathBuf,
     limits: Limits,
     /// What requests may hold, shared with the other dialects.
     requests: RequestMemory,
@@ -78,17 +81,31 @@ struct Inner {
     api_meters: Vec<ApiMeter>,
 }
 
+/// What the dialect stands on.
+#[derive(Debug)]
+pub struct Parts {
+    pub cluster: Cluster,
+    pub groups: Coordinator,
+    pub transactions: transaction::Coordinator,
+    pub clock: Arc<dyn Clock>,
+    pub entropy: Entropy,
+    pub requests: RequestMemory,
+    /// Where the node's data is.
+    pub data_dir: PathBuf,
+}
+
 impl Kafka {
     #[must_use]
-    pub fn new(
-        cluster: Cluster,
-        groups: Coordinator,
-        transactions: transaction::Coordinator,
-        clock: Arc<dyn Clock>,
-        entropy: Entropy,
-        requests: RequestMemory,
-        limits: Limits,
-    ) -> Self {
+    pub fn new(parts: Parts, limits: Limits) -> Self {
+        let Parts {
+            cluster,
+            groups,
+            transactions,
+            clock,
+            entropy,
+            requests,
+            data_dir,
+        } = parts;
         let (slots, memory) = (limits.fetch_sessions, limits.fetch_session_memory);
         let sessions = FetchSessions::new(slots, memory, entropy.clone());
         let api_meters = APIS
@@ -102,6 +119,7 @@ impl Kafka {
                 transactions,
                 clock,
                 entropy,
+                data_dir,
                 limits,
                 requests,
                 fetched: Arc::new(Semaphore::new(limits.memory.max(limits.request_bytes))),

@@ -8,6 +8,7 @@ mod drain;
 mod epochs;
 mod error;
 mod registry;
+mod replicas;
 mod retention;
 mod rules;
 mod stable;

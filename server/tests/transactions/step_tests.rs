@@ -7,7 +7,7 @@ use kafka_protocol::messages::{
 };
 use kafka_protocol::protocol::Decodable;
 use trilog_server::group::GroupError;
-use trilog_server::kafka::{Kafka, Limits};
+use trilog_server::kafka::{Kafka, Limits, Parts};
 use trilog_server::listen::RequestMemory;
 use trilog_server::transaction::{EndOpen, Inclusion, Phase};
 use trilog_server::view::group::command::ProducerRef;
@@ -118,15 +118,16 @@ impl Stage {
             fetch_sessions: 1,
             fetch_session_memory: 1 << 20,
         };
-        Kafka::new(
-            node.cluster,
-            node.groups,
-            node.transactions,
-            self.all.machine(number).clock.clone(),
-            Entropy::from_seed(1),
-            RequestMemory::new(16 << 20),
-            limits,
-        )
+        let parts = Parts {
+            cluster: node.cluster,
+            groups: node.groups,
+            transactions: node.transactions,
+            clock: self.all.machine(number).clock.clone(),
+            entropy: Entropy::from_seed(1),
+            requests: RequestMemory::new(16 << 20),
+            data_dir: "/node".into(),
+        };
+        Kafka::new(parts, limits)
     }
 }
 

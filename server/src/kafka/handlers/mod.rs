@@ -15,6 +15,7 @@ mod delete_topics;
 mod describe_cluster;
 mod describe_configs;
 mod describe_groups;
+mod describe_log_dirs;
 mod describe_producers;
 mod describe_transactions;
 mod elect_leaders;
@@ -104,6 +105,7 @@ pub(super) async fn begin(session: &mut Session, request: Request) -> Begun {
         ApiKey::AddOffsetsToTxn => add_offsets_to_txn::answer(session, &request).await,
         ApiKey::EndTxn => end_txn::answer(session, &request).await,
         ApiKey::TxnOffsetCommit => txn_offset_commit::answer(session, &request).await,
+        ApiKey::DescribeLogDirs => describe_log_dirs::answer(session, &request),
         ApiKey::DescribeProducers => describe_producers::answer(session, &request),
         ApiKey::DescribeTransactions => describe_transactions::answer(session, &request),
         ApiKey::WriteTxnMarkers => write_txn_markers::answer(session, &request).await,

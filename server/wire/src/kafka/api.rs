@@ -72,15 +72,15 @@ pub const APIS: &[Api] = &[
         served: 3,
         ..api(ApiKey::Produce, "produce", (0, 9), 9, &[])
     },
-    api(ApiKey::Fetch, "fetch", (4, 12), 12, &[]),
+    api(ApiKey::Fetch, "fetch", (4, 17), 12, &[]),
     api(
         ApiKey::ListOffsets,
         "list_offsets",
-        (1, 7),
+        (1, 10),
         6,
         shapes::LIST_OFFSETS,
     ),
-    api(ApiKey::Metadata, "metadata", (0, 12), 9, shapes::METADATA),
+    api(ApiKey::Metadata, "metadata", (0, 13), 9, shapes::METADATA),
     api(
         ApiKey::OffsetCommit,
         "offset_commit",
@@ -98,7 +98,7 @@ pub const APIS: &[Api] = &[
     api(
         ApiKey::FindCoordinator,
         "find_coordinator",
-        (0, 4),
+        (0, 6),
         3,
         shapes::FIND_COORDINATOR,
     ),
@@ -222,6 +222,13 @@ pub const APIS: &[Api] = &[
         (0, 2),
         2,
         shapes::ALTER_CONFIGS,
+    ),
+    api(
+        ApiKey::DescribeLogDirs,
+        "describe_log_dirs",
+        (1, 4),
+        2,
+        shapes::DESCRIBE_LOG_DIRS,
     ),
     api(
         ApiKey::CreatePartitions,

@@ -466,6 +466,17 @@ pub(super) const WRITE_TXN_MARKERS: &[Field] = &[
     ), // markers
 ];
 
+pub(super) const DESCRIBE_LOG_DIRS: &[Field] = &[
+    field(
+        1,
+        4,
+        Structs(&[
+            field(1, 4, Text),            // topic
+            field(1, 4, List(&Fixed(4))), // partitions
+        ]),
+    ), // topics
+];
+
 pub(super) const DESCRIBE_PRODUCERS: &[Field] = &[
     field(
         0,

@@ -124,6 +124,7 @@ pub(super) fn decodes(request: &Request) -> Result<(), Malformed> {
         }
         ApiKey::DescribeConfigs => decode::<messages::DescribeConfigsRequest>(request).map(drop),
         ApiKey::AlterConfigs => decode::<messages::AlterConfigsRequest>(request).map(drop),
+        ApiKey::DescribeLogDirs => decode::<messages::DescribeLogDirsRequest>(request).map(drop),
         ApiKey::CreatePartitions => decode::<messages::CreatePartitionsRequest>(request).map(drop),
         ApiKey::IncrementalAlterConfigs => {
             decode::<messages::IncrementalAlterConfigsRequest>(request).map(drop)

@@ -994,7 +994,7 @@ fn what_cannot_be_read_supersedes_nothing_and_keeps_the_markers_behind_it() {
                 continue;
             }
             let batch = BatchHeader::parse(&frame.records).unwrap();
-            for record in batch.records(&frame.records, 1 << 20).unwrap().iter() {
+            for record in &batch.records(&frame.records, 1 << 20).unwrap() {
                 let Ok(record) = record else { break };
                 left.push((
                     header.index.get(),
