@@ -329,6 +329,15 @@ fn what_ends_a_transaction_always_has_room() {
         count += 1;
     }
     assert!(count > 50_000, "{count}");
+    // To the last byte.
+    let mut last = all.get(&named(2)).unwrap().transaction.clone();
+    loop {
+        last.partitions.push(1);
+        if !all.has_room(&named(2), &last) {
+            break;
+        }
+        replay(&mut all, &named(2), last.clone(), 1);
+    }
     for n in [0, 1] {
         let id = named(n);
         let known = all.get(&id).unwrap().transaction.clone();
