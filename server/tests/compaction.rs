@@ -22,8 +22,8 @@ use trilog_raft::controller::commands::{Command, ConfigEntry, CreateTopic, Topic
 use trilog_raft::testkit::{block_on, seeds};
 use trilog_server::partition::Partition;
 use trilog_server::transaction::{AddRequest, BeginRequest, Coordinator, EndRequest, Identity};
-use trilog_server::view::PartitionState;
 use trilog_storage::env::Entropy;
+use trilog_storage::log::CLEAN_RULES;
 
 const TOPIC: &str = "state";
 const KEYS: u8 = 12;
@@ -140,7 +140,7 @@ async fn check(all: &Machines, told: &View, written: u64, place: &str) {
             view.insert(*key, *value);
         }
         assert_eq!(live(&view), live(told), "{place}, node {number}");
-        let clean = partition.with_state(PartitionState::clean);
+        let clean = partition.with_state(|state| state.clean(CLEAN_RULES));
         assert!(clean > Offset(0), "{place}, node {number}: {clean}");
         let count = left.len() as u64;
         assert!(
@@ -387,7 +387,7 @@ fn a_partition_without_a_quorum_does_not_keep_others_from_being_compacted() {
         };
         put(&stuck, 250).await;
         all.until("a clean log", |_| {
-            stuck.with_state(PartitionState::clean) > Offset(0)
+            stuck.with_state(|state| state.clean(CLEAN_RULES)) > Offset(0)
         })
         .await;
         put(&stuck, 80).await;
@@ -403,7 +403,7 @@ fn a_partition_without_a_quorum_does_not_keep_others_from_being_compacted() {
         );
         put(&free, 250).await;
         all.until("the other is compacted", |_| {
-            free.with_state(PartitionState::clean) > Offset(0)
+            free.with_state(|state| state.clean(CLEAN_RULES)) > Offset(0)
         })
         .await;
         assert!(records(&free).await.len() < 200);

@@ -141,7 +141,8 @@ impl Partition {
     }
 
     fn plan(&self, compaction: Compaction, now: Timestamp) -> CleanPlan {
-        let markers = self.with_state(|state| state.markers_before(compaction.keep_markers, now));
+        let markers = self
+            .with_state(|state| state.markers_before(CLEAN_RULES, compaction.keep_markers, now));
         compaction.plan(self.watch().borrow().offset, now, markers)
     }
 
@@ -149,7 +150,7 @@ impl Partition {
         let plan = self.plan(compaction, now);
         let found = self.inner.group.log().cleanable(&plan);
         let markers = self.inner.swept.lock().leaves_some(plan.markers_before);
-        let agreed = self.with_state(PartitionState::clean);
+        let agreed = self.with_state(|state| state.clean(CLEAN_RULES));
         compaction.is_due(&found, agreed, now) || (markers && found.clean_bytes > 0)
     }
 
@@ -194,7 +195,7 @@ impl Partition {
     /// As the leader: puts down how far every replica is clean, if that is further than known.
     async fn agree_on_clean(&self) {
         let leadership = *self.leadership().borrow();
-        let known = self.with_state(PartitionState::clean);
+        let known = self.with_state(|state| state.clean(CLEAN_RULES));
         let group = &self.inner.group;
         if !leadership.ready || group.log().cleanness().clean <= known {
             return;

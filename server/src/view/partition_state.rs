@@ -14,7 +14,6 @@ use prost::Message;
 use trilog_model::batch::BatchHeader;
 use trilog_model::{Offset, Timestamp};
 use trilog_storage::frame::FrameHeader;
-use trilog_storage::log::CLEAN_RULES;
 
 use super::ViewKind;
 use super::cleanness::{Cleanness, StoredCleanness};
@@ -216,16 +215,17 @@ impl PartitionState {
         self.time
     }
 
-    /// Below which offset every replica's log is clean, by the rules of this build.
+    /// Below which offset every replica's log is clean, by the cleaning rules of this number.
     #[must_use]
-    pub fn clean(&self) -> Offset {
-        self.clean.end(CLEAN_RULES)
+    pub fn clean(&self, rules: u32) -> Offset {
+        self.clean.end(rules)
     }
 
-    /// Below which offset deletion markers may go that stay for `kept`, at partition time `now`.
+    /// Below which offset deletion markers may go that stay for `kept`, at partition time `now`,
+    /// by the cleaning rules of this number.
     #[must_use]
-    pub fn markers_before(&self, kept: Duration, now: Timestamp) -> Offset {
-        self.clean.markers_before(CLEAN_RULES, kept, now)
+    pub fn markers_before(&self, rules: u32, kept: Duration, now: Timestamp) -> Offset {
+        self.clean.markers_before(rules, kept, now)
     }
 
     #[must_use]
@@ -394,6 +394,8 @@ mod tests {
 
     use super::*;
 
+    const RULES: u32 = 1;
+
     /// The frame of one record by producer 9 with this sequence, at this offset.
     fn entry(sequence: i32, offset: u64, command: Option<PartitionCommand>) -> Frame {
         let command = command.map(|command| command.encoded()).unwrap_or_default();
@@ -557,14 +559,17 @@ mod tests {
             ..entry(2, 2, None).header
         };
         for (wanted, clean) in [(1, 1), (0, 1), (99, 2)] {
-            let command = PartitionCommand::clean(Offset(wanted), CLEAN_RULES).encoded();
+            let command = PartitionCommand::clean(Offset(wanted), RULES).encoded();
             state.replay(&header, &[], &command).unwrap();
-            assert_eq!(state.clean(), Offset(clean));
+            assert_eq!(state.clean(RULES), Offset(clean));
         }
         let kept = Duration::from_nanos(10);
         let later = Timestamp(header.append_time.nanos() + 11);
-        assert_eq!(state.markers_before(kept, header.append_time), Offset(0));
-        assert_eq!(state.markers_before(kept, later), Offset(2));
+        assert_eq!(
+            state.markers_before(RULES, kept, header.append_time),
+            Offset(0)
+        );
+        assert_eq!(state.markers_before(RULES, kept, later), Offset(2));
         assert_eq!(PartitionState::restore(&state.snapshot()), Ok(state));
     }
 
