@@ -41,7 +41,7 @@ use futures::future::BoxFuture;
 use trilog_raft::controller::Topic;
 use trilog_raft::controller::commands::Command;
 use trilog_wire::kafka::messages::ApiKey;
-use trilog_wire::kafka::{ErrorCode, Request, StrBytes};
+use trilog_wire::kafka::{Encodable, ErrorCode, Request, StrBytes};
 
 use super::conn::{Ended, Outcome};
 use super::errors::{self, Refusal};
@@ -54,6 +54,8 @@ pub(super) use api_versions::versions_unsupported;
 /// What partitions that a request of groups names may take, each with its topic's name.
 const MAX_PARTITIONS_COST: usize = 16 << 20;
 const PARTITION_COST: usize = 64;
+/// What an answer about several groups may take; one group may take more.
+const MAX_ANSWER: usize = 16 << 20;
 
 /// How far a request has come once its turn among its connection's requests is over.
 pub(super) enum Begun {
@@ -131,6 +133,21 @@ fn count_refusal(meter: Option<&ApiMeter>, code: i16) {
 fn are_few(topics: impl Iterator<Item = (usize, usize)>) -> bool {
     let each = topics.map(|(name, partitions)| (name + PARTITION_COST).saturating_mul(partitions));
     each.fold(0, usize::saturating_add) <= MAX_PARTITIONS_COST
+}
+
+/// How much has gone into an answer about groups, of which a short request may name many.
+#[derive(Default)]
+struct AnswerRoom(usize);
+
+impl AnswerRoom {
+    /// Whether there is no room for another group: who asked may ask again for the rest.
+    fn is_used_up(&self) -> bool {
+        self.0 >= MAX_ANSWER
+    }
+
+    fn take(&mut self, group: &impl Encodable, version: i16) {
+        self.0 += group.compute_size(version).unwrap_or(MAX_ANSWER);
+    }
 }
 
 /// What a metric calls the error.
