@@ -14,8 +14,8 @@ use trilog_wire::kafka::{Answer, Request, StrBytes, Writer, decode};
 
 use super::consumer_group_heartbeat::by_topic;
 use super::describe_groups::GROUP_OPERATIONS;
-use super::text;
-use crate::group::{ConsumerDescription, DescribedConsumer};
+use super::{AnswerRoom, text};
+use crate::group::{ConsumerDescription, DescribedConsumer, GroupError};
 use crate::kafka::conn::Ended;
 use crate::kafka::errors;
 use crate::kafka::session::Session;
@@ -30,18 +30,23 @@ pub(super) fn answer(session: &mut Session, request: &Request) -> Result<Answer,
     let asked: ConsumerGroupDescribeRequest = decode(request)?;
     let mut response = ConsumerGroupDescribeResponse::default();
     // Each once: a short request would have a very long answer otherwise.
-    let mut seen = BTreeSet::new();
+    let (mut seen, mut room) = (BTreeSet::new(), AnswerRoom::default());
     for id in asked.group_ids {
         if !seen.insert(id.clone()) {
             continue;
         }
-        let described = session.kafka.inner.groups.describe_consumers(&id);
+        let described = if room.is_used_up() {
+            Err(GroupError::Loading)
+        } else {
+            session.kafka.inner.groups.describe_consumers(&id)
+        };
         let mut group = match described {
             Ok(description) => describe(session, description, request.version),
             Err(error) => DescribedGroup::default()
                 .with_error_code(errors::group(&error).code())
                 .with_error_message(Some(text(error.to_string()))),
         };
+        room.take(&group, request.version);
         session.count_error(request, group.error_code);
         if asked.include_authorized_operations && group.error_code == 0 {
             group.authorized_operations = GROUP_OPERATIONS;

@@ -46,7 +46,7 @@ use futures::future::BoxFuture;
 use trilog_raft::controller::Topic;
 use trilog_raft::controller::commands::Command;
 use trilog_wire::kafka::messages::ApiKey;
-use trilog_wire::kafka::{ErrorCode, Request, StrBytes};
+use trilog_wire::kafka::{Encodable, ErrorCode, Request, StrBytes};
 
 use super::conn::{Ended, Outcome};
 use super::errors::{self, Refusal};
@@ -60,6 +60,8 @@ pub(super) use api_versions::versions_unsupported;
 /// What partitions that a request of groups names may take, each with its topic's name.
 const MAX_PARTITIONS_COST: usize = 16 << 20;
 const PARTITION_COST: usize = 64;
+/// What an answer about several groups may take; one group may take more.
+const MAX_ANSWER: usize = 16 << 20;
 
 /// How far a request has come once its turn among its connection's requests is over.
 pub(super) enum Begun {
@@ -162,6 +164,21 @@ fn offset_commit(
         offset,
         leader_epoch,
         metadata: metadata.map(ToString::to_string).unwrap_or_default(),
+    }
+}
+
+/// How much has gone into an answer about groups, of which a short request may name many.
+#[derive(Default)]
+struct AnswerRoom(usize);
+
+impl AnswerRoom {
+    /// Whether there is no room for another group: who asked may ask again for the rest.
+    fn is_used_up(&self) -> bool {
+        self.0 >= MAX_ANSWER
+    }
+
+    fn take(&mut self, group: &impl Encodable, version: i16) {
+        self.0 += group.compute_size(version).unwrap_or(MAX_ANSWER);
     }
 }
 
