@@ -15,6 +15,8 @@ const SERVER_LAYERS: &[(&str, &[&str], &[&str])] = &[
     ("listen", &[], &[]),
     // What edges count.
     ("meter", &[], &[]),
+    // Who somebody is, and what they may do.
+    ("access", &[], &["trilog_model", "trilog_raft::controller"]),
     (
         "view",
         &[],
@@ -70,7 +72,7 @@ const SERVER_LAYERS: &[(&str, &[&str], &[&str])] = &[
     ("http", &["listen"], &[]),
     (
         "admin",
-        &["cluster", "partition", "group", "listen", "meter"],
+        &["access", "cluster", "partition", "group", "listen", "meter"],
         &[
             "trilog_model",
             "trilog_wire",
@@ -82,6 +84,7 @@ const SERVER_LAYERS: &[(&str, &[&str], &[&str])] = &[
     (
         "kafka",
         &[
+            "access",
             "cluster",
             "partition",
             "group",
@@ -103,6 +106,7 @@ const SERVER_LAYERS: &[(&str, &[&str], &[&str])] = &[
         &[
             "config",
             "listen",
+            "access",
             "view",
             "partition",
             "cluster",
@@ -124,10 +128,11 @@ const SERVER_LAYERS: &[(&str, &[&str], &[&str])] = &[
     // Talks to nodes as any client does, and reads the files of stopped ones.
     (
         "cli",
-        &["config", "boot", "dev"],
+        &["config", "access", "boot", "dev"],
         &[
             "trilog_model",
             "trilog_client",
+            "trilog_raft::controller",
             "trilog_storage",
             "trilog_wire",
         ],

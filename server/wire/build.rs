@@ -5,7 +5,7 @@ use std::path::Path;
 
 use protox::prost::Message;
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "cluster.proto",
     "error.proto",
     "fetch.proto",
@@ -13,6 +13,7 @@ const FILES: [&str; 7] = [
     "produce.proto",
     "record.proto",
     "topics.proto",
+    "users.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -22,8 +22,11 @@ pub const COMPACTION_LEVEL: u32 = 3;
 /// From here on partitions know transactions.
 pub const TRANSACTION_LEVEL: u32 = 3;
 
+/// From here on the cluster has users and rights.
+pub const ACCESS_LEVEL: u32 = 4;
+
 /// The newest level this build can follow.
-pub const BUILD_LEVEL: u32 = TRANSACTION_LEVEL;
+pub const BUILD_LEVEL: u32 = ACCESS_LEVEL;
 
 /// The levels a build can follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -24,6 +24,7 @@ mod replay;
 mod scrape;
 mod server;
 mod topic;
+mod user;
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -60,6 +61,8 @@ enum Command {
     Replay(replay::ReplayArgs),
     /// List consumer groups, show how far they are, reset and delete them
     Group(group::GroupArgs),
+    /// List, make, change and remove users
+    User(user::UserArgs),
     /// Show and change the nodes of a cluster
     Cluster(cluster::ClusterArgs),
     /// Show the whole thing working, and check it: three nodes, real data, a killed leader
@@ -110,6 +113,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Consume(args) => runtime()?.block_on(consume::run(args)),
         Command::Replay(args) => runtime()?.block_on(replay::run(args)),
         Command::Group(args) => runtime()?.block_on(group::run(args)),
+        Command::User(args) => runtime()?.block_on(user::run(args)),
         Command::Cluster(args) => runtime()?.block_on(cluster::run(args)),
         Command::Bench(args) => runtime()?.block_on(bench::run(args)),
         Command::Recover(args) => runtime()?.block_on(recover::run(args)),

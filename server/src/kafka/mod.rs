@@ -8,6 +8,8 @@ mod errors;
 mod fetch_sessions;
 mod handlers;
 mod input;
+mod rights;
+mod sasl;
 mod session;
 
 use std::sync::Arc;
@@ -21,6 +23,7 @@ use tracing::debug;
 use trilog_storage::env::{Clock, Entropy};
 use trilog_wire::kafka::APIS;
 
+use crate::access::Access;
 use crate::cluster::Cluster;
 use crate::group::Coordinator;
 use crate::listen::{Bounds, Listener, RequestMemory};
@@ -62,6 +65,7 @@ struct Inner {
     cluster: Cluster,
     groups: Coordinator,
     transactions: transaction::Coordinator,
+    access: Access,
     clock: Arc<dyn Clock>,
     entropy: Entropy,
     limits: Limits,
@@ -79,10 +83,15 @@ struct Inner {
 
 impl Kafka {
     #[must_use]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is one part of the node, and `boot` alone calls it"
+    )]
     pub fn new(
         cluster: Cluster,
         groups: Coordinator,
         transactions: transaction::Coordinator,
+        access: Access,
         clock: Arc<dyn Clock>,
         entropy: Entropy,
         requests: RequestMemory,
@@ -90,6 +99,7 @@ impl Kafka {
     ) -> Self {
         let (slots, memory) = (limits.fetch_sessions, limits.fetch_session_memory);
         let sessions = FetchSessions::new(slots, memory, entropy.clone());
+        sasl::show_counts();
         let api_meters = APIS
             .iter()
             .map(|api| ApiMeter::new(DIALECT, api.name))
@@ -99,6 +109,7 @@ impl Kafka {
                 cluster,
                 groups,
                 transactions,
+                access,
                 clock,
                 entropy,
                 limits,

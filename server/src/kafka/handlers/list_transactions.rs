@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use trilog_raft::controller::Operation;
 use trilog_wire::kafka::messages::list_transactions_response::TransactionState;
 use trilog_wire::kafka::messages::{
     ListTransactionsRequest, ListTransactionsResponse, ProducerId, TransactionalId,
@@ -23,7 +24,9 @@ pub(super) fn answer(session: &mut Session, request: &Request) -> Result<Answer,
     let now = session.kafka.inner.clock.now().as_millis();
     match session.kafka.inner.transactions.list() {
         Ok(all) => {
-            let wanted = all.into_iter().filter(|one| wanted.takes(one, now));
+            let may = |id: &str| session.check_transaction(Operation::Describe, id).is_ok();
+            let all = all.into_iter();
+            let wanted = all.filter(|one| wanted.takes(one, now) && may(&one.id));
             let states = wanted.map(|one| {
                 TransactionState::default()
                     .with_transactional_id(TransactionalId(text(one.id)))

@@ -159,6 +159,17 @@ pub(super) fn decodes(request: &Request) -> Result<(), Malformed> {
         ApiKey::ConsumerGroupDescribe => {
             decode::<messages::ConsumerGroupDescribeRequest>(request).map(drop)
         }
+        ApiKey::SaslHandshake => decode::<messages::SaslHandshakeRequest>(request).map(drop),
+        ApiKey::SaslAuthenticate => decode::<messages::SaslAuthenticateRequest>(request).map(drop),
+        ApiKey::DescribeAcls => decode::<messages::DescribeAclsRequest>(request).map(drop),
+        ApiKey::CreateAcls => decode::<messages::CreateAclsRequest>(request).map(drop),
+        ApiKey::DeleteAcls => decode::<messages::DeleteAclsRequest>(request).map(drop),
+        ApiKey::DescribeUserScramCredentials => {
+            decode::<messages::DescribeUserScramCredentialsRequest>(request).map(drop)
+        }
+        ApiKey::AlterUserScramCredentials => {
+            decode::<messages::AlterUserScramCredentialsRequest>(request).map(drop)
+        }
         other => panic!("{other:?} is served and not tested"),
     }
 }
