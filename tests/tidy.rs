@@ -72,7 +72,15 @@ const SERVER_LAYERS: &[(&str, &[&str], &[&str])] = &[
     ("http", &["listen"], &[]),
     (
         "admin",
-        &["access", "cluster", "partition", "group", "listen", "meter"],
+        &[
+            "access",
+            "cluster",
+            "partition",
+            "group",
+            "transaction",
+            "listen",
+            "meter",
+        ],
         &[
             "trilog_model",
             "trilog_wire",

@@ -48,6 +48,8 @@ macro_rules! call {
     }};
 }
 
+mod transactions;
+
 impl Admin {
     pub(crate) fn new(client: Client) -> Self {
         Self { client }

@@ -24,6 +24,7 @@ use trilog_raft::{KV_FAMILY, Node, RaftConfig};
 use trilog_server::partition::{
     AppendError, Appended, Intake, Limits, Partition, RecordRules, Standing, Times,
 };
+use trilog_server::view::isolation::{Ender, Inclusion};
 use trilog_server::view::{Marker, PartitionView};
 use trilog_storage::env::Entropy;
 use trilog_storage::frame::Frame;
@@ -329,7 +330,7 @@ async fn transact(cluster: Arc<Cluster>, mut rng: SmallRng) -> Vec<i32> {
             };
             if transaction > 1 && rng.random_bool(0.2) {
                 let late = ended(rng.random_range(1..transaction));
-                let late = leader.end_transaction(late, 5);
+                let late = leader.end_transaction(late, Ender::Coordinator, 5);
                 drop(timeout(Duration::from_secs(3), late).await);
             }
             let native = leader.enqueue(part(number), None).await;
@@ -337,7 +338,7 @@ async fn transact(cluster: Arc<Cluster>, mut rng: SmallRng) -> Vec<i32> {
             // Only the batch's own transaction is open, so the coordinator would say yes.
             let shown = match leader.standing(5, 0) {
                 Standing::Open => None,
-                Standing::Unknown(since) => Some(since),
+                Standing::Unknown(since) => Some(Inclusion { since, transaction }),
             };
             let appending = async {
                 let batch = part(number);
@@ -356,7 +357,7 @@ async fn transact(cluster: Arc<Cluster>, mut rng: SmallRng) -> Vec<i32> {
             let Some(leader) = cluster.leader().cloned() else {
                 continue;
             };
-            let ending = leader.end_transaction(ended(transaction), 5);
+            let ending = leader.end_transaction(ended(transaction), Ender::Coordinator, 5);
             let answer = timeout(Duration::from_secs(3), ending).await;
             if matches!(answer, Ok(Ok(_))) && !rng.random_bool(0.2) {
                 break;

@@ -15,14 +15,15 @@ use machines::Machines;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tokio::time::{Instant, timeout};
-use trilog_model::batch::{BatchBuilder, BatchHeader, Compression};
+use trilog_model::batch::{BatchBuilder, BatchHeader, Compression, ProducerState};
 use trilog_model::{NodeId, Offset, ReplicaId};
 use trilog_raft::controller::TopicId;
 use trilog_raft::controller::commands::{Command, ConfigEntry, CreateTopic, TopicKind};
 use trilog_raft::testkit::{block_on, seeds};
 use trilog_server::partition::Partition;
-use trilog_server::view::PartitionState;
+use trilog_server::transaction::{AddRequest, BeginRequest, Coordinator, EndRequest, Identity};
 use trilog_storage::env::Entropy;
+use trilog_storage::log::CLEAN_RULES;
 
 const TOPIC: &str = "state";
 const KEYS: u8 = 12;
@@ -33,29 +34,38 @@ const MARKERS: Duration = Duration::from_secs(20);
 /// The last value of each key, none for a deleted one.
 type View = BTreeMap<u8, Option<u64>>;
 
-async fn create(all: &Machines, seed: u64) {
-    let config = |(key, value): (&str, String)| ConfigEntry {
-        key: key.to_owned(),
-        value,
-    };
+async fn create(all: &Machines, seed: u64, nodes: u32) {
     let configs = [
         ("cleanup.policy", "compact".to_owned()),
         ("min.cleanable.dirty.ratio", "0.2".to_owned()),
         ("delete.retention.ms", MARKERS.as_millis().to_string()),
         ("segment.ms", "20000".to_owned()),
     ];
+    create_named(all, seed, (TOPIC, nodes), &configs).await;
+}
+
+async fn create_named(
+    all: &Machines,
+    seed: u64,
+    (name, replication): (&str, u32),
+    configs: &[(&str, String)],
+) {
+    let config = |(key, value): &(&str, String)| ConfigEntry {
+        key: (*key).to_owned(),
+        value: value.clone(),
+    };
     let command = Command::CreateTopic(CreateTopic {
         id: TopicId::random(&Entropy::from_seed(seed)).to_wire(),
-        name: TOPIC.to_owned(),
+        name: name.to_owned(),
         partitions: 1,
-        replication: NODES,
-        configs: configs.into_iter().map(config).collect(),
+        replication,
+        configs: configs.iter().map(config).collect(),
         assignments: Vec::new(),
         kind: TopicKind::User.into(),
     });
     let cluster = all.with(1, |server| server.cluster().clone()).unwrap();
     cluster.propose(&command).await.unwrap();
-    all.until("a led topic", |all| all.leader(TOPIC).is_some())
+    all.until("a led topic", |all| all.leader(name).is_some())
         .await;
 }
 
@@ -130,7 +140,7 @@ async fn check(all: &Machines, told: &View, written: u64, place: &str) {
             view.insert(*key, *value);
         }
         assert_eq!(live(&view), live(told), "{place}, node {number}");
-        let clean = partition.with_state(PartitionState::clean);
+        let clean = partition.with_state(|state| state.clean(CLEAN_RULES));
         assert!(clean > Offset(0), "{place}, node {number}: {clean}");
         let count = left.len() as u64;
         assert!(
@@ -202,7 +212,7 @@ async fn markers_go(all: &Machines, told: &mut View, seed: u64) {
 fn simulate(seed: u64) {
     block_on(async move {
         let mut all = Machines::start(seed, NODES).await;
-        create(&all, seed).await;
+        create(&all, seed, NODES).await;
         let rng = &mut SmallRng::seed_from_u64(seed);
         let mut told = View::new();
         write(&all, rng, 250, &mut told).await;
@@ -251,9 +261,151 @@ fn simulate(seed: u64) {
     });
 }
 
+/// Records in front of an open transaction that later ones have superseded are gone: a reader goes
+/// on from where the transaction begins, and does not ask for the same again and again.
+#[test]
+fn a_reader_passes_over_what_compaction_took_away_before_an_open_transaction() {
+    block_on(async {
+        let all = Machines::start(1, 1).await;
+        create(&all, 1, 1).await;
+        let (_, leader) = all.leader(TOPIC).unwrap();
+        for value in 0..30 {
+            leader.append(batch(1, Some(value))).await.unwrap();
+        }
+        let transactions = all.with(1, |server| server.transactions().clone()).unwrap();
+        let producer = open_transaction(&all, &transactions, &leader).await;
+        let begins = leader.stable_offset();
+        assert_eq!(begins, Offset(30));
+        let deadline = Instant::now() + Duration::from_mins(5);
+        loop {
+            leader.append(batch(1, Some(31))).await.unwrap();
+            all.run(Duration::from_secs(5)).await;
+            let fetched = leader.read(Offset(0), 1).await.unwrap();
+            if fetched.frames[0].header.base_offset >= begins {
+                break;
+            }
+            assert!(Instant::now() < deadline, "nothing is compacted");
+        }
+        assert_eq!(leader.stable_offset(), begins, "it is open yet");
+        for from in [0, 17, 30].map(Offset) {
+            let settled = leader.read_stable(from, 1 << 20).await.unwrap();
+            assert_eq!(settled.fetched.frames.len(), 0);
+            assert_eq!((settled.next, settled.stable), (begins, begins), "{from}");
+        }
+        let end = EndRequest {
+            id: "alpha".to_owned(),
+            producer,
+            commit: true,
+        };
+        transactions.end(end).await.unwrap();
+        all.until("the end of the transaction", |_| {
+            leader.stable_offset() == leader.watch().borrow().offset
+        })
+        .await;
+        let settled = leader.read_stable(Offset(0), 1).await.unwrap();
+        let first = settled.committed().fetched.frames[0].header;
+        assert_eq!(first.base_offset, begins);
+    });
+}
+
+/// Appends the first record of a transaction.
+async fn open_transaction(
+    all: &Machines,
+    transactions: &Coordinator,
+    leader: &Partition,
+) -> Identity {
+    let begin = BeginRequest {
+        id: "alpha".to_owned(),
+        timeout: Duration::from_mins(15),
+        expected: None,
+    };
+    let deadline = Instant::now() + Duration::from_mins(1);
+    let producer = loop {
+        if transactions.locate("alpha").await.is_ok()
+            && let Ok(producer) = transactions.begin(begin.clone()).await
+        {
+            break producer;
+        }
+        assert!(Instant::now() < deadline, "there is no coordinator");
+        all.run(Duration::from_millis(100)).await;
+    };
+    let add = AddRequest {
+        id: "alpha".to_owned(),
+        producer,
+        partitions: vec![leader.group().id()],
+    };
+    transactions.add(add).await.unwrap();
+    let shown = transactions.show("alpha", producer, &[leader]).await;
+    let shown = shown.into_iter().next().unwrap().unwrap();
+    let mut batch = BatchBuilder::new(Compression::None);
+    batch.set_transactional().set_producer(ProducerState {
+        id: producer.producer_id,
+        epoch: producer.epoch,
+        sequence: 0,
+    });
+    batch.push(5, Some(&[2]), Some(b"2"), &[]).unwrap();
+    let ticket = leader.enqueue_in_transaction(batch.build().unwrap(), shown);
+    ticket.await.unwrap().committed().await.unwrap();
+    producer
+}
+
 #[test]
 fn every_replica_keeps_the_newest_of_each_key_whatever_becomes_of_nodes_and_leaders() {
     for seed in seeds(1) {
         simulate(seed);
     }
+}
+
+/// A partition that cannot commit, and has an entry waiting to, is asked for a tick; nobody waits
+/// for that long.
+#[test]
+fn a_partition_without_a_quorum_does_not_keep_others_from_being_compacted() {
+    block_on(async {
+        let mut all = Machines::start(21, NODES).await;
+        let configs = [
+            ("cleanup.policy", "compact".to_owned()),
+            ("max.compaction.lag.ms", "60000".to_owned()),
+            ("segment.ms", "20000".to_owned()),
+        ];
+        create_named(&all, 1, ("stuck", 2), &configs).await;
+        let (node, stuck) = all.leader("stuck").unwrap();
+        let mut frees = (2..).map(|n| (n, format!("free-{n}")));
+        let free = loop {
+            let (seed, name) = frees.next().unwrap();
+            assert!(seed < 12, "no topic has its place on node {node}");
+            create_named(&all, seed, (&name, 1), &configs).await;
+            let (place, free) = all.leader(&name).unwrap();
+            if place == node {
+                break free;
+            }
+        };
+        let put = async |partition: &Partition, count: u64| {
+            for value in 0..count {
+                let appended = partition.append(batch(1, Some(value))).await;
+                appended.unwrap();
+            }
+        };
+        put(&stuck, 250).await;
+        all.until("a clean log", |_| {
+            stuck.with_state(|state| state.clean(CLEAN_RULES)) > Offset(0)
+        })
+        .await;
+        put(&stuck, 80).await;
+        let voters = stuck.group().voters().into_iter();
+        let mut others = voters.filter(|voter| voter.node() != NodeId(node));
+        all.kill(others.next().unwrap().node().get());
+        let waiting = stuck.clone();
+        let pending = tokio::spawn(async move { waiting.append(batch(1, Some(0))).await });
+        all.run(Duration::from_secs(90)).await;
+        assert!(
+            !pending.is_finished() && stuck.leader().1,
+            "it is not stuck"
+        );
+        put(&free, 250).await;
+        all.until("the other is compacted", |_| {
+            free.with_state(|state| state.clean(CLEAN_RULES)) > Offset(0)
+        })
+        .await;
+        assert!(records(&free).await.len() < 200);
+    });
 }

@@ -62,7 +62,8 @@ struct Consumer {
     given: Option<Given>,
     owned: Owned,
     offsets: BTreeMap<u32, i64>,
-    full: bool,
+    /// What it last said that it reads; none after an error: then it says everything.
+    said: Option<Owned>,
 }
 
 impl Consumer {
@@ -100,9 +101,11 @@ impl Consumer {
         answer.ok().filter(|_| !self.rng.random_bool(self.loss))
     }
 
-    fn said(&self) -> ConsumerBeat {
-        let joins = self.given.is_none();
-        let all = joins || self.full;
+    /// As clients do, it says what it reads when that has changed.
+    fn says(&mut self) -> ConsumerBeat {
+        let said = self.said.replace(self.owned.clone());
+        let all = self.given.is_none() || said.is_none();
+        let same = said.is_some_and(|said| said == self.owned);
         ConsumerBeat {
             group: GROUP.to_owned(),
             member: format!("consumer-{}", self.number),
@@ -111,21 +114,22 @@ impl Consumer {
             client_host: "/127.0.0.1".to_owned(),
             rebalance_timeout: all.then_some(Duration::from_secs(10)),
             topics: all.then(|| vec![TOPIC.to_owned()]),
-            owned: Some(self.owned.clone()),
+            owned: (all || !same).then(|| self.owned.clone()),
             ..ConsumerBeat::default()
         }
     }
 
     async fn beat(&mut self, coordinator: &Coordinator) {
-        let said = self.said();
+        let said = self.says();
         match self.attempt(coordinator.consumer_heartbeat(said)).await {
             Some(Ok(given)) => self.hear(given),
             Some(Err(GroupError::FencedEpoch | GroupError::UnknownMember)) => {
                 self.owned.clear();
                 self.offsets.clear();
                 self.given = None;
+                self.said = None;
             }
-            Some(Err(_)) | None => self.full = true,
+            Some(Err(_)) | None => self.said = None,
         }
         let mut ledger = self.ledger.borrow_mut();
         ledger.reads.insert(self.number, self.owned.clone());
@@ -146,7 +150,6 @@ impl Consumer {
             self.owned = assigned;
         }
         self.given = Some(given);
-        self.full = false;
     }
 
     /// Goes on from what is committed, one record of each partition at a time.
@@ -164,9 +167,9 @@ impl Consumer {
                 partitions: Some(new.iter().map(|index| (TOPIC.to_owned(), *index)).collect()),
                 require_stable: false,
             };
-            let member = &given.member;
+            let (member, asked) = (&given.member, request.partitions.as_deref());
             if coordinator
-                .check_member(GROUP, member, given.epoch)
+                .check_member(GROUP, member, given.epoch, asked)
                 .is_err()
             {
                 return;
@@ -274,7 +277,7 @@ impl Stage {
             given: None,
             owned: Owned::new(),
             offsets: BTreeMap::new(),
-            full: false,
+            said: None,
         };
         spawn_local(consumer.run());
     }
@@ -472,4 +475,172 @@ fn who_is_not_affected_by_a_death_never_stops() {
             assert_eq!(stage.ledger.borrow().given_up, before, "seed {seed}");
         });
     }
+}
+
+/// Consumers that the test speaks for itself.
+struct Desk {
+    stage: Stage,
+    coordinator: Coordinator,
+    place: u32,
+}
+
+impl Desk {
+    async fn start(seed: u64) -> Self {
+        let stage = Stage::start(seed).await;
+        let settled = |all: &Machines| {
+            let map = all.with(1, |server| server.cluster().map()).unwrap();
+            map.groups().all(|group| group.voter_nodes().count() == 3)
+        };
+        stage.all.until("three voters everywhere", settled).await;
+        // Leaders come to rest where they belong.
+        stage.run(Duration::from_secs(20)).await;
+        Self::with(stage).await
+    }
+
+    async fn with(stage: Stage) -> Self {
+        let seed = stage.ledger.borrow().seed;
+        let deadline = Instant::now() + Duration::from_mins(1);
+        loop {
+            let nodes = stage.nodes.borrow().clone();
+            if let Ok(place) = nodes[&1].locate(GROUP).await
+                && let Some(coordinator) = nodes.get(&place.get())
+            {
+                // Other errors are those of a coordinator that is there.
+                let told = coordinator.describe_consumers(GROUP);
+                if told == Err(GroupError::UnknownGroup) {
+                    let (coordinator, place) = (coordinator.clone(), place.get());
+                    return Self {
+                        stage,
+                        coordinator,
+                        place,
+                    };
+                }
+            }
+            assert!(Instant::now() < deadline, "seed {seed}: no coordinator");
+            stage.run(Duration::from_millis(200)).await;
+        }
+    }
+
+    fn join(member: &str) -> ConsumerBeat {
+        ConsumerBeat {
+            group: GROUP.to_owned(),
+            member: member.to_owned(),
+            rebalance_timeout: Some(Duration::from_secs(10)),
+            topics: Some(vec![TOPIC.to_owned()]),
+            owned: Some(Owned::new()),
+            ..ConsumerBeat::default()
+        }
+    }
+
+    fn next(given: &Given) -> ConsumerBeat {
+        ConsumerBeat {
+            group: GROUP.to_owned(),
+            member: given.member.clone(),
+            epoch: given.epoch,
+            ..ConsumerBeat::default()
+        }
+    }
+
+    /// What the log of the group's partition holds at its coordinator.
+    fn log(&self) -> (u64, BTreeSet<String>) {
+        let index = self.coordinator.partition_of(GROUP).unwrap();
+        let held = self.stage.internal(self.place);
+        let partition = &held[usize::try_from(index).unwrap()];
+        let members = partition.with_state(|state| {
+            let consumers = state.groups()?.get(GROUP)?.consumers()?;
+            Some(consumers.members.iter().map(|m| m.id.clone()).collect())
+        });
+        let last = partition.group().log().state().last;
+        let end = last.map_or(0, |last| last.index.get());
+        (end, members.unwrap_or_default())
+    }
+}
+
+/// Says nothing new many times; false if the coordinator moved meanwhile.
+async fn writes_nothing(desk: &Desk) -> bool {
+    let say = async |beat| match desk.coordinator.consumer_heartbeat(beat).await {
+        Err(GroupError::NotCoordinator { .. } | GroupError::Loading) => None,
+        told => Some(told.unwrap()),
+    };
+    let Some(given) = say(Desk::join("m")).await else {
+        return false;
+    };
+    let before = desk.log();
+    for nth in 0..50 {
+        let mut beat = Desk::next(&given);
+        if nth % 5 == 0 {
+            // As after an error.
+            beat = ConsumerBeat {
+                epoch: given.epoch,
+                owned: Some(given.assigned.iter().flatten().copied().collect()),
+                ..Desk::join("m")
+            };
+        }
+        let Some(told) = say(beat).await else {
+            return false;
+        };
+        assert_eq!(told.epoch, given.epoch);
+        desk.stage.run(Duration::from_millis(100)).await;
+    }
+    assert_eq!(desk.log(), before);
+    true
+}
+
+#[test]
+fn a_heartbeat_that_changes_nothing_writes_nothing() {
+    block_on(async {
+        let mut desk = Desk::start(5).await;
+        let deadline = Instant::now() + Duration::from_mins(2);
+        while !writes_nothing(&desk).await {
+            assert!(Instant::now() < deadline, "the coordinator never rests");
+            desk.stage.run(Duration::from_secs(1)).await;
+            desk = Desk::with(desk.stage).await;
+        }
+    });
+}
+
+/// A group is deleted while what its last member did is on its way, and made anew: what becomes of
+/// the old one says nothing about the new one.
+#[test]
+fn a_group_that_was_deleted_and_made_anew_is_told_only_what_is_committed() {
+    block_on(async {
+        let mut desk = Desk::start(6).await;
+        let deadline = Instant::now() + Duration::from_mins(2);
+        while let Err(error) = delete_and_make_anew(&desk).await {
+            let moved = matches!(error, GroupError::NotCoordinator { .. });
+            assert!(moved || error == GroupError::Loading, "{error}");
+            assert!(Instant::now() < deadline, "the coordinator never rests");
+            // Sessions end, so that it begins as the first time.
+            desk.stage.run(SESSION + Duration::from_secs(1)).await;
+            desk = Desk::with(desk.stage).await;
+        }
+        let all: BTreeSet<String> = ["d".to_owned(), "e".to_owned()].into();
+        assert_eq!(desk.log().1, all, "it was told, so it is committed");
+    });
+}
+
+/// An error if the coordinator moves meanwhile.
+async fn delete_and_make_anew(desk: &Desk) -> Result<(), GroupError> {
+    let coordinator = &desk.coordinator;
+    let mut given = coordinator.consumer_heartbeat(Desk::join("a")).await?;
+    for other in ["b", "c"] {
+        // The group comes to a high version.
+        let joined = coordinator.consumer_heartbeat(Desk::join(other)).await?;
+        let leaves = ConsumerBeat {
+            epoch: -1,
+            ..Desk::next(&joined)
+        };
+        coordinator.consumer_heartbeat(leaves).await?;
+    }
+    given.epoch = -1;
+    let (left, deleted, joined) = tokio::join!(
+        biased;
+        coordinator.consumer_heartbeat(Desk::next(&given)),
+        coordinator.delete(GROUP),
+        coordinator.consumer_heartbeat(Desk::join("d")),
+    );
+    left.and(joined)?;
+    deleted?;
+    coordinator.consumer_heartbeat(Desk::join("e")).await?;
+    Ok(())
 }

@@ -8,7 +8,11 @@
     reason = "a table is as long as what it lists, and names most of the messages"
 )]
 
+#[path = "kafka_acls/fetch_tests.rs"]
+mod fetch_tests;
 mod kafka_conn;
+#[path = "kafka_acls/native_tests.rs"]
+mod native_tests;
 mod nodes;
 
 use std::os::unix::fs::PermissionsExt as _;
@@ -39,6 +43,7 @@ const CREATE: i8 = 5;
 const DELETE: i8 = 6;
 const ALTER: i8 = 7;
 const DESCRIBE: i8 = 8;
+const CLUSTER_ACTION: i8 = 9;
 const DESCRIBE_CONFIGS: i8 = 10;
 const ALTER_CONFIGS: i8 = 11;
 const IDEMPOTENT_WRITE: i8 = 12;
@@ -421,6 +426,69 @@ fn transactions() -> Vec<Row> {
     ]
 }
 
+fn markers() -> WriteTxnMarkersRequest {
+    let topic = write_txn_markers_request::WritableTxnMarkerTopic::default()
+        .with_name(name())
+        .with_partition_indexes(vec![0]);
+    let marker = write_txn_markers_request::WritableTxnMarker::default()
+        .with_producer_id(ProducerId(1 << 40))
+        .with_topics(vec![topic]);
+    WriteTxnMarkersRequest::default().with_markers(vec![marker])
+}
+
+fn written(answer: &WriteTxnMarkersResponse) -> Vec<i16> {
+    let topics = answer.markers.iter().flat_map(|marker| &marker.topics);
+    let partitions = topics.flat_map(|topic| &topic.partitions);
+    partitions.map(|partition| partition.error_code).collect()
+}
+
+fn election() -> ElectLeadersRequest {
+    let topic = elect_leaders_request::TopicPartitions::default()
+        .with_topic(name())
+        .with_partitions(vec![0]);
+    ElectLeadersRequest::default()
+        .with_topic_partitions(Some(vec![topic]))
+        .with_timeout_ms(1_000)
+}
+
+fn elected(answer: &ElectLeadersResponse) -> Vec<i16> {
+    let topics = answer.replica_election_results.iter();
+    let partitions = topics.flat_map(|topic| &topic.partition_result);
+    partitions.map(|one| one.error_code).collect()
+}
+
+/// What is moved from node to node, and looked at there.
+fn places() -> Vec<Row> {
+    vec![
+        row!(WriteTxnMarkers 1, [(CLUSTER, ALTER) => NO_CLUSTER], markers(), |answer: WriteTxnMarkersResponse| written(&answer)),
+        row!(WriteTxnMarkers 1, [(CLUSTER, CLUSTER_ACTION) => NO_CLUSTER], markers(), |answer: WriteTxnMarkersResponse| written(&answer)),
+        row!(ElectLeaders 0, [(CLUSTER, ALTER) => NO_CLUSTER], election(), |answer: ElectLeadersResponse| elected(&answer)),
+        row!(ElectLeaders 2, [(CLUSTER, ALTER) => NO_CLUSTER], election(), |answer: ElectLeadersResponse| vec![answer.error_code]),
+        row!(
+            AlterPartitionReassignments 0,
+            [(CLUSTER, ALTER) => NO_CLUSTER],
+            {
+                let partition = alter_partition_reassignments_request::ReassignablePartition::default().with_replicas(None);
+                let topic = alter_partition_reassignments_request::ReassignableTopic::default().with_name(name()).with_partitions(vec![partition]);
+                AlterPartitionReassignmentsRequest::default().with_timeout_ms(1_000).with_topics(vec![topic])
+            },
+            |answer: AlterPartitionReassignmentsResponse| vec![answer.error_code]
+        ),
+        row!(
+            ListPartitionReassignments 0,
+            [(CLUSTER, DESCRIBE) => NO_CLUSTER],
+            ListPartitionReassignmentsRequest::default().with_timeout_ms(1_000).with_topics(None),
+            |answer: ListPartitionReassignmentsResponse| vec![answer.error_code]
+        ),
+        row!(
+            DescribeLogDirs 4,
+            [(CLUSTER, DESCRIBE) => NO_CLUSTER],
+            DescribeLogDirsRequest::default().with_topics(None),
+            |answer: DescribeLogDirsResponse| vec![answer.error_code]
+        ),
+    ]
+}
+
 fn administration() -> Vec<Row> {
     vec![
         row!(
@@ -565,10 +633,16 @@ async fn every_request_with_each_of_its_rights_missing_is_refused() {
     let port = nodes.kafka_port(0);
     let mut admin = KafkaConn::open_as(port, "admin", PASSWORD).await;
     let mut alice = KafkaConn::open_as(port, "alice", PASSWORD).await;
-    let rows: Vec<Row> = [reading(), groups(), transactions(), administration()]
-        .into_iter()
-        .flatten()
-        .collect();
+    let rows: Vec<Row> = [
+        reading(),
+        groups(),
+        transactions(),
+        places(),
+        administration(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
     for api in APIS.iter().filter(|api| !UNREFUSED.contains(&api.key)) {
         let tested = rows.iter().any(|row| row.api as i16 == api.key as i16);
         assert!(tested, "{} has no row", api.name);
@@ -638,6 +712,17 @@ async fn lists_show_what_their_reader_may_see() {
         may(&[READ, DESCRIBE])
     );
     assert_eq!(answer.cluster_authorized_operations, may(&[DESCRIBE]));
+    // Before there was a code for all of it, who may not see log directories was shown none.
+    let request = DescribeLogDirsRequest::default().with_topics(None);
+    let answer: DescribeLogDirsResponse = alice.ask(ApiKey::DescribeLogDirs, 2, &request).await;
+    assert_eq!(answer.results.len(), 1);
+    add(
+        &mut admin,
+        vec![rule((CLUSTER, DESCRIBE), resource(CLUSTER), DENY)],
+    )
+    .await;
+    let answer: DescribeLogDirsResponse = alice.ask(ApiKey::DescribeLogDirs, 2, &request).await;
+    assert_eq!((answer.error_code, answer.results.len()), (0, 0));
     // A topic that may not be created comes into being for nobody.
     let topic =
         metadata_request::MetadataRequestTopic::default().with_name(Some(TopicName(text("new"))));
@@ -660,55 +745,6 @@ async fn lists_show_what_their_reader_may_see() {
     assert_eq!(answer.error_code, 0);
     assert!(clear(&mut admin).await > 0);
     assert_eq!(clear(&mut admin).await, 0);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn native_callers_are_asked_and_held_to_the_same_rules() {
-    let (nodes, _dir) = start("").await;
-    let mut admin = KafkaConn::open_as(nodes.kafka_port(0), "admin", PASSWORD).await;
-    let as_user = |user: Option<&str>, password: &str, arguments: &[&str]| {
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_trilog"));
-        command
-            .args(arguments)
-            .env("TRILOG_SERVER", nodes.addresses().join(","));
-        command
-            .env_remove("TRILOG_USER")
-            .env("TRILOG_PASSWORD", password);
-        if let Some(user) = user {
-            command.env("TRILOG_USER", user);
-        }
-        let output = command.output().unwrap();
-        (
-            output.status.success(),
-            String::from_utf8(output.stderr).unwrap(),
-        )
-    };
-    let produce = ["produce", TOPIC, "x"];
-    let (done, said) = as_user(None, "", &["topic", "ls"]);
-    assert!(!done && said.contains("asks who you are"), "{said}");
-    let (done, said) = as_user(Some("alice"), "wrong", &["topic", "ls"]);
-    assert!(
-        !done && said.contains("the user or the password is wrong"),
-        "{said}"
-    );
-    let tries: [(&[&str], Right); 5] = [
-        (&["topic", "describe", TOPIC], (TOPICS, DESCRIBE)),
-        (&["consume", TOPIC, "-o", "start", "-e"], (TOPICS, READ)),
-        (&["user", "ls"], (CLUSTER, DESCRIBE)),
-        (&["cluster", "balance"], (CLUSTER, ALTER)),
-        (&produce, (TOPICS, WRITE)),
-    ];
-    for (arguments, right) in tries {
-        let (done, said) = as_user(Some("alice"), PASSWORD, arguments);
-        assert!(
-            !done && said.contains("you may not"),
-            "{arguments:?}: {said}"
-        );
-        grant(&mut admin, &[right]).await;
-        let (done, said) = as_user(Some("alice"), PASSWORD, arguments);
-        assert!(done, "{arguments:?}: {said}");
-        clear(&mut admin).await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

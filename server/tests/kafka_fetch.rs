@@ -1,4 +1,5 @@
-//! Fetches as clients of every version make them: sessions, in which only what is new is told.
+//! Fetches as clients of every version make them: sessions, in which only what is new is told, and
+//! reads from followers. And what a node says of its disk.
 
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
@@ -12,15 +13,21 @@ use kafka_conn::{KafkaConn, text};
 use kafka_protocol::messages::delete_records_request::{
     DeleteRecordsPartition, DeleteRecordsTopic,
 };
+use kafka_protocol::messages::describe_log_dirs_request::DescribableLogDirTopic;
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic, ForgottenTopic};
+use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
+use kafka_protocol::messages::metadata_response::MetadataResponseTopic;
 use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
 use kafka_protocol::messages::{
-    ApiKey, BrokerId, DeleteRecordsRequest, DeleteRecordsResponse, FetchRequest, FetchResponse,
-    ProduceRequest, ProduceResponse, TopicName,
+    ApiKey, BrokerId, DeleteRecordsRequest, DeleteRecordsResponse, DescribeLogDirsRequest,
+    DescribeLogDirsResponse, FetchRequest, FetchResponse, FindCoordinatorRequest,
+    FindCoordinatorResponse, ListOffsetsRequest, ListOffsetsResponse, MetadataRequest,
+    MetadataResponse, ProduceRequest, ProduceResponse, TopicName,
 };
 use nodes::Nodes;
 use tokio::time::Instant;
 use trilog_model::batch::{BatchBuilder, Compression};
+use trilog_wire::kafka::Uuid;
 
 const TOPIC: &str = "orders";
 const PARTITIONS: i32 = 4;
@@ -88,6 +95,7 @@ fn request(topic: &str, from: &[(i32, i64)], max_wait: i32) -> FetchRequest {
 struct Consumer {
     conn: KafkaConn,
     version: i16,
+    topic_id: Uuid,
     id: i32,
     epoch: i32,
 }
@@ -97,8 +105,10 @@ type Told = (i32, i16, i64, i64, usize);
 
 impl Consumer {
     async fn open(port: u16, version: i16) -> Self {
+        let mut conn = KafkaConn::open(port).await;
         Self {
-            conn: KafkaConn::open(port).await,
+            topic_id: topic_id(&mut conn).await,
+            conn,
             version,
             id: 0,
             epoch: 0,
@@ -114,11 +124,34 @@ impl Consumer {
     }
 
     async fn ask(&mut self, request: FetchRequest) -> FetchResponse {
-        let request = request
+        let mut request = request
             .with_session_id(self.id)
             .with_session_epoch(self.epoch);
+        by_version(&mut request, self.version, self.topic_id);
         self.conn.ask(ApiKey::Fetch, self.version, &request).await
     }
+}
+
+/// Names topics as the version does.
+fn by_version(request: &mut FetchRequest, version: i16, id: Uuid) {
+    if version < 13 {
+        return;
+    }
+    for topic in &mut request.topics {
+        (topic.topic, topic.topic_id) = (TopicName::default(), id);
+    }
+    for topic in &mut request.forgotten_topics_data {
+        (topic.topic, topic.topic_id) = (TopicName::default(), id);
+    }
+}
+
+/// The id of the topic.
+async fn topic_id(conn: &mut KafkaConn) -> Uuid {
+    let request = MetadataRequest::default().with_topics(None);
+    let answer: MetadataResponse = conn.ask(ApiKey::Metadata, 13, &request).await;
+    assert_eq!(answer.error_code, 0);
+    let named = |topic: &&MetadataResponseTopic| **topic.name.as_ref().unwrap() == *TOPIC;
+    answer.topics.iter().find(named).unwrap().topic_id
 }
 
 fn told(answer: &FetchResponse) -> Vec<Told> {
@@ -148,7 +181,7 @@ async fn a_session_is_told_only_what_is_new() {
     let port = nodes.kafka_port(0);
     let mut producer = KafkaConn::open(port).await;
     let mut start = 0;
-    for version in 7..=12 {
+    for version in 7..=17 {
         start = read_news(&mut producer, port, version, start).await;
     }
     nodes.stop();
@@ -204,6 +237,58 @@ async fn read_news(producer: &mut KafkaConn, port: u16, version: i16, start: i64
     assert_eq!(consumer.fetch(none).await, []);
     assert_eq!(consumer.id, 0);
     offset + 1
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_version_finds_offsets_and_coordinators() {
+    let mut nodes = start("").await;
+    let mut conn = KafkaConn::open(nodes.kafka_port(0)).await;
+    for value in [b"one", b"two", b"six"] {
+        produce(&mut conn, TOPIC, 0, value).await;
+    }
+    delete_before(&mut conn, 0, 1).await;
+    for version in 1..=10 {
+        // The end, the start, where what is here starts, and the last that is elsewhere.
+        for (timestamp, since, expected) in [(-1, 1, 3), (-2, 1, 1), (-4, 8, 1), (-5, 9, -1)] {
+            let partition = ListOffsetsPartition::default().with_timestamp(timestamp);
+            let topic = ListOffsetsTopic::default()
+                .with_name(TopicName(text(TOPIC)))
+                .with_partitions(vec![partition]);
+            let request = ListOffsetsRequest::default().with_topics(vec![topic]);
+            let answer: ListOffsetsResponse =
+                conn.ask(ApiKey::ListOffsets, version, &request).await;
+            let found = &answer.topics[0].partitions[0];
+            let says = (found.error_code, found.offset, found.timestamp);
+            let expected = if version < since {
+                (35, -1, -1)
+            } else {
+                (0, expected, -1)
+            };
+            assert_eq!(says, expected, "{version} {timestamp}");
+        }
+    }
+    let deadline = Instant::now() + Duration::from_secs(30);
+    for version in 4..=6 {
+        let ask = |kind| {
+            FindCoordinatorRequest::default()
+                .with_key_type(kind)
+                .with_coordinator_keys(vec![text("group")])
+        };
+        let key = ApiKey::FindCoordinator;
+        loop {
+            let found: FindCoordinatorResponse = conn.ask(key, version, &ask(0)).await;
+            let found = &found.coordinators[0];
+            if found.error_code == 0 {
+                assert_eq!(found.node_id.0, 1);
+                break;
+            }
+            assert!(Instant::now() < deadline, "{found:?}");
+        }
+        // Of what there is none here.
+        let none: FindCoordinatorResponse = conn.ask(key, version, &ask(2)).await;
+        assert_eq!(none.coordinators[0].error_code, 42, "{version}");
+    }
+    nodes.stop();
 }
 
 async fn delete_before(conn: &mut KafkaConn, index: i32, offset: i64) {
@@ -278,6 +363,10 @@ async fn refuse_sessions(consumer: &mut Consumer, port: u16) {
         let says = (answer.error_code, answer.session_id, answer.responses.len());
         assert_eq!(says, (code, 0, 0), "{session} {epoch}");
     }
+    // It began with names.
+    (consumer.id, consumer.epoch, consumer.version) = (id, due, 13);
+    assert_eq!(consumer.ask(whole()).await.error_code, 106);
+    consumer.version = 12;
     // Another connection can neither use nor end it.
     (other.id, other.epoch) = (id, due);
     assert_eq!(other.ask(whole()).await.error_code, UNKNOWN_SESSION);
@@ -359,4 +448,231 @@ async fn a_topic_that_goes_and_comes_back_is_told_in_the_session() {
         told = consumer.fetch(request(TOPIC, &[], SHORT_WAIT)).await;
     }
     nodes.stop();
+}
+
+/// A request of the version with racks: where it comes from, and the leader epoch it believes in.
+fn from_rack(rack: &str, offset: i64, epoch: i32, max_wait: i32) -> FetchRequest {
+    let mut request = request(TOPIC, &[(0, offset)], max_wait).with_rack_id(text(rack));
+    request.topics[0].partitions[0].current_leader_epoch = epoch;
+    request.with_session_epoch(-1)
+}
+
+/// The answer of the one partition: told, the node to read from, the records.
+async fn ask_one(conn: &mut KafkaConn, request: &FetchRequest) -> (Told, i32, Option<Bytes>) {
+    let answer: FetchResponse = conn.ask(ApiKey::Fetch, 11, request).await;
+    assert_eq!(answer.error_code, 0);
+    let partition = &answer.responses[0].partitions[0];
+    let elsewhere = partition.preferred_read_replica.0;
+    (told(&answer)[0], elsewhere, partition.records.clone())
+}
+
+/// The leader of the partition, and its epoch.
+async fn leader(conn: &mut KafkaConn) -> (i32, i32) {
+    let answer: MetadataResponse = conn
+        .ask(
+            ApiKey::Metadata,
+            9,
+            &MetadataRequest::default().with_topics(None),
+        )
+        .await;
+    let topic = answer.topics.iter().find(|topic| {
+        let name = topic.name.as_ref().unwrap();
+        **name == *TOPIC
+    });
+    let partition = &topic.unwrap().partitions[0];
+    (partition.leader_id.0, partition.leader_epoch)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_says_where_it_is_reads_from_the_replica_there() {
+    let mut nodes = Nodes::start(3).await;
+    let create = [
+        "topic",
+        "create",
+        TOPIC,
+        "--partitions",
+        "1",
+        "--replication",
+        "3",
+    ];
+    nodes.run(&create);
+    nodes.await_ready().await;
+    let port = |nodes: &Nodes, id: i32| nodes.kafka_port(usize::try_from(id - 1).unwrap());
+    let mut anyone = KafkaConn::open(nodes.kafka_port(0)).await;
+    let (lead, epoch) = leader(&mut anyone).await;
+    let near = lead % 3 + 1;
+    let mut at_leader = KafkaConn::open(port(&nodes, lead)).await;
+    let mut at_follower = KafkaConn::open(port(&nodes, near)).await;
+    for value in [b"one", b"two"] {
+        produce(&mut at_leader, TOPIC, 0, value).await;
+    }
+    let rack = format!("rack-{near}");
+    // The leader sends its reader on, with nothing else, once it knows that the other holds it.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let sent_on = from_rack(&rack, 2, epoch, SHORT_WAIT);
+    while ask_one(&mut at_leader, &sent_on).await.1 != near {
+        assert!(Instant::now() < deadline, "nobody is sent on");
+    }
+    tell_leaders(&mut at_follower, (lead, epoch), port(&nodes, lead)).await;
+    let (told, elsewhere, _) = ask_one(&mut at_leader, &from_rack(&rack, 0, epoch, 0)).await;
+    assert_eq!((told, elsewhere), ((0, 0, 2, 0, 0), near));
+    let own = format!("rack-{lead}");
+    let (_, _, all) = ask_one(&mut at_leader, &from_rack(&own, 0, epoch, 0)).await;
+    let all = all.unwrap();
+    assert_eq!(all.len(), 2 * batch(b"one").len());
+    for rack in ["", "rack-9"] {
+        let (told, elsewhere, records) =
+            ask_one(&mut at_leader, &from_rack(rack, 0, epoch, 0)).await;
+        assert_eq!(
+            (told.1, elsewhere, records.as_ref()),
+            (0, -1, Some(&all)),
+            "{rack}"
+        );
+    }
+    read_at_a_follower(&mut at_follower, &mut at_leader, (&rack, epoch), &all).await;
+    nodes.stop();
+    nodes.verify_logs();
+}
+
+/// Who asks a follower that it was not sent to is told where the leader is, from version 16 on; who
+/// names a topic that is not there, that it is not.
+async fn tell_leaders(follower: &mut KafkaConn, (lead, epoch): (i32, i32), port: u16) {
+    let id = topic_id(follower).await;
+    for version in 4..=17 {
+        let mut asked = request(TOPIC, &[(0, 0)], 0).with_session_epoch(-1);
+        by_version(&mut asked, version, id);
+        let answer: FetchResponse = follower.ask(ApiKey::Fetch, version, &asked).await;
+        let partition = &answer.responses[0].partitions[0];
+        assert_eq!(partition.error_code, 6, "{version}");
+        let leader = &partition.current_leader;
+        let ends = &answer.node_endpoints;
+        if version < 16 {
+            assert_eq!((leader.leader_id.0, ends.len()), (-1, 0), "{version}");
+        } else {
+            assert_eq!((leader.leader_id.0, leader.leader_epoch), (lead, epoch));
+            assert_eq!((ends.len(), ends[0].node_id.0), (1, lead));
+            assert_eq!(
+                (&*ends[0].host, ends[0].port),
+                ("127.0.0.1", i32::from(port))
+            );
+        }
+        if version >= 13 {
+            for id in [Uuid::nil(), Uuid::from_u128(7)] {
+                by_version(&mut asked, version, id);
+                let answer: FetchResponse = follower.ask(ApiKey::Fetch, version, &asked).await;
+                let topic = &answer.responses[0];
+                assert_eq!((topic.topic_id, topic.partitions[0].error_code), (id, 100));
+            }
+        }
+    }
+}
+
+async fn read_at_a_follower(
+    follower: &mut KafkaConn,
+    leader: &mut KafkaConn,
+    (rack, epoch): (&str, i32),
+    all: &Bytes,
+) {
+    // It learns with a heartbeat at the latest what is committed, and never says more.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let (told, elsewhere, records) = ask_one(follower, &from_rack(rack, 0, epoch, 0)).await;
+        assert_eq!((told.1, elsewhere), (0, -1));
+        if told.2 == 2 {
+            assert_eq!(records.as_ref(), Some(all));
+            break;
+        }
+        assert!(Instant::now() < deadline, "{told:?}");
+    }
+    for (rack, offset, epoch, code) in [
+        ("", 0, epoch, 6),
+        ("rack-9", 0, epoch, 0),
+        (rack, 0, -1, 0),
+        (rack, 0, epoch - 1, 74),
+        (rack, 0, epoch + 1, 75),
+        (rack, 3, epoch, 78),
+        (rack, 1 << 40, epoch, 78),
+        (rack, -1, epoch, 1),
+    ] {
+        let (told, ..) = ask_one(follower, &from_rack(rack, offset, epoch, 0)).await;
+        assert_eq!(told.1, code, "{rack} {offset} {epoch}");
+    }
+    // It waits for what comes, as a leader does.
+    let waiting = from_rack(rack, 2, epoch, LONG_WAIT);
+    follower.send(ApiKey::Fetch, 11, &waiting).await;
+    assert!(follower.is_silent(Duration::from_millis(200)).await);
+    produce(leader, TOPIC, 0, b"three").await;
+    let answer: FetchResponse = follower.receive(ApiKey::Fetch, 11).await;
+    assert_eq!(told(&answer), [(0, 0, 3, 0, batch(b"three").len())]);
+    // What is trimmed is out of range there, too.
+    delete_before(leader, 0, 2).await;
+    loop {
+        let (told, ..) = ask_one(follower, &from_rack(rack, 0, epoch, 0)).await;
+        if told.1 == 1 {
+            break;
+        }
+        assert!(told.1 == 0 && Instant::now() < deadline, "{told:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_says_what_its_partitions_take_on_its_disk() {
+    let mut nodes = start("").await;
+    let mut conn = KafkaConn::open(nodes.kafka_port(0)).await;
+    let value = vec![7; 100_000];
+    for _ in 0..20 {
+        produce(&mut conn, TOPIC, 1, &value).await;
+    }
+    let some = |topic: &str, indexes: &[i32]| {
+        DescribableLogDirTopic::default()
+            .with_topic(TopicName(text(topic)))
+            .with_partitions(indexes.to_vec())
+    };
+    for version in 1..=4 {
+        let all = describe(&mut conn, version, None).await;
+        let indexes: Vec<i32> = all.iter().map(|(index, _)| *index).collect();
+        assert_eq!(indexes, [0, 1, 2, 3], "{version}");
+        // The half that is in no segment yet counts as well.
+        let least = i64::try_from(20 * value.len()).unwrap();
+        assert!((least..2 * least).contains(&all[1].1), "{version}: {all:?}");
+        assert!(all[0].1 < 10_000, "{version}: {all:?}");
+        let topics = vec![
+            some(TOPIC, &[1, 1, 9, -1]),
+            some("no-such", &[0]),
+            some(TOPIC, &[3]),
+        ];
+        let two = describe(&mut conn, version, Some(topics)).await;
+        assert_eq!(two, [all[1], all[3]], "{version}");
+        assert_eq!(describe(&mut conn, version, Some(vec![])).await, []);
+    }
+    nodes.stop();
+}
+
+/// Partitions of the topic and their bytes, as the one directory is described.
+async fn describe(
+    conn: &mut KafkaConn,
+    version: i16,
+    topics: Option<Vec<DescribableLogDirTopic>>,
+) -> Vec<(i32, i64)> {
+    let request = DescribeLogDirsRequest::default().with_topics(topics);
+    let answer: DescribeLogDirsResponse =
+        conn.ask(ApiKey::DescribeLogDirs, version, &request).await;
+    let [dir] = &answer.results[..] else {
+        panic!("{answer:?}");
+    };
+    assert_eq!((answer.error_code, dir.error_code), (0, 0));
+    assert!(std::path::Path::new(&*dir.log_dir).is_absolute());
+    if version >= 4 {
+        assert!(
+            dir.total_bytes >= dir.usable_bytes && dir.usable_bytes > 0,
+            "{dir:?}"
+        );
+    }
+    let orders = dir.topics.iter().filter(|topic| **topic.name == *TOPIC);
+    let partitions = orders.flat_map(|topic| &topic.partitions);
+    let described = partitions.map(|one| {
+        assert!(one.offset_lag == 0 && !one.is_future_key);
+        (one.partition_index, one.partition_size)
+    });
+    described.collect()
 }

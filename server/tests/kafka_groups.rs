@@ -22,6 +22,7 @@ use kafka_protocol::messages::offset_delete_request::{
 use kafka_protocol::messages::offset_fetch_request::{
     OffsetFetchRequestGroup, OffsetFetchRequestTopic, OffsetFetchRequestTopics,
 };
+use kafka_protocol::messages::offset_fetch_response::OffsetFetchResponseGroup;
 use kafka_protocol::messages::sync_group_request::SyncGroupRequestAssignment;
 use kafka_protocol::messages::{
     ApiKey, DeleteGroupsResponse, DescribeGroupsRequest, DescribeGroupsResponse,
@@ -483,5 +484,80 @@ async fn who_waits_for_a_group_holds_up_nobody_else() {
     );
     let named: MetadataResponse = second.receive(ApiKey::Metadata, 4).await;
     assert!(!named.topics.is_empty());
+    nodes.stop();
+}
+
+/// What a group is asked about twice is answered once: a short request has no very long answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_short_request_has_no_very_long_answer() {
+    let mut nodes = start().await;
+    nodes.run(&["topic", "create", "wide", "--partitions", "500"]);
+    let mut conn = KafkaConn::open(nodes.kafka_port(0)).await;
+    let note = "x".repeat(4_000);
+    let names: Vec<String> = (0..12).map(|n| format!("group-{n}")).collect();
+    for name in &names {
+        locate(&mut conn, name, 4).await;
+        let partitions = (0..500).map(|index| {
+            OffsetCommitRequestPartition::default()
+                .with_partition_index(index)
+                .with_committed_offset(5)
+                .with_committed_metadata(Some(text(&note)))
+        });
+        let topic = OffsetCommitRequestTopic::default()
+            .with_name(TopicName(text("wide")))
+            .with_partitions(partitions.collect());
+        let request = OffsetCommitRequest::default()
+            .with_group_id(group(name))
+            .with_generation_id_or_member_epoch(-1)
+            .with_topics(vec![topic]);
+        let answer: OffsetCommitResponse = conn.ask(ApiKey::OffsetCommit, 8, &request).await;
+        let mut codes = answer.topics[0].partitions.iter().map(|p| p.error_code);
+        assert!(codes.all(|code| code == 0), "{answer:?}");
+    }
+    let all = |name: &String| {
+        OffsetFetchRequestGroup::default()
+            .with_group_id(group(name))
+            .with_topics(None)
+    };
+    let asked = std::iter::repeat_n(&names[0], 2_000).chain(&names[1..]);
+    let request = OffsetFetchRequest::default().with_groups(asked.map(all).collect());
+    let answer: OffsetFetchResponse = conn.ask(ApiKey::OffsetFetch, 8, &request).await;
+    let told = |group: &&OffsetFetchResponseGroup| group.error_code == 0;
+    let told: Vec<usize> = answer
+        .groups
+        .iter()
+        .filter(told)
+        .map(|group| group.topics[0].partitions.len())
+        .collect();
+    assert!(told.iter().all(|count| *count == 500), "{told:?}");
+    // Two megabytes each.
+    assert!((5..=9).contains(&told.len()), "{}", told.len());
+    let codes: Vec<i16> = answer.groups.iter().map(|group| group.error_code).collect();
+    assert!(codes[1..2_000].iter().all(|code| *code == 42));
+    assert_eq!(codes.last(), Some(&14), "it may be asked for again");
+    nodes.stop();
+}
+
+/// What members are about to read is in use before they have agreed on anything.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn offsets_are_in_use_while_a_group_forms() {
+    let mut nodes = Nodes::start_with(1, "[groups]\ninitial_rebalance_delay = \"30s\"\n").await;
+    nodes.run(&["topic", "create", TOPIC, "--partitions", "2"]);
+    let port = nodes.kafka_port(0);
+    let mut member = KafkaConn::open(port).await;
+    locate(&mut member, "g", 4).await;
+    member.send(ApiKey::JoinGroup, 3, &join("g", "", 3)).await;
+    let mut other = KafkaConn::open(port).await;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match delete_offsets(&mut other, "g").await {
+            // It has yet to be heard.
+            Err(69) => assert!(Instant::now() < deadline, "nobody joins"),
+            told => {
+                assert_eq!(told, Ok(vec![86, 3]));
+                break;
+            }
+        }
+    }
     nodes.stop();
 }

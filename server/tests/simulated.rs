@@ -5,11 +5,14 @@
 
 mod machines;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use machines::Machines;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
 use tokio::time::{Instant, timeout};
 use trilog_model::{NodeId, Offset, ReplicaId};
 use trilog_raft::controller::commands::RegisterNode;
@@ -556,4 +559,109 @@ async fn jumped(seed: u64, jump: i64) {
         .await;
     let places = [places, more].concat();
     all.check(astray, TOPIC, &places).await;
+}
+
+/// Reads a random stretch of every replica there is, as a follower serves it, and holds it against
+/// all that anybody has read before. Never must two readers find different records at an offset.
+async fn read_everywhere(
+    all: &Machines,
+    rng: &mut SmallRng,
+    seen: &mut BTreeMap<Offset, Bytes>,
+    seed: u64,
+) -> usize {
+    let mut followed = 0;
+    for number in 1..=3 {
+        let Some(partition) = all.partition(number, TOPIC) else {
+            continue;
+        };
+        let end = partition.watch().borrow().offset;
+        assert!(
+            partition.log_end() >= end,
+            "seed {seed}: it serves what it lacks"
+        );
+        assert!(partition.stable_offset() <= end, "seed {seed}");
+        let from = Offset(rng.random_range(0..=end.get()));
+        // It may be copied from elsewhere, or be closed, meanwhile.
+        let Ok(fetched) = partition.read(from, 1 << 20).await else {
+            continue;
+        };
+        followed += usize::from(!partition.leader().1 && !fetched.frames.is_empty());
+        for frame in fetched.frames {
+            let place = frame.header.base_offset;
+            let first = seen.entry(place).or_insert_with(|| frame.records.clone());
+            // The leader epoch and the base offset of a batch are made for its reader.
+            assert_eq!(
+                first.get(21..),
+                frame.records.get(21..),
+                "seed {seed}: at {place}"
+            );
+        }
+    }
+    followed
+}
+
+/// What the leader knows of the others is true: who is said to hold records has them.
+fn holders_hold(all: &Machines, seed: u64) {
+    let Some((_, led)) = all.leader(TOPIC) else {
+        return;
+    };
+    let end = led.watch().borrow().offset;
+    for number in 1..=3 {
+        let node = NodeId(number);
+        let Some(partition) = all.partition(number, TOPIC) else {
+            continue;
+        };
+        if led.is_held_by(node, end) && partition.term() == led.term() {
+            let held = partition.log_end();
+            assert!(
+                held >= end,
+                "seed {seed}: node {number} holds {held}, not {end}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_a_follower_serves_is_committed_whoever_crashes_and_leads() {
+    for seed in seeds(3) {
+        block_on(async {
+            let mut all = three(seed).await;
+            let mut rng = SmallRng::seed_from_u64(seed);
+            let (mut seen, mut places, mut followed) = (BTreeMap::new(), Vec::new(), 0);
+            for round in 0..12 {
+                let from = round * 8;
+                for number in from..from + 8 {
+                    places.extend(all.produce(TOPIC, number, number + 1).await);
+                    followed += read_everywhere(&all, &mut rng, &mut seen, seed).await;
+                    holders_hold(&all, seed);
+                }
+                // Every other time it is the leader that goes.
+                let victim = match all.leader(TOPIC) {
+                    Some((number, _)) if round % 2 == 0 => number,
+                    Some(_) | None => rng.random_range(1..=3),
+                };
+                all.kill(victim);
+                for _ in 0..rng.random_range(1..20) {
+                    all.run(Duration::from_millis(50)).await;
+                    followed += read_everywhere(&all, &mut rng, &mut seen, seed).await;
+                }
+                all.boot(victim).await;
+                all.until("a leader again", |all| all.leader(TOPIC).is_some())
+                    .await;
+            }
+            assert!(
+                followed > 20,
+                "seed {seed}: followers served {followed} times"
+            );
+            for number in 1..=3 {
+                all.check(number, TOPIC, &places).await;
+                let partition = all.partition(number, TOPIC).unwrap();
+                for (place, records) in &seen {
+                    let found = partition.read(*place, 1).await.unwrap().frames;
+                    let found = found[0].records.get(21..);
+                    assert_eq!(found, records.get(21..), "seed {seed}: lost at {place}");
+                }
+            }
+        });
+    }
 }

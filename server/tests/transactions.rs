@@ -5,8 +5,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
+mod kafka_conn;
 #[expect(dead_code, reason = "each test file uses a part of it")]
 mod machines;
+
+#[path = "transactions/step_tests.rs"]
+mod step_tests;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};

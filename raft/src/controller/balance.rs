@@ -79,6 +79,25 @@ pub fn plan_balance(map: &ClusterMap, reachable: &BTreeSet<NodeId>) -> BalancePl
     planner.plan
 }
 
+/// How many replicas a partition is to have.
+#[derive(Clone, Copy)]
+struct Wanted {
+    count: usize,
+    /// Somebody asked for so many; else it is the cluster's default, which nothing shrinks to.
+    fixed: bool,
+}
+
+impl Wanted {
+    fn of(topic: &Topic, partition: &Partition, of_topic: u32) -> Self {
+        let count = partition.replication.unwrap_or(of_topic);
+        Self {
+            count: usize::try_from(count).unwrap_or(1),
+            fixed: partition.replication.is_some()
+                || matches!(topic.replication, Replication::Fixed(_)),
+        }
+    }
+}
+
 struct Planner<'a> {
     map: &'a ClusterMap,
     /// Active nodes that answer: where new replicas may go.
@@ -196,18 +215,19 @@ impl<'a> Planner<'a> {
     /// Gives a topic's partitions the replicas they should have: none on nodes that leave, as
     /// many as wanted.
     fn mend_topic(&mut self, topic: &Topic) {
-        let wanted = usize::try_from(self.map.wanted_replication(topic)).unwrap_or(1);
+        let of_topic = self.map.wanted_replication(topic);
         let mut spread: Option<Loads> = None;
         for partition in &topic.partitions {
+            let wanted = Wanted::of(topic, partition, of_topic);
             let stuck = self.is_stuck(partition);
             let due = (partition.is_settled() && self.budget > 0) || stuck;
-            if !due || !self.needs_mending(topic, partition, wanted) {
+            if !due || !self.needs_mending(partition, wanted) {
                 continue;
             }
             let spread =
                 spread.get_or_insert_with(|| loads_of(topic.partitions.iter().map(Arc::as_ref)));
             let current: Vec<NodeId> = partition.voter_nodes().collect();
-            let voters = self.mended(topic, partition, wanted, spread);
+            let voters = self.mended(partition, wanted, spread);
             if !same_nodes(&voters, &current) {
                 for node in voters.iter().filter(|node| !current.contains(node)) {
                     spread.entry(*node).or_default().replicas += 1;
@@ -226,29 +246,22 @@ impl<'a> Planner<'a> {
         })
     }
 
-    fn needs_mending(&self, topic: &Topic, partition: &Partition, wanted: usize) -> bool {
+    fn needs_mending(&self, partition: &Partition, wanted: Wanted) -> bool {
         if partition.is_dead() {
             return false;
         }
         let voters = partition.voter_nodes().count();
-        let fixed = matches!(topic.replication, Replication::Fixed(_));
         let leaving = partition.voter_nodes().any(|node| !self.is_active(node));
-        leaving || voters < wanted || (fixed && voters > wanted)
+        leaving || voters < wanted.count || (wanted.fixed && voters > wanted.count)
     }
 
-    fn mended(
-        &mut self,
-        topic: &Topic,
-        partition: &Partition,
-        wanted: usize,
-        spread: &Loads,
-    ) -> Vec<NodeId> {
+    fn mended(&mut self, partition: &Partition, wanted: Wanted, spread: &Loads) -> Vec<NodeId> {
         let mut voters: Vec<NodeId> = partition.voter_nodes().collect();
-        if matches!(topic.replication, Replication::Fixed(_)) {
-            self.drop_surplus(&mut voters, wanted, partition.preferred);
+        if wanted.fixed {
+            self.drop_surplus(&mut voters, wanted.count, partition.preferred);
         }
         let replaced = self.replace_leaving(partition, &mut voters, spread);
-        let added = self.add_missing(topic, partition, &mut voters, wanted, spread);
+        let added = self.add_missing(partition, &mut voters, wanted, spread);
         if !replaced || !added {
             self.plan.blocked.push(partition.group);
         }
@@ -311,16 +324,15 @@ impl<'a> Planner<'a> {
     /// step or not at all, since an even number of voters survives no more than one fewer.
     fn add_missing(
         &self,
-        topic: &Topic,
         partition: &Partition,
         voters: &mut Vec<NodeId>,
-        wanted: usize,
+        wanted: Wanted,
         spread: &Loads,
     ) -> bool {
         let before = voters.len();
-        while voters.len() < wanted {
+        while voters.len() < wanted.count {
             let Some(node) = self.free_node(partition, voters, spread) else {
-                if topic.replication == Replication::Default {
+                if !wanted.fixed {
                     voters.truncate(before);
                 }
                 return false;
@@ -539,11 +551,13 @@ impl<'a> Planner<'a> {
     fn leader_choice(&mut self, partition: &Partition) -> LeaderChoice {
         let mut options = self.leader_options(partition);
         let mut leader = partition.preferred;
-        if !options.contains(&leader) {
+        // Whom an operator prefers may be on its way there.
+        let comes = partition.voter_nodes().any(|node| node == leader) && self.is_active(leader);
+        if partition.pinned && comes {
+            options = vec![leader];
+        } else if !options.contains(&leader) {
             leader = self.least_leading(&options).unwrap_or(leader);
             self.loads.entry(leader).or_default().leaders += 1;
-        } else if partition.pinned {
-            options = vec![leader];
         }
         LeaderChoice { leader, options }
     }

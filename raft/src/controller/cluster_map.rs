@@ -106,6 +106,8 @@ pub struct Partition {
     pub preferred: NodeId,
     /// An operator placed it: balancing leaves it alone.
     pub pinned: bool,
+    /// How many replicas it is to have, where an operator said otherwise than for its topic.
+    pub replication: Option<u32>,
     /// The highest term whose leader has reported.
     pub term: Term,
 }
@@ -440,7 +442,8 @@ impl ClusterMap {
         self.topic_config_view(topic).resolve()
     }
 
-    /// How many replicas each partition of `topic` is to have now.
+    /// How many replicas each partition of `topic` is to have now, unless it has a number of its
+    /// own.
     #[must_use]
     pub fn wanted_replication(&self, topic: &Topic) -> u32 {
         match topic.replication {

@@ -22,6 +22,10 @@ pub const COMPACTION_LEVEL: u32 = 3;
 /// From here on partitions know transactions.
 pub const TRANSACTION_LEVEL: u32 = 3;
 
+/// From here on an operator's word on where a partition's replicas are, and how many, counts until
+/// there is a newer one.
+pub const PLACEMENT_LEVEL: u32 = 4;
+
 /// From here on the cluster has users and rights.
 pub const ACCESS_LEVEL: u32 = 4;
 

@@ -25,6 +25,7 @@ mod level;
 mod names;
 mod nearest;
 mod placement;
+mod reassignment;
 pub mod reconcile;
 mod reply;
 pub mod silence;
@@ -46,9 +47,10 @@ pub use ids::{ClusterId, InvalidIdentity, NodeIdentity, TopicId};
 pub use internal::InternalTopic;
 pub use level::{
     ACCESS_LEVEL, BASE_LEVEL, BUILD_LEVEL, COMPACTION_LEVEL, CONSUMERS_LEVEL, INTERNAL_LEVEL,
-    LevelRange, TRANSACTION_LEVEL,
+    LevelRange, PLACEMENT_LEVEL, TRANSACTION_LEVEL,
 };
 pub use names::{MAX_NAME_LEN, check_topic_name, collision_key};
+pub use reassignment::Reassignment;
 pub use reply::{ControllerError, Outcome, Reply, decode_outcome, encode_outcome};
 pub use state::{
     ControllerState, MAX_GROUPS, MAX_NODES, MAX_PARTITIONS, MAX_VOTERS, PRODUCER_ID_BLOCK,

@@ -11,7 +11,7 @@
 //!             replicas without a place are retired; their nodes close them and say so
 //! ```
 //!
-//! Two rules keep data safe under any delay:
+//! Three rules keep data safe under any delay:
 //!
 //! - A replica is closed only when the map lists it as retired, never because the map does not
 //!   mention it: the map may be older than the replica.
@@ -19,6 +19,9 @@
 //!   it began to lead ([`Action::ConfirmMap`]). Otherwise a new leader with an old map could make
 //!   voters of replicas that a late report of its predecessor is about to retire. What was begun is
 //!   finished by any map ([`Action::FinishChange`]).
+//! - A replica comes to life on an empty log only by a map proven current since the node's process
+//!   began. A node that starts folds the controller's log anew, and sees maps from before it closed
+//!   replicas; one of those, opened again, would have forgotten its votes and its entries.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -86,6 +89,9 @@ pub struct Progress {
 pub struct Myself {
     pub node: NodeId,
     pub identity: NodeIdentity,
+    /// The version of the map that a linearizable read of the controller showed since the node's
+    /// process began.
+    pub confirmed: Option<u64>,
 }
 
 /// How much one round may set in motion.
@@ -273,6 +279,8 @@ impl Round<'_> {
     /// Opens what belongs here, unless a former replica of the group is still in its place.
     fn open(&mut self) {
         let mut opens = 0;
+        let confirmed = self.me.confirmed;
+        let confirmed = confirmed.is_some_and(|version| version <= self.map.version());
         for partition in self.map.groups() {
             let Some(replica) = self.due_here(partition) else {
                 continue;
@@ -282,6 +290,10 @@ impl Round<'_> {
                 .get(&partition.group)
                 .is_none_or(|local| local.role == LocalRole::Stopped && local.replica == replica);
             if opens == self.limits.opens || !startable {
+                continue;
+            }
+            if !confirmed && !self.held.contains_key(&partition.group) {
+                self.confirm = true;
                 continue;
             }
             opens += 1;

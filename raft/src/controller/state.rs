@@ -71,6 +71,7 @@ impl ControllerState {
             replicas: Vec::new(),
             preferred: NodeId(0),
             pinned: false,
+            replication: None,
             term: Term(0),
         };
         Self {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use futures::future::join_all;
 use trilog_model::{Offset, ReplicaId};
 use trilog_storage::log::Cleanness;
 
@@ -25,14 +26,22 @@ impl<V: View> Group<V> {
         if replica.members_and_leader().0 != members {
             return None;
         }
-        let still = |(member, early): (&ReplicaId, &Cleanness)| {
-            let late = second.get(member)?;
-            let undisturbed = late.arrivals == early.arrivals;
-            undisturbed.then_some(early.clean.min(late.clean))
-        };
-        let clean: Option<Vec<Offset>> = first.iter().map(still).collect();
-        clean?.into_iter().min()
+        agreed(&first, &second)
     }
+}
+
+/// What all of them say, asked twice; `None` if something came in to one of them in between.
+fn agreed(
+    first: &BTreeMap<ReplicaId, Cleanness>,
+    second: &BTreeMap<ReplicaId, Cleanness>,
+) -> Option<Offset> {
+    let still = |(member, early): (&ReplicaId, &Cleanness)| {
+        let late = second.get(member)?;
+        let undisturbed = late.arrivals == early.arrivals;
+        undisturbed.then_some(early.clean.min(late.clean))
+    };
+    let clean: Option<Vec<Offset>> = first.iter().map(still).collect();
+    clean?.into_iter().min()
 }
 
 impl Replica {
@@ -40,16 +49,64 @@ impl Replica {
         &self,
         members: &BTreeSet<ReplicaId>,
     ) -> Option<BTreeMap<ReplicaId, Cleanness>> {
-        let mut all = BTreeMap::new();
-        for member in members {
-            let cleanness = if *member == self.status.replica {
-                self.log.cleanness()
-            } else {
-                let held = self.copies.holding(&self.log, *member).await;
-                held.ok()??.cleanness?
-            };
-            all.insert(*member, cleanness);
+        let of = async |member: &ReplicaId| {
+            if *member == self.status.replica {
+                return Some((*member, self.log.cleanness()));
+            }
+            let held = self.copies.holding_if_heard(&self.log, *member).await;
+            Some((*member, held.ok()??.cleanness?))
+        };
+        let all = join_all(members.iter().map(of)).await;
+        all.into_iter().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Said = [(u64, u64, u64)];
+
+    fn said(all: &Said) -> BTreeMap<ReplicaId, Cleanness> {
+        let all = all.iter();
+        all.map(|&(member, clean, arrivals)| {
+            let clean = Offset(clean);
+            (ReplicaId(member), Cleanness { clean, arrivals })
+        })
+        .collect()
+    }
+
+    #[test]
+    fn the_least_of_both_rounds_counts_and_nothing_if_anything_came_in_between() {
+        let first = [(1, 50, 7), (2, 40, 8), (3, 60, 9)];
+        let cases: [(&str, &Said, Option<u64>); 6] = [
+            ("nothing changed", &first, Some(40)),
+            (
+                "more is clean by now",
+                &[(1, 90, 7), (2, 90, 8), (3, 90, 9)],
+                Some(40),
+            ),
+            (
+                "less is clean by now",
+                &[(1, 50, 7), (2, 40, 8), (3, 10, 9)],
+                Some(10),
+            ),
+            (
+                "something came in",
+                &[(1, 50, 7), (2, 40, 8), (3, 60, 10)],
+                None,
+            ),
+            (
+                "one lacks something",
+                &[(1, 50, 7), (2, 0, 8), (3, 60, 9)],
+                Some(0),
+            ),
+            ("one says nothing", &[(1, 50, 7), (2, 40, 8)], None),
+        ];
+        for (case, second, clean) in cases {
+            let found = agreed(&said(&first), &said(second));
+            assert_eq!(found, clean.map(Offset), "{case}");
         }
-        Some(all)
+        assert_eq!(agreed(&said(&[]), &said(&[])), None);
     }
 }

@@ -9,22 +9,25 @@
 //! ```
 //!
 //! A call asks what a replica holds: `whole u8, end index u64, reluctance u8, clean up to offset u64,
-//! arrivals u64`, the end being that of what is both committed and durable there; a version before
-//! the reluctance, or before compaction, ends there.
+//! arrivals u64, cleaning rules u32`, the end being that of what is both committed and durable
+//! there; a version before the reluctance, or before compaction, ends there. One that cleans by
+//! other rules cannot say how clean its log is by ours.
 //!
 //! The sender reads, and so verifies, each frame before it sends it; the receiver verifies it
 //! again, with its place in the chain, and the sums so far. A copy has the room of one stream:
 //! a receiver that is slow to write holds its sender. Both sides keep to the node's rate, so that
 //! copies leave the disk and the links to those who wait for an answer.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::timeout;
-use trilog_model::{LogIndex, Offset, ReplicaId};
-use trilog_storage::log::{Cleanness, CopyError, CopySum, Gap, GroupLog, ReadError};
+use tokio::time::{Instant, timeout};
+use trilog_model::{LogIndex, NodeId, Offset, ReplicaId};
+use trilog_storage::log::{CLEAN_RULES, Cleanness, CopyError, CopySum, Gap, GroupLog, ReadError};
 
 use super::catch_up::Throttle;
 use super::network::{COPY, WHOLE};
@@ -50,9 +53,14 @@ const FRAMES: u8 = 1;
 const ALL: u8 = 2;
 const NOTHING: u8 = 3;
 
+/// How long a node that gave no answer is not asked again by those who ask about many groups.
+const RESPITE: Duration = Duration::from_secs(10);
+
 /// What all copies of a node share; clones are the same.
 #[derive(Clone, Debug)]
 pub(crate) struct Copies {
+    /// Until when nodes are not asked that gave no answer.
+    silent: Arc<Mutex<BTreeMap<NodeId, Instant>>>,
     transport: Transport,
     throttle: Arc<Throttle>,
     served: Arc<Semaphore>,
@@ -78,6 +86,7 @@ impl Copies {
     /// Copies both to and from this node pass the throttle.
     pub(crate) fn new(transport: Transport, throttle: Arc<Throttle>) -> Self {
         Self {
+            silent: Arc::default(),
             transport,
             throttle,
             served: Arc::new(Semaphore::new(SERVED)),
@@ -152,6 +161,29 @@ impl Copies {
             answer => answer?,
         };
         Holding::decode(answer).map(Some).map_err(FetchError::from)
+    }
+
+    /// As [`Copies::holding`], but a node that was silent a moment ago is not waited for again:
+    /// who asks for each of a thousand groups would wait a thousand times.
+    pub(crate) async fn holding_if_heard(
+        &self,
+        log: &GroupLog,
+        replica: ReplicaId,
+    ) -> Result<Option<Holding>, FetchError> {
+        let node = replica.node();
+        let until = self.silent.lock().get(&node).copied();
+        if until.is_some_and(|until| Instant::now() < until) {
+            return Err(FetchError::Silent);
+        }
+        let held = self.holding(log, replica).await;
+        let mut silent = self.silent.lock();
+        if matches!(held, Err(FetchError::Peer(PeerError::Timeout))) {
+            silent.insert(node, Instant::now() + RESPITE);
+        } else {
+            silent.remove(&node);
+        }
+        drop(silent);
+        held
     }
 
     /// Sends a peer what it lacks of `log`, as far as it is here.
@@ -302,13 +334,14 @@ impl Holding {
     }
 
     pub(crate) fn encode(self) -> Bytes {
-        let mut out = BytesMut::with_capacity(26);
+        let mut out = BytesMut::with_capacity(30);
         out.put_u8(u8::from(self.whole));
         out.put_u64_le(self.end.get());
         out.put_u8(self.reluctance.to_wire());
         if let Some(cleanness) = self.cleanness {
             out.put_u64_le(cleanness.clean.get());
             out.put_u64_le(cleanness.arrivals);
+            out.put_u32_le(CLEAN_RULES);
         }
         out.freeze()
     }
@@ -321,8 +354,8 @@ impl Holding {
             Ok(byte) => Reluctance::from_wire(byte),
             Err(_) => Reluctance::Willing,
         };
-        let cleanness = match (reader.u64(), reader.u64()) {
-            (Ok(clean), Ok(arrivals)) => Some(Cleanness {
+        let cleanness = match (reader.u64(), reader.u64(), reader.u32()) {
+            (Ok(clean), Ok(arrivals), Ok(CLEAN_RULES)) => Some(Cleanness {
                 clean: Offset(clean),
                 arrivals,
             }),

@@ -35,8 +35,36 @@ const DAMAGE_PAUSE: Duration = Duration::from_millis(100);
 /// How long a read that fails for another reason is tried: an error ends the group.
 const READ_PATIENCE: Duration = Duration::from_secs(10);
 
-/// The log start that the state machine has prepared and the next purge makes real.
-pub(crate) type PlannedStart = Arc<Mutex<Option<LogStart>>>;
+/// The log starts that the state machine has prepared and a purge makes real.
+pub(crate) type PlannedStart = Arc<Mutex<PlannedStarts>>;
+
+/// Log starts that rise. A purge may be put off for as long as a learner still reads what it would
+/// take, and be done when others have been prepared since.
+#[derive(Debug, Default)]
+pub(crate) struct PlannedStarts(Vec<LogStart>);
+
+impl PlannedStarts {
+    /// Prepared starts that are remembered. Of more, one in between is forgotten: a purge up to it
+    /// then takes less.
+    const MOST: usize = 8;
+
+    pub(crate) fn add(&mut self, start: LogStart) {
+        let later = |known: &LogStart| known.purged.index >= start.purged.index;
+        self.0.retain(|known| !later(known));
+        self.0.push(start);
+        if self.0.len() > Self::MOST {
+            self.0.remove(Self::MOST - 1);
+        }
+    }
+
+    /// What a purge up to `id` makes real: all those up to it have had their time.
+    fn take(&mut self, id: EntryId) -> Option<LogStart> {
+        let end = self
+            .0
+            .partition_point(|start| start.purged.index <= id.index);
+        self.0.drain(..end).last()
+    }
+}
 
 /// The log of one group, as openraft sees it; readers are clones.
 #[derive(Clone, Debug)]
@@ -380,13 +408,52 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         if start.is_some_and(|start| start.purged.index >= id.index) {
             return Ok(());
         }
-        let planned = self.planned.lock().clone();
-        let start = planned
-            .filter(|start| start.purged == id)
-            .ok_or_else(|| io::Error::other(format!("a purge up to {id} that nothing prepared")))?;
+        let start =
+            self.planned.lock().take(id).ok_or_else(|| {
+                io::Error::other(format!("a purge up to {id} that nothing prepared"))
+            })?;
         self.log
             .set_log_start(start)
             .await
             .map_err(io::Error::other)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use trilog_model::{Offset, Timestamp};
+
+    use super::*;
+
+    fn start(index: u64) -> LogStart {
+        LogStart {
+            purged: EntryId::new(1, index),
+            next_offset: Offset(index),
+            next_time: Timestamp(index),
+            data_start: Offset(0),
+            meta: Bytes::new(),
+        }
+    }
+
+    #[test]
+    fn a_purge_that_was_put_off_finds_its_start_though_others_were_prepared_since() {
+        let mut planned = PlannedStarts::default();
+        planned.add(start(10));
+        planned.add(start(20));
+        assert_eq!(planned.take(EntryId::new(1, 10)), Some(start(10)));
+        assert_eq!(planned.take(EntryId::new(1, 10)), None);
+        planned.add(start(20));
+        planned.add(start(30));
+        assert_eq!(planned.take(EntryId::new(1, 30)), Some(start(30)));
+        assert!(planned.0.is_empty());
+        for index in 1..=100 {
+            planned.add(start(index));
+        }
+        assert!(planned.0.len() <= PlannedStarts::MOST);
+        assert_eq!(planned.take(EntryId::new(1, 1)), Some(start(1)));
+        let taken = planned.take(EntryId::new(1, 50)).unwrap();
+        assert!(taken.purged.index > LogIndex(1), "it takes less");
+        assert_eq!(planned.take(EntryId::new(1, 100)), Some(start(100)));
     }
 }

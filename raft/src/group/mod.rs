@@ -35,6 +35,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures::future::join_all;
 use openraft::rt::WatchReceiver;
 use openraft::{Config, Raft, ReadPolicy};
 use parking_lot::Mutex;
@@ -331,14 +332,18 @@ impl Replica {
 
     /// Every voter has to hold the log's data up to `purged`, this replica included.
     async fn check_held(&self, purged: LogIndex) -> Result<(), TrimError> {
-        for voter in self.raft.voter_ids().map(ReplicaId) {
+        let holding = async |voter: ReplicaId| {
             let held = if voter == self.status.replica {
                 Some(self.holding())
             } else {
                 // One that cannot be asked, or does not know the question, may hold nothing.
-                let asked = self.copies.holding(&self.log, voter).await;
+                let asked = self.copies.holding_if_heard(&self.log, voter).await;
                 asked.unwrap_or_default()
             };
+            (voter, held)
+        };
+        let voters = self.raft.voter_ids().map(ReplicaId);
+        for (voter, held) in join_all(voters.map(holding)).await {
             if !held.is_some_and(|held| held.whole && purged < held.end) {
                 return Err(TrimError::NotHeld { voter, purged });
             }

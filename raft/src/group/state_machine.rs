@@ -367,7 +367,7 @@ impl RaftSnapshotBuilder<TypeConfig> for DescriptorBuilder {
                 "the view's state is not durable up to the log start",
             ));
         }
-        *self.planned.lock() = Some(base.start.clone());
+        self.planned.lock().add(base.start.clone());
         *self.current.lock() = Some(base.clone());
         Ok(SnapshotOf::<TypeConfig, Descriptor> {
             meta: meta_of(&base),

@@ -158,6 +158,7 @@ impl ClusterService for Api {
         &self,
         request: Request<MoveRequest>,
     ) -> Result<Response<MoveResponse>, Status> {
+        self.check_cluster(&Caller::of(&request), Operation::Alter)?;
         let request = request.into_inner();
         let place = self.place(&request.topic, request.partition)?;
         let command = substitute(&place, NodeId(request.from), NodeId(request.to))?;

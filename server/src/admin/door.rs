@@ -23,6 +23,65 @@ use crate::cluster::Cluster;
 /// The longest header that is looked at.
 const MAX_HEADER: usize = 4_096;
 
+/// The methods that look themselves whether what is asked for is allowed, or that tell everybody
+/// the same, by service. Any other is for whoever may do everything to the cluster, so that a check
+/// that was forgotten opens nothing.
+const CHECKED: &[(&str, &[&str])] = &[
+    (
+        "trilog.v1.Cluster",
+        &[
+            "Status",
+            "Drain",
+            "Remove",
+            "Replace",
+            "Transfer",
+            "Move",
+            "Balance",
+            "Upgrade",
+            "Configure",
+        ],
+    ),
+    ("trilog.v1.Fetch", &["Fetch"]),
+    ("trilog.v1.Offsets", &["Resolve"]),
+    (
+        "trilog.v1.Groups",
+        &[
+            "List",
+            "Describe",
+            "ResetOffsets",
+            "DeleteOffsets",
+            "Delete",
+        ],
+    ),
+    (
+        "trilog.v1.Producer",
+        &["InitProducer", "Produce", "Publish"],
+    ),
+    (
+        "trilog.v1.Topics",
+        &["Create", "Alter", "Delete", "Describe", "List"],
+    ),
+    (
+        "trilog.v1.Transactions",
+        &["List", "Describe", "Abort", "ListOpen", "EndOpen"],
+    ),
+    ("trilog.v1.Users", &["List", "Put", "Remove"]),
+    ("grpc.reflection.v1.ServerReflection", REFLECTION),
+    ("grpc.reflection.v1alpha.ServerReflection", REFLECTION),
+];
+const REFLECTION: &[&str] = &["ServerReflectionInfo"];
+
+/// Whether a call, by its path, has checks of its own.
+fn has_checks(path: &str) -> bool {
+    let Some((service, method)) = path.strip_prefix('/').and_then(|path| path.split_once('/'))
+    else {
+        return false;
+    };
+    CHECKED
+        .iter()
+        .any(|(name, methods)| *name == service && methods.contains(&method))
+}
+
 /// Lets callers in; cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct Door(Option<Arc<Asking>>);
@@ -74,10 +133,18 @@ impl Door {
         let peer = request.extensions().get::<TcpConnectInfo>();
         let peer = peer.and_then(TcpConnectInfo::remote_addr);
         let host = peer.map_or_else(String::new, |peer| peer.ip().to_canonical().to_string());
-        request.extensions_mut().insert(Arc::new(Identity {
+        let identity = Identity {
             principal: principal(&user),
             host: host.into(),
-        }));
+        };
+        if !has_checks(request.uri().path()) {
+            let rights = asking.access.rights(&identity, &map);
+            if !rights.may_cluster(Operation::All) {
+                let text = "this call is for whoever may do everything to the cluster";
+                return Err(Error::new(ErrorCode::PermissionDenied, text).into());
+            }
+        }
+        request.extensions_mut().insert(Arc::new(identity));
         Ok(())
     }
 }
@@ -168,6 +235,7 @@ impl Api {
         let what = match kind {
             ResourceKind::Topic => format!("topic '{name}'"),
             ResourceKind::Group => format!("group '{name}'"),
+            ResourceKind::TransactionalId => format!("transactional id '{name}'"),
             _ => "the cluster".to_owned(),
         };
         let text = format!("you may not do this to {what}: it takes the right {operation:?}");
@@ -192,6 +260,15 @@ impl Api {
         self.check(caller, operation, ResourceKind::Group, name)
     }
 
+    pub(super) fn check_transaction(
+        &self,
+        caller: &Caller,
+        operation: Operation,
+        id: &str,
+    ) -> Result<(), Error> {
+        self.check(caller, operation, ResourceKind::TransactionalId, id)
+    }
+
     pub(super) fn check_cluster(&self, caller: &Caller, operation: Operation) -> Result<(), Error> {
         self.check(caller, operation, ResourceKind::Cluster, CLUSTER_RESOURCE)
     }
@@ -200,6 +277,30 @@ impl Api {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_method_is_known_to_have_checks_and_no_other_path_is() {
+        // Add the checks to the method and a row to the tests of who may call what in
+        // tests/kafka_acls.rs, then the name above.
+        let paths = trilog_wire::descriptors::paths();
+        for path in &paths {
+            assert!(has_checks(path), "{path}");
+        }
+        let ours = CHECKED
+            .iter()
+            .filter(|(name, _)| name.starts_with("trilog"));
+        let ours: usize = ours.map(|(_, methods)| methods.len()).sum();
+        assert_eq!(paths.len(), ours);
+        for path in [
+            "",
+            "/",
+            "/trilog.v1.Users",
+            "/trilog.v1.Users/New",
+            "/New/List",
+        ] {
+            assert!(!has_checks(path), "{path}");
+        }
+    }
 
     #[test]
     fn credentials_are_read_from_what_is_basic_authentication() {

@@ -8,6 +8,7 @@ use trilog_wire::v1::{Error, ErrorCode, Leader};
 use crate::cluster::{Cluster, LookupError, ProposeError, ProxyError};
 use crate::group::{DescribedMember, GroupError, ResetError};
 use crate::partition::{AppendError, ReadError};
+use crate::transaction::TransactionError;
 
 /// What a metric calls the error.
 pub(super) fn reason(error: &Error) -> String {
@@ -43,7 +44,7 @@ pub(super) fn append(cluster: &Cluster, error: &AppendError) -> Error {
         AppendError::Unknown => ErrorCode::UnknownOutcome,
         AppendError::Invalid(BatchError::Crc) => ErrorCode::CorruptBatch,
         AppendError::Invalid(_) | AppendError::Records(_) => ErrorCode::InvalidRecord,
-        AppendError::TooLarge { .. } => ErrorCode::TooLarge,
+        AppendError::TooLarge { .. } | AppendError::TooMany { .. } => ErrorCode::TooLarge,
         AppendError::OutOfOrder { .. } => ErrorCode::OutOfOrderSequence,
         AppendError::Fenced { .. } => ErrorCode::ProducerFenced,
         AppendError::NotInTransaction => return transactional(),
@@ -144,7 +145,9 @@ const NAMED: usize = 8;
 
 pub(super) fn group(cluster: &Cluster, group: &str, error: &GroupError) -> Error {
     let code = match error {
-        GroupError::NotCoordinator { node } => return not_coordinator(cluster, group, *node),
+        GroupError::NotCoordinator { node } => {
+            return not_coordinator(cluster, &format!("group '{group}'"), *node);
+        }
         GroupError::Loading => ErrorCode::NoLeader,
         GroupError::Unavailable(_) | GroupError::RebalanceInProgress | GroupError::GroupFull => {
             ErrorCode::Overloaded
@@ -183,13 +186,40 @@ pub(super) fn group(cluster: &Cluster, group: &str, error: &GroupError) -> Error
     Error::new(code, error.to_string())
 }
 
-fn not_coordinator(cluster: &Cluster, group: &str, node: Option<NodeId>) -> Error {
+/// What goes wrong with what a coordinator of transactions holds.
+pub(super) fn transaction(cluster: &Cluster, what: &str, error: &TransactionError) -> Error {
+    let code = match error {
+        TransactionError::NotCoordinator { node } => return not_coordinator(cluster, what, *node),
+        TransactionError::Loading => ErrorCode::NoLeader,
+        TransactionError::Unavailable(_) => ErrorCode::Overloaded,
+        TransactionError::Unknown => ErrorCode::UnknownOutcome,
+        TransactionError::Concurrent => ErrorCode::Conflict,
+        TransactionError::Fenced => ErrorCode::ProducerFenced,
+        TransactionError::TooManyIds => ErrorCode::TooLarge,
+        TransactionError::InvalidState => {
+            let text = format!("{what} has no transaction that is open");
+            return Error::new(ErrorCode::InvalidRequest, text);
+        }
+        TransactionError::UnknownId => {
+            let text = format!("there is no {what}");
+            return Error::new(ErrorCode::InvalidRequest, text)
+                .with_hint("trilog txn ls shows those there are");
+        }
+        TransactionError::InvalidId
+        | TransactionError::InvalidTimeout
+        | TransactionError::UnknownProducer
+        | TransactionError::TooManyPartitions => ErrorCode::InvalidRequest,
+    };
+    Error::new(code, error.to_string())
+}
+
+fn not_coordinator(cluster: &Cluster, what: &str, node: Option<NodeId>) -> Error {
     let Some(node) = node else {
-        let text = format!("group '{group}' has no coordinator at present");
+        let text = format!("{what} has no coordinator at present");
         return Error::new(ErrorCode::NoLeader, text)
             .with_hint("an election takes about a second; try again");
     };
-    let text = format!("node {node} coordinates group '{group}'");
+    let text = format!("node {node} coordinates {what}");
     let leader = Leader {
         node: node.get(),
         address: cluster.grpc_address(node).unwrap_or_default(),

@@ -103,7 +103,7 @@ impl Offsets for Api {
 
 impl Api {
     /// The partition, if this node leads it: others may lag behind what was acknowledged.
-    fn led_partition(&self, topic: &Topic, index: u32) -> Result<Partition, Error> {
+    pub(super) fn led_partition(&self, topic: &Topic, index: u32) -> Result<Partition, Error> {
         let cluster = &self.cluster;
         let found = cluster.partition_of(topic, index);
         let partition = found.map_err(|error| errors::lookup(cluster, &error))?;

@@ -11,6 +11,7 @@ mod incoming;
 mod plain;
 mod producer;
 mod topics;
+mod transactions;
 mod users;
 
 use std::future::Future;
@@ -27,6 +28,7 @@ use trilog_wire::v1::groups_server::GroupsServer;
 use trilog_wire::v1::offsets_server::OffsetsServer;
 use trilog_wire::v1::producer_server::ProducerServer;
 use trilog_wire::v1::topics_server::TopicsServer;
+use trilog_wire::v1::transactions_server::TransactionsServer;
 use trilog_wire::v1::users_server::UsersServer;
 
 use crate::access::Access;
@@ -34,6 +36,7 @@ use crate::cluster::Cluster;
 use crate::group::Coordinator;
 use crate::listen::RequestMemory;
 use crate::meter::Meters;
+use crate::transaction;
 use door::Door;
 use gate::Gate;
 
@@ -75,6 +78,7 @@ pub struct Limits {
 pub struct Api {
     cluster: Cluster,
     coordinator: Coordinator,
+    transactions: transaction::Coordinator,
     access: Access,
     clock: Arc<dyn Clock>,
     entropy: Entropy,
@@ -83,25 +87,39 @@ pub struct Api {
     meters: Meters,
 }
 
+/// What the dialect stands on.
+#[derive(Debug)]
+pub struct Parts {
+    pub cluster: Cluster,
+    pub groups: Coordinator,
+    pub transactions: transaction::Coordinator,
+    pub access: Access,
+    pub clock: Arc<dyn Clock>,
+    pub entropy: Entropy,
+    pub requests: RequestMemory,
+}
+
 impl Api {
     #[must_use]
-    pub fn new(
-        cluster: Cluster,
-        coordinator: Coordinator,
-        access: Access,
-        clock: Arc<dyn Clock>,
-        entropy: Entropy,
-        limits: Limits,
-        memory: RequestMemory,
-    ) -> Self {
+    pub fn new(parts: Parts, limits: Limits) -> Self {
+        let Parts {
+            cluster,
+            groups,
+            transactions,
+            access,
+            clock,
+            entropy,
+            requests,
+        } = parts;
         Self {
             cluster,
-            coordinator,
+            coordinator: groups,
+            transactions,
             access,
             clock,
             entropy,
             limits,
-            memory,
+            memory: requests,
             meters: Meters::new(DIALECT),
         }
     }
@@ -128,6 +146,8 @@ impl Api {
         let fetch = FetchServer::new(self.clone()).max_decoding_message_size(MAX_REQUEST);
         let offsets = OffsetsServer::new(self.clone()).max_decoding_message_size(MAX_REQUEST);
         let groups = GroupsServer::new(self.clone()).max_decoding_message_size(MAX_REQUEST);
+        let transactions = TransactionsServer::new(self.clone());
+        let transactions = transactions.max_decoding_message_size(MAX_REQUEST);
         let users = UsersServer::new(self.clone()).max_decoding_message_size(MAX_REQUEST);
         let cluster = ClusterServer::new(self).max_decoding_message_size(MAX_REQUEST);
         Server::builder()
@@ -143,6 +163,7 @@ impl Api {
             .add_service(small.gate(fetch))
             .add_service(small.gate(offsets))
             .add_service(small.gate(groups))
+            .add_service(small.gate(transactions))
             .add_service(small.gate(users))
             .add_service(small.gate(cluster))
             .add_service(small.gate(reflection))

@@ -24,14 +24,14 @@ use super::first_admin;
 use super::ground::Ground;
 use super::joining;
 use crate::access::{Access, Settings as AccessSettings};
-use crate::admin::{Api, Limits as ApiLimits};
+use crate::admin::{Api, Limits as ApiLimits, Parts as ApiParts};
 use crate::cluster::{
     Agent, Cluster, Identity, Leaders, Liveness, Parts as ClusterParts, PeerFile, Receptionist,
     Timekeeper, find_peers, kinds,
 };
 use crate::config::{Authentication, Config};
 use crate::group::{Coordinator, LagMeter, Settings as GroupSettings};
-use crate::kafka::{Kafka, Limits as KafkaLimits};
+use crate::kafka::{Kafka, Limits as KafkaLimits, Parts as KafkaParts};
 use crate::listen::RequestMemory;
 use crate::partition::{Intake, Partitions, keep_compaction, keep_retention};
 use crate::transaction::{self, Settings as TransactionSettings};
@@ -125,6 +125,7 @@ impl Server {
             Myself {
                 node: number,
                 identity: node_identity,
+                confirmed: None,
             },
         );
         server.run_timekeeper();
@@ -276,11 +277,16 @@ impl Server {
             inflight_bytes: config.limits.inflight_size.as_usize(),
             connections: usize::try_from(config.limits.connections).unwrap_or(usize::MAX),
         };
-        let clock = Arc::clone(&self.clock);
-        let (cluster, entropy) = (self.cluster.clone(), self.entropy.clone());
-        let (groups, requests) = (self.coordinator.clone(), self.requests.clone());
-        let access = self.access.clone();
-        let api = Api::new(cluster, groups, access, clock, entropy, limits, requests);
+        let parts = ApiParts {
+            cluster: self.cluster.clone(),
+            groups: self.coordinator.clone(),
+            transactions: self.transactions.clone(),
+            access: self.access.clone(),
+            clock: Arc::clone(&self.clock),
+            entropy: self.entropy.clone(),
+            requests: self.requests.clone(),
+        };
+        let api = Api::new(parts, limits);
         let stopped = self.stop.clone().cancelled_owned();
         self.tasks.spawn(async move {
             if let Err(error) = api.serve(listener, stopped).await {
@@ -298,20 +304,18 @@ impl Server {
             fetch_sessions: usize::try_from(config.kafka.fetch_sessions).unwrap_or(usize::MAX),
             fetch_session_memory: config.kafka.fetch_session_memory.as_usize(),
         };
-        let clock = Arc::clone(&self.clock);
-        let (cluster, groups) = (self.cluster.clone(), self.coordinator.clone());
-        let (transactions, entropy) = (self.transactions.clone(), self.entropy.clone());
-        let memory = self.requests.clone();
-        let kafka = Kafka::new(
-            cluster,
-            groups,
-            transactions,
-            self.access.clone(),
-            clock,
-            entropy,
-            memory,
-            limits,
-        );
+        let data_dir = &config.node.data_dir;
+        let parts = KafkaParts {
+            cluster: self.cluster.clone(),
+            groups: self.coordinator.clone(),
+            transactions: self.transactions.clone(),
+            access: self.access.clone(),
+            clock: Arc::clone(&self.clock),
+            entropy: self.entropy.clone(),
+            requests: self.requests.clone(),
+            data_dir: std::path::absolute(data_dir).unwrap_or_else(|_| data_dir.clone()),
+        };
+        let kafka = Kafka::new(parts, limits);
         self.tasks.spawn(kafka.serve(socket, self.stop.clone()));
     }
 
@@ -350,6 +354,10 @@ impl Server {
     #[must_use]
     pub fn transactions(&self) -> &transaction::Coordinator {
         &self.transactions
+    }
+
+    pub(super) fn clock(&self) -> Arc<dyn Clock> {
+        Arc::clone(&self.clock)
     }
 
     /// Whether this node's clock can be relied on.

@@ -4,13 +4,17 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use metrics::{counter, gauge};
+use trilog_model::Timestamp;
 use trilog_raft::NodeStats;
+use trilog_raft::controller::commands::TopicKind;
 use trilog_storage::histogram::{BOUNDS, Durations};
 
 use super::Server;
 use crate::cluster::Cluster;
 use crate::group::{Coordinator, GroupLag, GroupState};
 use crate::http::{Health, Metrics, Observed, Sample};
+use crate::transaction::{self, Phase};
+use crate::view::isolation::MANY_TRANSACTIONS;
 
 /// Topics that get a label of their own; the rest add up as `_other`.
 const MAX_TOPICS: usize = 1_000;
@@ -48,6 +52,10 @@ impl Server {
         let (coordinator, lag) = (self.coordinator().clone(), self.lag.clone());
         metrics.register(move || publish_census(&coordinator));
         metrics.register_samples(move || group_samples(lag.read()));
+        let (transactions, clock) = (self.transactions().clone(), self.clock());
+        metrics.register(move || publish_transactions(&transactions, clock.now()));
+        let cluster = self.cluster.clone();
+        metrics.register_samples(move || unsettled_samples(unsettled(&cluster)));
         self.check(health);
     }
 
@@ -88,6 +96,8 @@ impl Server {
         let cluster = self.cluster.clone();
         health.must_be_ready("partitions", move || leaders_known(&cluster));
         let cluster = self.cluster.clone();
+        health.note("transactions", move || few_to_remember(unsettled(&cluster)));
+        let cluster = self.cluster.clone();
         health.note("recovery", move || losses_accepted(&cluster));
     }
 }
@@ -102,6 +112,64 @@ fn publish_census(coordinator: &Coordinator) {
         let count = census.get(&state).copied().unwrap_or(0);
         gauge!("trilog_groups", "state" => state.as_str()).set(as_f64(count as u64));
     }
+}
+
+/// Transactional ids by state, and how long the oldest transaction has been open.
+fn publish_transactions(transactions: &transaction::Coordinator, now: Timestamp) {
+    let census = transactions.census();
+    for phase in Phase::ALL {
+        let count = census.phases.get(&phase).copied().unwrap_or(0);
+        gauge!("trilog_transactions", "state" => phase.as_kafka()).set(as_f64(count as u64));
+    }
+    let since = census.oldest_open.map_or(now, |since| since.min(now));
+    let age = Duration::from_nanos(now.nanos() - since.nanos());
+    gauge!("trilog_transaction_open_seconds_max").set(age.as_secs_f64());
+}
+
+/// Of the partitions of a topic led here: records that wait for the end of a transaction, and the
+/// most transactions that one of them has to remember.
+type Unsettled = (u64, u64);
+
+/// Of every topic, in order.
+fn unsettled(cluster: &Cluster) -> Vec<(String, Unsettled)> {
+    let map = cluster.map();
+    let topics = map.topics_by_name();
+    let topics = topics.filter(|topic| topic.kind != TopicKind::Internal);
+    let topics = topics.map(|topic| {
+        let mut all = (0, 0);
+        for place in &topic.partitions {
+            let held = cluster.partitions().get(place.group);
+            if let Some(partition) = held.filter(|held| held.leader().1) {
+                let (behind, count) = partition.unsettled();
+                all = (all.0 + behind, all.1.max(count as u64));
+            }
+        }
+        (topic.name.to_string(), all)
+    });
+    topics.collect()
+}
+
+fn unsettled_samples(topics: Vec<(String, Unsettled)>) -> Vec<(&'static str, Vec<Sample>)> {
+    let (mut behind, mut counts) = (Vec::new(), Vec::new());
+    let mut rest: Option<Unsettled> = None;
+    for (nth, (topic, (records, count))) in topics.into_iter().enumerate() {
+        if nth < MAX_TOPICS {
+            behind.push(sample(vec![("topic", topic.clone())], records));
+            counts.push(sample(vec![("topic", topic)], count));
+        } else {
+            let (all, most) = rest.unwrap_or_default();
+            rest = Some((all + records, most.max(count)));
+        }
+    }
+    if let Some((records, count)) = rest {
+        let other = || vec![("topic", OTHER.to_owned())];
+        behind.push(sample(other(), records));
+        counts.push(sample(other(), count));
+    }
+    vec![
+        ("trilog_unsettled_messages", behind),
+        ("trilog_aborted_transactions_max", counts),
+    ]
 }
 
 /// What groups show: the first so many by name apart, the rest together.
@@ -186,6 +254,25 @@ fn damage(count: usize, cluster: &Cluster) -> String {
         "{count} segments are damaged and not served: {}",
         told.join(", ")
     )
+}
+
+/// A partition that has to remember too many aborted transactions takes no more of them.
+fn few_to_remember(topics: Vec<(String, Unsettled)>) -> Result<(), String> {
+    let many = topics.into_iter().filter(|(_, (_, count))| {
+        usize::try_from(*count).is_ok_and(|count| count >= MANY_TRANSACTIONS)
+    });
+    let many: Vec<String> = many
+        .take(NAMED)
+        .map(|(topic, (_, count))| format!("{topic} ({count})"))
+        .collect();
+    if many.is_empty() {
+        return Ok(());
+    }
+    Err(format!(
+        "partitions have to remember many aborted transactions, and take no more at 200000: {}; \
+         delete records, or give the topic a retention",
+        many.join(", ")
+    ))
 }
 
 /// What was given up stays told, for whoever looks into it later.
@@ -317,6 +404,19 @@ fn as_f64(count: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn topics_beyond_the_bound_are_added_up() {
+        let topics = (0..MAX_TOPICS as u64 + 3).map(|n| (format!("t{n:05}"), (10, n)));
+        let all = unsettled_samples(topics.collect());
+        let values = |nth: usize| all[nth].1.iter().map(|sample| sample.value);
+        assert_eq!(values(0).count(), MAX_TOPICS + 1);
+        assert_eq!(values(0).sum::<u64>(), (MAX_TOPICS as u64 + 3) * 10);
+        assert_eq!(values(1).max(), Some(MAX_TOPICS as u64 + 2));
+        assert_eq!(few_to_remember(vec![("a".to_owned(), (0, 99_999))]), Ok(()));
+        let told = few_to_remember(vec![("a".to_owned(), (0, 100_000))]).unwrap_err();
+        assert!(told.contains("a (100000)"), "{told}");
+    }
 
     #[test]
     fn groups_beyond_the_bounds_are_added_up_and_counted() {

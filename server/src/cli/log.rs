@@ -126,7 +126,7 @@ async fn dump(
     let mut left = count.unwrap_or(u64::MAX);
     let visit: Visitor = Box::new(move |place, frame| {
         let wanted = group.is_none_or(|group| frame.header.group.get() == group)
-            && (!entries || frame.header.kind.is_entry());
+            && (!entries || frame.header.kind.is_stored());
         let mut outcome = sink.lock();
         if left > 0 && wanted && outcome.is_ok() {
             left -= 1;
@@ -148,7 +148,11 @@ fn line(place: &Place, frame: &Frame) -> String {
     let header = &frame.header;
     let kind = format!("{:?}", header.kind).to_lowercase();
     let (group, id) = (header.group, header.id());
-    let start = format!("{:<22} group {group} {kind} {id}", place.to_string());
+    let count = match header.further {
+        0 => String::new(),
+        further => format!(" ({} entries)", u128::from(further) + 1),
+    };
+    let start = format!("{:<22} group {group} {kind} {id}{count}", place.to_string());
     if header.record_count == 0 {
         return format!("{start} ({} B)", header.command_len);
     }

@@ -24,6 +24,7 @@ mod replay;
 mod scrape;
 mod server;
 mod topic;
+mod txn;
 mod user;
 
 use std::io;
@@ -61,6 +62,8 @@ enum Command {
     Replay(replay::ReplayArgs),
     /// List consumer groups, show how far they are, reset and delete them
     Group(group::GroupArgs),
+    /// List transactions of Kafka producers, find those that nobody ends, and abort them
+    Txn(txn::TxnArgs),
     /// List, make, change and remove users
     User(user::UserArgs),
     /// Show and change the nodes of a cluster
@@ -113,6 +116,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Consume(args) => runtime()?.block_on(consume::run(args)),
         Command::Replay(args) => runtime()?.block_on(replay::run(args)),
         Command::Group(args) => runtime()?.block_on(group::run(args)),
+        Command::Txn(args) => runtime()?.block_on(txn::run(args)),
         Command::User(args) => runtime()?.block_on(user::run(args)),
         Command::Cluster(args) => runtime()?.block_on(cluster::run(args)),
         Command::Bench(args) => runtime()?.block_on(bench::run(args)),

@@ -71,6 +71,8 @@ pub struct Agent {
 pub struct Confirmations {
     /// For groups led here: the term, and the map version proven current in it.
     confirmed: BTreeMap<GroupId, (Term, u64)>,
+    /// The map version last proven current by this process.
+    current: Option<u64>,
     /// Groups with a membership change on its way from here.
     busy: BTreeSet<GroupId>,
     /// Where the map last said that a node is.
@@ -199,47 +201,7 @@ impl Agent {
     }
 
     fn limits(&self, config: &TopicConfig, level: u32) -> PartitionLimits {
-        let asked = usize::try_from(config.max_message_bytes).unwrap_or(usize::MAX);
-        let deletes = config.cleanup_delete;
-        // An older build cannot read what compaction leaves.
-        let compacts = config.cleanup_compact && level >= COMPACTION_LEVEL;
-        let max_lag = Duration::from_millis(config.max_compaction_lag_ms);
-        let segment_age = Duration::from_millis(config.segment_ms);
-        PartitionLimits {
-            max_batch_bytes: asked.min(self.max_batch_bytes),
-            retention: Retention {
-                age: config
-                    .retention_ms
-                    .filter(|_| deletes)
-                    .map(Duration::from_millis),
-                bytes: config.retention_bytes.filter(|_| deletes),
-            },
-            rules: RecordRules {
-                keyed: config.cleanup_compact,
-                times: match config.timestamp_type {
-                    TimestampType::LogAppendTime => Times::Appended,
-                    TimestampType::CreateTime => Times::Created {
-                        before_ms: config.timestamp_before_max_ms,
-                        after_ms: config.timestamp_after_max_ms,
-                    },
-                },
-            },
-            compaction: compacts.then(|| Compaction {
-                min_lag: Duration::from_millis(config.min_compaction_lag_ms),
-                max_lag,
-                keep_markers: Duration::from_millis(config.delete_retention_ms),
-                dirty_ratio: config.min_cleanable_dirty_ratio,
-            }),
-            rolling: Some(Rolling {
-                bytes: config.segment_bytes,
-                // Only closed segments are compacted.
-                age: if compacts {
-                    segment_age.min(max_lag)
-                } else {
-                    segment_age
-                },
-            }),
-        }
+        limits(config, level, self.max_batch_bytes)
     }
 
     async fn round(&self) {
@@ -248,7 +210,11 @@ impl Agent {
             return;
         }
         self.close_failed().await;
-        let plan = match plan_node(&map, self.me, &self.local_groups(), &Limits::default()) {
+        let me = Myself {
+            confirmed: self.progress.lock().current,
+            ..self.me
+        };
+        let plan = match plan_node(&map, me, &self.local_groups(), &Limits::default()) {
             Ok(plan) => plan,
             Err(estranged) => {
                 // Before registration this is how every node starts.
@@ -492,7 +458,9 @@ impl Agent {
         let confirmed = led
             .into_iter()
             .map(|(group, term)| (group, (term, version)));
-        self.progress.lock().confirmed = confirmed.collect();
+        let mut progress = self.progress.lock();
+        progress.confirmed = confirmed.collect();
+        progress.current = Some(version);
     }
 
     /// Membership changes wait for other nodes: each runs apart, one per group at a time.
@@ -597,9 +565,71 @@ async fn change<V: View>(group: &Group<V>, action: Action) -> Result<(), Members
     }
 }
 
+/// What the settings of a topic mean for its partitions in a cluster of a feature level.
+fn limits(config: &TopicConfig, level: u32, max_batch_bytes: usize) -> PartitionLimits {
+    let asked = usize::try_from(config.max_message_bytes).unwrap_or(usize::MAX);
+    let deletes = config.cleanup_delete;
+    // An older build cannot read what compaction leaves.
+    let compacts = config.cleanup_compact && level >= COMPACTION_LEVEL;
+    let max_lag = Duration::from_millis(config.max_compaction_lag_ms);
+    let segment_age = Duration::from_millis(config.segment_ms);
+    PartitionLimits {
+        max_batch_bytes: asked.min(max_batch_bytes),
+        retention: Retention {
+            age: config
+                .retention_ms
+                .filter(|_| deletes)
+                .map(Duration::from_millis),
+            bytes: config.retention_bytes.filter(|_| deletes),
+        },
+        rules: RecordRules {
+            // An older build, which may lead as well, does not ask for keys.
+            keyed: compacts,
+            times: match config.timestamp_type {
+                TimestampType::LogAppendTime => Times::Appended,
+                TimestampType::CreateTime => Times::Created {
+                    before_ms: config.timestamp_before_max_ms,
+                    after_ms: config.timestamp_after_max_ms,
+                },
+            },
+        },
+        compaction: compacts.then(|| Compaction {
+            min_lag: Duration::from_millis(config.min_compaction_lag_ms),
+            max_lag,
+            keep_markers: Duration::from_millis(config.delete_retention_ms),
+            dirty_ratio: config.min_cleanable_dirty_ratio,
+        }),
+        rolling: Some(Rolling {
+            bytes: config.segment_bytes,
+            // Only closed segments are compacted.
+            age: if compacts {
+                segment_age.min(max_lag)
+            } else {
+                segment_age
+            },
+        }),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use trilog_raft::controller::TopicConfigView;
+
     use super::*;
+
+    #[test]
+    fn nothing_is_compacted_nor_asked_for_keys_before_every_node_understands_it() {
+        let policy = ("cleanup.policy".to_owned(), "compact".to_owned());
+        let (topic, cluster) = (BTreeMap::from([policy]), BTreeMap::new());
+        let (topic, cluster) = (&topic, &cluster);
+        let config = TopicConfigView { topic, cluster }.resolve();
+        let before = limits(&config, COMPACTION_LEVEL - 1, 1);
+        assert_eq!((before.compaction, before.rules.keyed), (None, false));
+        let after = limits(&config, COMPACTION_LEVEL, 1);
+        assert!(after.compaction.is_some() && after.rules.keyed);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_replica_that_comes_to_nothing_is_tried_later_and_later() {

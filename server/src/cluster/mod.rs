@@ -16,6 +16,7 @@ mod membership;
 mod peers;
 mod producer_ids;
 mod proxy;
+mod reassign;
 mod recovery;
 mod timekeeper;
 
@@ -36,6 +37,7 @@ pub use locate::Located;
 pub use membership::{Applicant, Membership, MembershipError, Receptionist, find_peers};
 pub use peers::PeerFile;
 pub use proxy::ProxyError;
+pub use reassign::{Destination, ReassignError};
 pub use recovery::{RecoveryFile, check_recovered, date_of, dated_cluster_id};
 pub use timekeeper::{ClockState, Timekeeper};
 
@@ -86,6 +88,15 @@ pub enum LookupError {
     /// older or the newer one.
     #[error("topic '{0}' was deleted and created anew, or is about to be known here")]
     Doubtful(String),
+}
+
+/// Why a partition is not led here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotLed {
+    /// Another node leads it, if any does.
+    Here { leader: Option<NodeId> },
+    /// This one is about to.
+    Yet,
 }
 
 impl Cluster {
@@ -206,6 +217,25 @@ impl Cluster {
         let held = self.inner.parts.partitions.get(group);
         held.ok_or_else(|| LookupError::Elsewhere {
             leader: self.leader(group),
+        })
+    }
+
+    /// A partition that this node leads, and may admit to, in the term named.
+    pub fn led_here(&self, topic: &Topic, index: u32) -> Result<(Partition, Term), NotLed> {
+        let partition = match self.partition_of(topic, index) {
+            Ok(partition) => partition,
+            Err(LookupError::Elsewhere { leader }) => return Err(NotLed::Here { leader }),
+            Err(_) => return Err(NotLed::Here { leader: None }),
+        };
+        let leadership = *partition.leadership().borrow();
+        let leader = partition.leader().0;
+        if leadership.ready {
+            return Ok((partition, leadership.term));
+        }
+        Err(if leader == Some(self.node()) {
+            NotLed::Yet
+        } else {
+            NotLed::Here { leader }
         })
     }
 

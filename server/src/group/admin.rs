@@ -108,15 +108,32 @@ impl Coordinator {
             match lead.find(group, Instant::now()).map(|group| group.state()) {
                 None => return Err(GroupError::UnknownGroup),
                 Some(GroupState::Empty) => {}
-                Some(_) => return Err(GroupError::NotEmpty),
+                Some(_) => {
+                    // Looked at, it need not stay in memory; and its members' time runs.
+                    lead.touch(group, |_| ());
+                    return Err(GroupError::NotEmpty);
+                }
             }
             let sent = lead.send(GroupAction::DeleteGroup(DeleteGroup {
                 group: group.to_owned(),
             }));
-            lead.forget(group);
-            lead.forget_consumers(group);
+            if sent.is_queued() {
+                lead.delete(group);
+            } else {
+                lead.touch(group, |_| ());
+            }
             (sent, lead.term)
         };
-        self.committed(group, term, sent).await
+        let (this, group) = (self.clone(), group.to_owned());
+        // A task of its own: whoever asked may be gone before it is committed.
+        let deleted = tokio::spawn(async move {
+            let queued = sent.is_queued();
+            let outcome = this.committed(&group, term, sent).await;
+            if queued {
+                handle.lock().deleted(&group);
+            }
+            outcome
+        });
+        deleted.await.unwrap_or(Err(GroupError::Unknown))
     }
 }

@@ -8,9 +8,9 @@ use trilog_model::Term;
 use trilog_raft::controller::CONSUMERS_LEVEL;
 use trilog_raft::controller::commands::TopicKind;
 
-use super::classic::new_id;
+use super::classic::{ID_SUFFIX, new_id};
 use super::consumer::{Around, Catalogue};
-use super::lead::Sent;
+use super::lead::{Commit, ConsumerStore as Store};
 use super::types::{ConsumerBeat, ConsumerDescription, Given};
 use super::{Coordinator, GroupError, Handle, check_id};
 use crate::view::group::MAX_NAME;
@@ -42,17 +42,24 @@ impl Coordinator {
             }
             (told, lead.term)
         };
-        let (given, sent) = told?;
-        let Some((version, sent)) = sent else {
-            return Ok(given);
-        };
-        let this = self.clone();
-        // A task of its own: whoever asked may be gone before it is committed.
-        let stored =
-            tokio::spawn(
-                async move { this.stored(handle, term, &beat.group, version, sent).await },
-            );
-        stored.await.unwrap_or(Err(GroupError::Unknown))?;
+        let (given, commit) = told?;
+        match commit {
+            None => {}
+            Some(Commit::Awaited(mut outcome)) => {
+                let known = outcome.wait_for(Option::is_some).await;
+                let known = known.ok().and_then(|outcome| outcome.clone());
+                known.unwrap_or(Err(GroupError::Unknown))?;
+            }
+            Some(Commit::Sent(store)) => {
+                let this = self.clone();
+                // A task of its own: whoever asked may be gone before it is committed.
+                let stored =
+                    tokio::spawn(
+                        async move { this.stored(handle, term, &beat.group, store).await },
+                    );
+                stored.await.unwrap_or(Err(GroupError::Unknown))?;
+            }
+        }
         Ok(given)
     }
 
@@ -61,26 +68,33 @@ impl Coordinator {
         handle: Handle,
         term: Term,
         group: &str,
-        version: u64,
-        sent: Sent,
+        store: Store,
     ) -> Result<(), GroupError> {
+        let Store {
+            version,
+            sent,
+            tell,
+        } = store;
         let outcome = self.committed(group, term, sent).await;
-        let mut lead = handle.lock();
-        lead.consumers_stored(group, version, outcome.is_ok());
+        {
+            let mut lead = handle.lock();
+            lead.consumers_stored(group, version, outcome.is_ok(), Instant::now());
+        }
+        tell.send_replace(Some(outcome.clone()));
         outcome
     }
 
     /// Lets go of consumers whose time is over.
     pub(super) fn expire_consumers(&self, handle: &Handle, name: &str) {
         let catalogue = self.catalogue();
-        let (sent, term) = {
+        let (store, term) = {
             let mut lead = handle.lock();
-            let sent = lead.expire_consumers(name, self.around(&catalogue));
-            (sent, lead.term)
+            let store = lead.expire_consumers(name, self.around(&catalogue));
+            (store, lead.term)
         };
-        if let Some((version, sent)) = sent {
+        if let Some(store) = store {
             let (this, handle, name) = (self.clone(), Arc::clone(handle), name.to_owned());
-            tokio::spawn(async move { this.stored(handle, term, &name, version, sent).await });
+            tokio::spawn(async move { this.stored(handle, term, &name, store).await });
         }
     }
 
@@ -89,6 +103,7 @@ impl Coordinator {
             now: Instant::now(),
             settings: &self.inner.settings,
             catalogue,
+            room: usize::MAX,
         }
     }
 
@@ -96,7 +111,8 @@ impl Coordinator {
     pub(super) fn catalogue(&self) -> Arc<Catalogue> {
         let map = self.inner.cluster.map();
         let mut known = self.inner.catalogue.lock();
-        if known.version != map.version() {
+        let (seen, known) = &mut *known;
+        if *seen != map.version() {
             let topics = map.topics_by_name();
             let topics = topics.filter(|topic| topic.kind != TopicKind::Internal);
             let topics: BTreeMap<_, _> = topics
@@ -106,9 +122,13 @@ impl Coordinator {
                 })
                 .collect();
             let version = map.version();
-            *known = Arc::new(Catalogue { version, topics });
+            *seen = version;
+            // Most changes of the map are of other things.
+            if topics != known.topics {
+                *known = Arc::new(Catalogue { version, topics });
+            }
         }
-        Arc::clone(&known)
+        Arc::clone(known)
     }
 
     /// A group in which the coordinator assigns, if it has members.
@@ -118,15 +138,30 @@ impl Coordinator {
         described.ok_or(GroupError::UnknownGroup)
     }
 
-    /// Whether a member may fetch the group's offsets as of its epoch; of a group without members
-    /// everybody may.
-    pub fn check_member(&self, group: &str, member: &str, epoch: i32) -> Result<(), GroupError> {
+    /// Whether a member may fetch offsets of these partitions, or all, as of its epoch; of a group
+    /// of another kind everybody may.
+    pub fn check_member(
+        &self,
+        group: &str,
+        member: &str,
+        epoch: i32,
+        partitions: Option<&[(String, u32)]>,
+    ) -> Result<(), GroupError> {
         let handle = self.enter(group)?;
+        let map = self.inner.cluster.map();
         let lead = handle.lock();
-        match lead.consumers(group) {
-            Some(consumers) => consumers.check_epoch(member, epoch),
-            None => Ok(()),
-        }
+        let Some(consumers) = lead.consumers(group) else {
+            let was = lead.partition.with_state(|state| {
+                let group = state.groups()?.get(group)?;
+                group.consumers().map(drop)
+            });
+            return was.map_or(Ok(()), |()| Err(GroupError::UnknownMember));
+        };
+        let named = partitions.into_iter().flatten();
+        let parts = named.map(|(topic, index)| Some((map.topic_named(topic)?.id, *index)));
+        // Who wants all may want some that it has given up.
+        let all = partitions.is_none().then_some(None);
+        consumers.check_epoch(member, epoch, parts.chain(all))
     }
 }
 
@@ -135,11 +170,13 @@ fn check_beat(beat: &ConsumerBeat) -> Result<(), GroupError> {
     if topics.clone().count() > MAX_TOPICS {
         return Err(GroupError::InvalidRequest("it names too many topics"));
     }
-    let names = [&beat.member, &beat.client_id, &beat.client_host];
+    let names = [&beat.client_id, &beat.client_host];
     let more = [&beat.instance, &beat.rack, &beat.regex, &beat.assignor];
     let names = names.into_iter().chain(more.into_iter().flatten());
     if beat.member.is_empty() {
         Err(GroupError::InvalidRequest("the member has no id"))
+    } else if beat.member.len() > 2 * MAX_NAME + ID_SUFFIX {
+        Err(GroupError::InvalidRequest("the member's id is too long"))
     } else if names.chain(topics).any(|name| name.len() > 2 * MAX_NAME) {
         Err(GroupError::InvalidRequest("a name in it is too long"))
     } else {

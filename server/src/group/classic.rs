@@ -32,7 +32,7 @@ use super::types::{
 };
 use crate::view::group::Membership;
 use members::Member;
-pub(super) use members::new_id;
+pub(super) use members::{ID_SUFFIX, new_id};
 
 pub(super) type JoinReply = oneshot::Sender<Result<Joined, GroupError>>;
 pub(super) type SyncReply = oneshot::Sender<Result<Synced, GroupError>>;
@@ -45,6 +45,8 @@ pub(super) struct Ctx<'a> {
     pub(super) now: Instant,
     pub(super) settings: &'a Settings,
     pub(super) entropy: &'a Entropy,
+    /// Bytes by which the group may grow, because of all the others.
+    pub(super) room: usize,
     /// Filled with what is to be committed, in order.
     pub(super) stores: &'a mut Vec<Store>,
 }
@@ -107,6 +109,9 @@ pub(super) struct Group {
     /// Members that have not synced in this generation.
     unsynced: BTreeSet<String>,
     newcomers: bool,
+    /// That it is empty could not be committed: when that is tried again. Until then the log has
+    /// members that are gone.
+    again: Option<Instant>,
 }
 
 impl Group {
@@ -123,6 +128,7 @@ impl Group {
             pending: BTreeMap::new(),
             unsynced: BTreeSet::new(),
             newcomers: false,
+            again: None,
         }
     }
 
@@ -180,19 +186,20 @@ impl Group {
 
     /// Whether it need not be in memory: all there is of it is committed.
     pub(super) fn is_idle(&self) -> bool {
-        self.phase == Phase::Empty && self.pending.is_empty()
+        self.phase == Phase::Empty && self.pending.is_empty() && self.again.is_none()
     }
 
     /// Bytes that its members have said.
     pub(super) fn bytes(&self) -> usize {
         let pending: usize = self.pending.keys().map(|id| id.len() + 64).sum();
-        pending + self.members.values().map(Member::bytes).sum::<usize>()
+        let members = self.members.iter();
+        pending + members.map(|(id, member)| member.bytes(id)).sum::<usize>()
     }
 
     /// When something happens by itself next.
     pub(super) fn due(&self) -> Option<Instant> {
         let phase = match self.phase {
-            Phase::Empty => None,
+            Phase::Empty => self.again,
             Phase::Preparing { deadline, .. } | Phase::Completing { deadline } => Some(deadline),
             Phase::Stable { deadline } => deadline,
         };
@@ -201,10 +208,14 @@ impl Group {
         members.chain(pending).chain(phase).min()
     }
 
-    /// What members subscribe to, each in its own words; only of a group that has agreed.
+    /// What members subscribe to, each in its own words; of a group that is about to agree on a
+    /// protocol, under every one.
     pub(super) fn subscriptions(&self) -> impl Iterator<Item = Bytes> {
-        let said = self.members.values();
-        said.map(|member| member.metadata(&self.protocol))
+        let agreed = !matches!(self.phase, Phase::Preparing { .. });
+        let members = self.members.values();
+        let said = members.flat_map(|member| &member.protocols);
+        let said = said.filter(move |protocol| !agreed || protocol.name == self.protocol);
+        said.map(|protocol| protocol.metadata.clone())
     }
 
     pub(super) fn describe(&self) -> Description {
@@ -269,15 +280,33 @@ impl Group {
             self.pending.remove(&request.member);
             return Err(GroupError::GroupFull);
         }
-        let said = members::said(&request.protocols);
-        let others = self.members.iter();
-        let others = others.filter(|(id, _)| **id != request.member);
-        let others: usize = others.map(|(_, member)| member.bytes()).sum();
-        if others + said > MAX_METADATA_BYTES {
-            return Err(GroupError::GroupFull);
-        }
+        self.check_size(request, ctx.room)?;
         if !self.supports(&request.protocol_type, &request.protocols) {
             return Err(GroupError::InconsistentProtocol);
+        }
+        Ok(())
+    }
+
+    /// Who says no more than before is let in, however much there is by now.
+    fn check_size(&self, request: &JoinRequest, room: usize) -> Result<(), GroupError> {
+        let instance = request.instance.as_ref();
+        let replaced = instance.and_then(|instance| self.instances.get(instance));
+        let id = match request.member.as_str() {
+            "" => replaced.map_or("", String::as_str),
+            member => member,
+        };
+        let own = self.members.get(id).map_or(0, |member| member.bytes(id));
+        let asked = members::asked(request);
+        if asked <= own {
+            return Ok(());
+        }
+        if self.bytes() - own + asked > MAX_METADATA_BYTES {
+            return Err(GroupError::GroupFull);
+        }
+        if asked - own > room {
+            return Err(GroupError::Unavailable(
+                "the partition has no room for more",
+            ));
         }
         Ok(())
     }

@@ -18,7 +18,9 @@
 
 mod assign;
 mod members;
+mod patterns;
 mod reconcile;
+mod size;
 #[cfg(test)]
 mod tests;
 
@@ -37,7 +39,9 @@ use crate::view::group::Consumers;
 use crate::view::group::command::{ConsumerRecord, TopicParts, TopicSize};
 pub(super) use assign::Assignor;
 use assign::{Part, Sizes, Taker};
-use members::{Member, Pattern};
+use members::Member;
+use patterns::Patterns;
+use size::{MAX_ASKED, MAX_STORED, Size};
 
 /// The epoch a member joins with.
 const JOINS: i32 = 0;
@@ -45,8 +49,6 @@ const JOINS: i32 = 0;
 const LEAVES: i32 = -1;
 /// A named member leaves, to come back.
 const LEAVES_TO_RETURN: i32 = -2;
-/// What a group may take as stored, in bytes: it has to fit an entry.
-const MAX_BYTES: usize = 2 << 20;
 
 /// The topics of the cluster that consumers may subscribe to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,6 +63,8 @@ pub(super) struct Around<'a> {
     pub(super) now: Instant,
     pub(super) settings: &'a Settings,
     pub(super) catalogue: &'a Arc<Catalogue>,
+    /// Bytes by which the group may grow in memory, because of all the others.
+    pub(super) room: usize,
 }
 
 /// A wish that a member may leave as it was.
@@ -69,10 +73,20 @@ enum Wish<T> {
     Now(Option<T>),
 }
 
-/// What a member says that it wants, as far as that can be wrong.
+impl<T: PartialEq> Wish<T> {
+    fn differs(&self, from: Option<&T>) -> bool {
+        match self {
+            Self::AsBefore => false,
+            Self::Now(wish) => wish.as_ref() != from,
+        }
+    }
+}
+
+/// What a member says that it wants.
 struct Wishes {
+    topics: Option<BTreeSet<String>>,
+    regex: Wish<String>,
     assignor: Wish<Assignor>,
-    regex: Wish<Pattern>,
 }
 
 impl Wishes {
@@ -88,10 +102,32 @@ impl Wishes {
         let regex = match beat.regex.as_deref() {
             None => Wish::AsBefore,
             Some("") => Wish::Now(None),
-            Some(text) => Wish::Now(Some(Pattern::compile(text)?)),
+            Some(text) => Wish::Now(Some(text.to_owned())),
         };
-        Ok(Self { assignor, regex })
+        let topics = beat.topics.as_ref();
+        Ok(Self {
+            topics: topics.map(|topics| topics.iter().cloned().collect()),
+            regex,
+            assignor,
+        })
     }
+
+    /// Whether other topics are wanted than before.
+    fn moves(&self, member: &Member) -> bool {
+        let topics = self.topics.as_ref();
+        topics.is_some_and(|topics| *topics != member.topics)
+            || self.regex.differs(member.regex.as_ref())
+    }
+}
+
+/// Who it is that speaks.
+enum Seat {
+    New,
+    Present,
+    /// A named member that was away.
+    Returns,
+    /// One that bears the name of this member, which is away.
+    Inherits(String),
 }
 
 /// See the module's text.
@@ -104,6 +140,9 @@ pub(super) struct ConsumerGroup {
     members: BTreeMap<String, Member>,
     /// Members by their instance ids.
     instances: BTreeMap<String, String>,
+    patterns: Patterns,
+    /// What it takes, or will have come to when all have their targets.
+    size: Size,
     /// The version of the cluster's topics that was looked at last.
     seen: Option<u64>,
     /// Rises with each change; what is committed lags behind it.
@@ -119,9 +158,20 @@ impl ConsumerGroup {
             sizes: Sizes::new(),
             members: BTreeMap::new(),
             instances: BTreeMap::new(),
+            patterns: Patterns::default(),
+            size: Size::of(0, 0, &Sizes::new()),
             seen: None,
             version: 0,
             committed: 0,
+        }
+    }
+
+    /// Its versions come after this one, which another group of its name may have come to.
+    pub(super) fn counting_from(self, version: u64) -> Self {
+        Self {
+            version,
+            committed: version,
+            ..self
         }
     }
 
@@ -141,8 +191,13 @@ impl ConsumerGroup {
                 group.instances.insert(instance, record.id.clone());
             }
             let member = Member::load(record, now, settings);
+            member
+                .regex
+                .iter()
+                .for_each(|text| group.patterns.load(text));
             group.members.insert(record.id.clone(), member);
         }
+        group.measure();
         group
     }
 
@@ -169,9 +224,13 @@ impl ConsumerGroup {
         self.members.len()
     }
 
-    /// What its members have said, about.
+    /// What it takes in memory, about.
     pub(super) fn bytes(&self) -> usize {
-        self.members.values().map(Member::bytes).sum()
+        self.size.memory
+    }
+
+    pub(super) fn version(&self) -> u64 {
+        self.version
     }
 
     /// The version that has to be committed before what was just learnt may be told, if it is not.
@@ -203,123 +262,190 @@ impl ConsumerGroup {
             JOINS.. => {
                 // What is wrong with it shows before anything has changed.
                 let wishes = Wishes::read(beat)?;
-                if !self.members.contains_key(&beat.member) {
-                    self.check_room(beat, around.settings)?;
+                let seat = self.seat(beat, &wishes)?;
+                if let Wish::Now(Some(text)) = &wishes.regex {
+                    let members = self.members.values();
+                    let used = members.filter_map(|member| member.regex.as_deref());
+                    self.patterns.learn(text, used, around.catalogue)?;
                 }
-                let joined = self.admit(beat, &wishes, around)?;
-                let wants_changed = self.take_wishes(beat, wishes, around)?;
-                self.retarget(wants_changed, around.catalogue);
-                Ok(self.reconcile(beat, joined, around))
+                self.patterns.refresh(around.catalogue);
+                let differs = self.check_room(&seat, beat, &wishes, around)?;
+                self.take_seat(seat, beat, around);
+                self.take_wishes(beat, wishes, around);
+                self.retarget(differs, around.catalogue);
+                Ok(self.reconcile(beat, beat.epoch == JOINS, around))
             }
             _ => Err(GroupError::InvalidRequest("there is no such member epoch")),
         }
     }
 
-    fn check_room(&self, beat: &ConsumerBeat, settings: &Settings) -> Result<(), GroupError> {
-        if self.members.len() >= settings.members_max || self.bytes() + beat.bytes() > MAX_BYTES {
-            return Err(GroupError::GroupFull);
-        }
-        Ok(())
-    }
-
-    /// Finds the member, or makes it; whether it is one that joins.
-    fn admit(
-        &mut self,
-        beat: &ConsumerBeat,
-        wishes: &Wishes,
-        around: Around<'_>,
-    ) -> Result<bool, GroupError> {
+    /// Who it is that speaks, if it may.
+    fn seat(&self, beat: &ConsumerBeat, wishes: &Wishes) -> Result<Seat, GroupError> {
         let joins = beat.epoch == JOINS;
-        let present = beat.instance.as_ref().map(|name| self.instances.get(name));
-        match present {
+        let present = self.members.get(&beat.member);
+        // A name is said once; later it may be left out.
+        if beat.instance.is_some() && present.is_some_and(|member| member.instance != beat.instance)
+        {
+            return Err(GroupError::FencedInstance);
+        }
+        let holder = beat.instance.as_ref().map(|name| self.instances.get(name));
+        match holder {
             Some(Some(holder)) if *holder != beat.member => {
-                let holder = holder.clone();
                 if !joins {
                     return Err(GroupError::FencedInstance);
                 }
-                self.succeed(&holder, beat, around)?;
-                return Ok(true);
+                if !self.members.get(holder).is_some_and(Member::is_away) {
+                    return Err(GroupError::UnreleasedInstance);
+                }
+                return Ok(Seat::Inherits(holder.clone()));
             }
             Some(None) if !joins => return Err(GroupError::UnknownMember),
             Some(_) | None => {}
         }
-        let Some(member) = self.members.get(&beat.member) else {
+        let Some(member) = present else {
             if !joins {
                 return Err(GroupError::UnknownMember);
             }
             if beat.topics.is_none() && !matches!(wishes.regex, Wish::Now(Some(_))) {
                 return Err(GroupError::InvalidRequest("it subscribes to nothing"));
             }
-            let member = Member::new(beat, around.now + around.settings.consumer_session);
-            self.members.insert(beat.member.clone(), member);
-            if let Some(instance) = &beat.instance {
-                self.instances.insert(instance.clone(), beat.member.clone());
-            }
-            return Ok(true);
+            return Ok(Seat::New);
         };
-        // A name is said once; later it may be left out.
-        if beat.instance.is_some() && member.instance != beat.instance {
-            return Err(GroupError::FencedInstance);
-        }
         if !joins {
             member.check_epoch(beat)?;
         }
-        Ok(joins)
+        Ok(if joins && member.is_away() {
+            Seat::Returns
+        } else {
+            Seat::Present
+        })
     }
 
-    /// A named member comes back under another id, and goes on with what it had.
-    fn succeed(
-        &mut self,
-        holder: &str,
+    /// Whether something else is wanted than before; an error if that would be too much. Who asks
+    /// for no more than it has is always let in.
+    fn check_room(
+        &self,
+        seat: &Seat,
         beat: &ConsumerBeat,
+        wishes: &Wishes,
         around: Around<'_>,
-    ) -> Result<(), GroupError> {
-        let left = self.members.get(holder);
-        if left.is_none_or(|left| left.epoch != LEAVES_TO_RETURN) {
-            return Err(GroupError::UnreleasedInstance);
-        }
-        let Some(old) = self.members.remove(holder) else {
-            return Err(GroupError::UnknownMember);
+    ) -> Result<bool, GroupError> {
+        let (before, others) = match seat {
+            Seat::New => (None, beat.member.as_str()),
+            Seat::Present | Seat::Returns => (self.members.get(&beat.member), &*beat.member),
+            Seat::Inherits(holder) => (self.members.get(holder), holder.as_str()),
         };
-        let mut member = Member::new(beat, around.now + around.settings.consumer_session);
-        member.inherit(old);
+        if before.is_none() && self.members.len() >= around.settings.members_max {
+            return Err(GroupError::GroupFull);
+        }
+        let moves = before.is_none_or(|member| wishes.moves(member));
+        if moves || matches!(seat, Seat::Inherits(_)) {
+            let size = self.size_with(beat, wishes, before, others, around.catalogue);
+            if size.stored > MAX_ASKED.max(self.size.stored) {
+                return Err(GroupError::GroupFull);
+            }
+            if size.memory > self.size.memory.saturating_add(around.room) {
+                return Err(GroupError::Unavailable(
+                    "the partition has no room for more",
+                ));
+            }
+        }
+        let votes = before.and_then(|member| member.assignor);
+        Ok(moves || wishes.assignor.differs(votes.as_ref()))
+    }
+
+    /// What it would take with these wishes of a member, in place of `left_out`.
+    fn size_with(
+        &self,
+        beat: &ConsumerBeat,
+        wishes: &Wishes,
+        before: Option<&Member>,
+        left_out: &str,
+        catalogue: &Catalogue,
+    ) -> Size {
+        let none = BTreeSet::new();
+        let topics = wishes.topics.as_ref();
+        let topics = topics
+            .or(before.map(|member| &member.topics))
+            .unwrap_or(&none);
+        let regex = match &wishes.regex {
+            Wish::AsBefore => before.and_then(|member| member.regex.as_deref()),
+            Wish::Now(regex) => regex.as_deref(),
+        };
+        let others = self.members.iter().filter(|(id, _)| *id != left_out);
+        let texts = others.clone().map(|(id, member)| member.texts(id));
+        let texts = texts.sum::<usize>() + beat.names() + members::wishes(topics, regex);
+        let names = others.clone().flat_map(|(_, member)| &member.topics);
+        let regexes = others
+            .clone()
+            .filter_map(|(_, member)| member.regex.as_deref());
+        let regexes: BTreeSet<&str> = regexes.chain(regex).collect();
+        let named = names
+            .chain(topics)
+            .filter_map(|name| catalogue.topics.get(name));
+        let matched = regexes.iter().flat_map(|text| self.patterns.matching(text));
+        let wanted: BTreeSet<TopicId> = named.map(|(id, _)| *id).chain(matched.copied()).collect();
+        let sizes = sizes_of(&wanted, catalogue);
+        let size = Size::of(texts, others.count() + 1, &sizes);
+        size.beside(&sizes, self.members.values())
+    }
+
+    fn take_seat(&mut self, seat: Seat, beat: &ConsumerBeat, around: Around<'_>) {
+        let until = around.now + around.settings.consumer_session;
+        let member = match seat {
+            Seat::Present => return,
+            Seat::Returns => {
+                if let Some(member) = self.members.get_mut(&beat.member) {
+                    member.returned();
+                }
+                self.changed();
+                return;
+            }
+            Seat::New => Member::new(beat, until),
+            Seat::Inherits(holder) => {
+                let mut member = Member::new(beat, until);
+                if let Some(old) = self.members.remove(&holder) {
+                    member.inherit(old);
+                }
+                member
+            }
+        };
         self.members.insert(beat.member.clone(), member);
         if let Some(instance) = &beat.instance {
             self.instances.insert(instance.clone(), beat.member.clone());
         }
+        self.measure();
         self.changed();
-        Ok(())
     }
 
-    /// What a member wants now; whether that is something else than before.
-    fn take_wishes(
-        &mut self,
-        beat: &ConsumerBeat,
-        wishes: Wishes,
-        around: Around<'_>,
-    ) -> Result<bool, GroupError> {
+    fn take_wishes(&mut self, beat: &ConsumerBeat, wishes: Wishes, around: Around<'_>) {
         let Some(member) = self.members.get_mut(&beat.member) else {
-            return Err(GroupError::UnknownMember);
+            return;
         };
         member.heard(around.now + around.settings.consumer_session);
-        let mut differs = member.is_new();
-        if let Some(topics) = &beat.topics {
-            let topics: BTreeSet<String> = topics.iter().cloned().collect();
-            differs |= topics != member.topics;
+        if let Some(topics) = wishes.topics {
             member.topics = topics;
         }
         if let Wish::Now(regex) = wishes.regex {
-            differs |= regex != member.regex;
             member.regex = regex;
         }
         if let Wish::Now(assignor) = wishes.assignor {
-            differs |= assignor != member.assignor;
             member.assignor = assignor;
         }
-        if let Some(timeout) = beat.rebalance_timeout {
+        if let Some(timeout) = beat.rebalance_timeout
+            && timeout != member.rebalance_timeout
+        {
             member.rebalance_timeout = timeout;
+            self.changed();
         }
-        Ok(differs)
+    }
+
+    /// Keeps what it takes, and may come to take, up to date.
+    fn measure(&mut self) {
+        let texts = self.members.iter().map(|(id, member)| member.texts(id));
+        let size = Size::of(texts.sum(), self.members.len(), &self.sizes);
+        self.size = size.beside(&self.sizes, self.members.values());
+        self.size.memory += self.patterns.bytes();
     }
 
     /// A new group epoch with new targets, if members, wishes or topics have changed.
@@ -328,14 +454,12 @@ impl ConsumerGroup {
         if !wants_changed && seen == self.seen {
             return;
         }
-        let wishes = self.members.values();
-        let wishes: Vec<BTreeSet<TopicId>> = wishes.map(|m| m.wanted(catalogue)).collect();
+        self.patterns.refresh(catalogue);
+        let members = self.members.values();
+        let wishes = members.map(|member| member.wanted(&self.patterns, catalogue));
+        let wishes: Vec<BTreeSet<TopicId>> = wishes.collect();
         let wanted: BTreeSet<TopicId> = wishes.iter().flatten().copied().collect();
-        let sizes = catalogue.topics.values();
-        let sizes: Sizes = sizes
-            .filter(|(id, _)| wanted.contains(id))
-            .copied()
-            .collect();
+        let sizes = self.bounded(sizes_of(&wanted, catalogue));
         if !wants_changed && sizes == self.sizes {
             return;
         }
@@ -354,7 +478,26 @@ impl ConsumerGroup {
         }
         self.sizes = sizes;
         self.epoch += 1;
+        let members = self.members.values();
+        let used = members.filter_map(|member| member.regex.as_deref());
+        self.patterns.keep(used);
+        self.measure();
         self.changed();
+    }
+
+    /// What of these topics can be assigned and still be stored: if they have grown too large,
+    /// what there was of them before.
+    fn bounded(&self, sizes: Sizes) -> Sizes {
+        let texts = self.members.iter().map(|(id, member)| member.texts(id));
+        let size = Size::of(texts.sum(), self.members.len(), &sizes);
+        if size.beside(&sizes, self.members.values()).stored <= MAX_STORED {
+            return sizes;
+        }
+        let both = sizes.into_iter().filter_map(|(topic, count)| {
+            let before = self.sizes.get(&topic)?;
+            Some((topic, count.min(*before)))
+        });
+        both.collect()
     }
 
     /// The assignor that most members ask for.
@@ -388,10 +531,12 @@ impl ConsumerGroup {
             return Err(GroupError::InvalidRequest("only a named member can return"));
         }
         if stays {
-            if let Some(member) = self.members.get_mut(&beat.member) {
+            if let Some(member) = self.members.get_mut(&beat.member)
+                && !member.is_away()
+            {
                 member.away();
+                self.changed();
             }
-            self.changed();
         } else {
             self.forget(&beat.member);
             self.retarget(true, around.catalogue);
@@ -428,10 +573,19 @@ impl ConsumerGroup {
         self.retarget(true, around.catalogue);
     }
 
-    /// Whether the asker may commit or fetch offsets as of its epoch.
-    pub(super) fn check_epoch(&self, member: &str, epoch: i32) -> Result<(), GroupError> {
+    /// Whether the asker may commit or fetch these offsets as of its epoch. It may be behind what
+    /// it has been told by one step, or what it was to be told got lost: that is no harm as long as
+    /// it still has the partitions.
+    pub(super) fn check_epoch(
+        &self,
+        member: &str,
+        epoch: i32,
+        mut parts: impl Iterator<Item = Option<Part>>,
+    ) -> Result<(), GroupError> {
         let member = self.members.get(member).ok_or(GroupError::UnknownMember)?;
-        if member.epoch == epoch {
+        let has = |part: Option<Part>| part.is_some_and(|part| member.assigned.contains(&part));
+        let behind = epoch > JOINS && epoch == member.previous_epoch;
+        if epoch == member.epoch || (behind && parts.all(has)) {
             Ok(())
         } else {
             Err(GroupError::StaleEpoch)
@@ -450,12 +604,15 @@ impl ConsumerGroup {
 
     /// Topics that some member wants, by name.
     pub(super) fn subscribes(&self, topic: &str, catalogue: &Catalogue) -> bool {
-        let known = catalogue.topics.get(topic);
+        let known = catalogue.topics.contains_key(topic);
         let mut members = self.members.values();
-        members.any(|member| {
-            member.topics.contains(topic)
-                || known.is_some_and(|(id, _)| member.wanted(catalogue).contains(id))
-        })
+        if members.any(|member| member.topics.contains(topic)) {
+            return true;
+        }
+        let regexes = self.members.values();
+        let regexes: BTreeSet<&str> = regexes.filter_map(|m| m.regex.as_deref()).collect();
+        let mut regexes = regexes.into_iter();
+        known && regexes.any(|text| patterns::matches(text, topic))
     }
 
     pub(super) fn describe(&self, group: &str) -> ConsumerDescription {
@@ -467,7 +624,7 @@ impl ConsumerGroup {
             client_id: member.client_id.clone(),
             client_host: member.client_host.clone(),
             topics: member.topics.iter().cloned().collect(),
-            regex: member.regex.as_ref().map(|regex| regex.text().to_owned()),
+            regex: member.regex.clone(),
             assigned: member.assigned.iter().copied().collect(),
             target: member.target.iter().copied().collect(),
         });
@@ -479,6 +636,12 @@ impl ConsumerGroup {
             members: members.collect(),
         }
     }
+}
+
+/// How many partitions each of these topics has.
+fn sizes_of(wanted: &BTreeSet<TopicId>, catalogue: &Catalogue) -> Sizes {
+    let all = catalogue.topics.values();
+    all.filter(|(id, _)| wanted.contains(id)).copied().collect()
 }
 
 fn parts_of(stored: &[TopicParts]) -> BTreeSet<Part> {

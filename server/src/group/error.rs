@@ -3,6 +3,8 @@
 
 use trilog_model::NodeId;
 
+use crate::cluster::NotLed;
+
 /// See the module's text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GroupError {
@@ -69,4 +71,13 @@ pub enum GroupError {
     /// Not all nodes can follow yet.
     #[error("the cluster's feature level is too low: trilog cluster upgrade raises it")]
     LevelTooLow,
+}
+
+impl From<NotLed> for GroupError {
+    fn from(not_led: NotLed) -> Self {
+        match not_led {
+            NotLed::Here { leader } => Self::NotCoordinator { node: leader },
+            NotLed::Yet => Self::Loading,
+        }
+    }
 }

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use trilog_model::Timestamp;
 use trilog_raft::controller::{ClusterMap, Topic};
 
+use super::lead::{Lead, Sent};
 use super::offsets::is_of;
 use super::{Coordinator, GroupError, GroupState};
 use crate::view::group::command::{DeleteOffsets, ExpireOffsets, PartitionName};
@@ -19,6 +20,8 @@ const INTERVAL: Duration = Duration::from_millis(500);
 const EXPIRY_INTERVAL: Duration = Duration::from_mins(5);
 /// Commands of one look at most; the next one goes on.
 const EXPIRY_BATCH: usize = 500;
+/// Offsets of topics that are gone, in one command.
+const ORPHANS: usize = 1_000;
 
 impl Coordinator {
     /// Runs until `stop`.
@@ -53,6 +56,7 @@ impl Coordinator {
                 self.let_go(&topic, index);
                 continue;
             };
+            handle.lock().forget_ended();
             let due = handle.lock().due(now);
             for name in due {
                 // Its time is up, and every change looks at that.
@@ -68,7 +72,7 @@ impl Coordinator {
     /// Forgets a partition that this node does not lead any more.
     fn let_go(&self, topic: &Topic, index: u32) {
         // One whose last outcome is unknown is kept, so that it is known as such for its term.
-        if self.led(topic, index).is_err() {
+        if self.inner.cluster.led_here(topic, index).is_err() {
             self.inner.leads.lock().remove(&index);
         }
     }
@@ -90,26 +94,10 @@ impl Coordinator {
             let Ok(handle) = self.enter_at(&topic, index) else {
                 continue;
             };
-            let lead = handle.lock();
-            let actions: Vec<GroupAction> = lead.partition.with_state(|state| {
-                let groups = state.groups().into_iter().flat_map(Groups::iter);
-                let actions = groups.flat_map(|(name, group)| {
-                    // Somebody is about to join, or has.
-                    let unused = lead.group(name).is_none() && !lead.assigns(name);
-                    let expired = group.has_expired(before) && unused;
-                    let expire = expired.then(|| {
-                        GroupAction::ExpireOffsets(ExpireOffsets {
-                            group: name.clone(),
-                            before: before.nanos(),
-                        })
-                    });
-                    expire.into_iter().chain(orphans(name, group, &map))
-                });
-                actions.take(EXPIRY_BATCH).collect()
-            });
-            for action in actions {
+            let sent = sweep_one(&handle.lock(), before, &map);
+            for sent in sent {
                 // What is not taken now is found again by the next sweep.
-                drop(lead.send(action));
+                drop(sent.committed().await);
             }
         }
     }
@@ -124,8 +112,38 @@ impl Coordinator {
     }
 }
 
-/// Deletes the offsets of topics that are gone.
-fn orphans(name: &str, group: &Group, map: &ClusterMap) -> Option<GroupAction> {
+/// What of a partition is over, on its way out.
+fn sweep_one(lead: &Lead, before: Timestamp, map: &ClusterMap) -> Vec<Sent> {
+    let actions: Vec<GroupAction> = lead.partition.with_state(|state| {
+        let groups = state.groups().into_iter().flat_map(Groups::iter);
+        let actions = groups.flat_map(|(name, group)| {
+            // Somebody is about to join, or has.
+            let unused = lead.group(name).is_none() && !lead.assigns(name);
+            // Of a group that has neither members nor offsets nothing is worth keeping.
+            let before = if group.is_void() {
+                before.max(group.since())
+            } else {
+                before
+            };
+            let expired = group.has_expired(before) && unused;
+            let expire = expired.then(|| {
+                GroupAction::ExpireOffsets(ExpireOffsets {
+                    group: name.clone(),
+                    before: before.nanos(),
+                })
+            });
+            expire.into_iter().chain(orphans(name, group, map))
+        });
+        actions.take(EXPIRY_BATCH).collect()
+    });
+    actions
+        .into_iter()
+        .map(|action| lead.send(action))
+        .collect()
+}
+
+/// Deletes the offsets of topics that are gone, so many at once that they fit a command.
+fn orphans(name: &str, group: &Group, map: &ClusterMap) -> Vec<GroupAction> {
     let offsets = group.offsets().iter();
     let each = offsets.flat_map(|(topic, partitions)| {
         let gone = partitions
@@ -138,10 +156,11 @@ fn orphans(name: &str, group: &Group, map: &ClusterMap) -> Option<GroupAction> {
         })
     });
     let partitions: Vec<PartitionName> = each.collect();
-    (!partitions.is_empty()).then(|| {
+    let delete = |partitions: &[PartitionName]| {
         GroupAction::DeleteOffsets(DeleteOffsets {
             group: name.to_owned(),
-            partitions,
+            partitions: partitions.to_vec(),
         })
-    })
+    };
+    partitions.chunks(ORPHANS).map(delete).collect()
 }

@@ -6,6 +6,8 @@
 
 mod consumers;
 
+pub(super) use consumers::{Commit, Store as ConsumerStore};
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -20,13 +22,16 @@ use super::consumer::ConsumerGroup;
 use super::types::Settings;
 use crate::partition::{AppendError, Partition, Ticket};
 use crate::view::PartitionCommand;
-use crate::view::group::command::PutMembers;
+use crate::view::group::command::{EndTransaction, ProducerRef, PutMembers};
 use crate::view::group::{
-    Consumers, GroupAction, GroupCommand, Groups, MAX_GROUPS, MAX_STATE_BYTES, Membership, Refusal,
+    Consumers, Group as Stored, GroupAction, GroupCommand, Groups, MAX_GROUPS, MAX_STATE_BYTES,
+    Membership, Refusal,
 };
 
 /// Bytes of commands of one partition that may be on their way.
 const IN_FLIGHT_BYTES: usize = 16 << 20;
+/// Producers whose transactions are ending at most; far more than there is room for on the way.
+const MAX_ENDING: usize = 200_000;
 /// What a command takes beside its bytes, so that many small ones count too.
 const COMMAND_COST: usize = 256;
 
@@ -37,6 +42,11 @@ pub(super) struct Sent {
 }
 
 impl Sent {
+    /// Whether it may come to be committed.
+    pub(super) fn is_queued(&self) -> bool {
+        self.ticket.is_ok()
+    }
+
     /// Waits for the commit.
     pub(super) async fn committed(self) -> Result<(), GroupError> {
         let outcome = self.ticket?.committed().await;
@@ -59,9 +69,16 @@ pub(super) struct Lead {
     pub(super) term: Term,
     slots: BTreeMap<String, Slot>,
     consumers: BTreeMap<String, consumers::Consumers>,
+    /// Groups whose deletion is on its way, and how often: what the state says of them is over.
+    deleting: BTreeMap<String, u32>,
+    /// Versions of groups of consumers that are not in memory any more.
+    versions: u64,
     due: BTreeSet<(Instant, String)>,
     bytes: usize,
     room: Arc<Semaphore>,
+    /// Ends of transactions that are on their way: the highest number, by producer. What follows
+    /// one would not count, and must not be acknowledged.
+    ending: BTreeMap<i64, u64>,
 }
 
 /// What all groups of a node use.
@@ -93,9 +110,12 @@ impl Lead {
             term,
             slots: BTreeMap::new(),
             consumers: BTreeMap::new(),
+            deleting: BTreeMap::new(),
+            versions: 0,
             due: BTreeSet::new(),
             bytes: 0,
             room: Arc::new(Semaphore::new(IN_FLIGHT_BYTES)),
+            ending: BTreeMap::new(),
         };
         for (name, membership) in loaded.unwrap_or_default() {
             lead.insert(&name, Group::load(&name, &membership, now));
@@ -170,10 +190,7 @@ impl Lead {
     /// The group in memory, brought there if it is known.
     pub(super) fn find(&mut self, name: &str, now: Instant) -> Option<&mut Group> {
         if !self.slots.contains_key(name) {
-            let stored = self.partition.with_state(|state| {
-                let group = state.groups()?.get(name)?;
-                Some(group.membership().clone())
-            })?;
+            let stored = self.stored(name, |group| Some(group.membership().clone()))?;
             let slot = Slot {
                 group: Group::load(name, &stored, now),
                 due: None,
@@ -185,12 +202,21 @@ impl Lead {
         self.slots.get_mut(name).map(|slot| &mut slot.group)
     }
 
+    /// What is committed of a group, for one that is not in memory.
+    fn stored<T>(&self, name: &str, look: impl FnOnce(&Stored) -> Option<T>) -> Option<T> {
+        if self.deleting.contains_key(name) {
+            return None;
+        }
+        let partition = &self.partition;
+        partition.with_state(|state| look(state.groups()?.get(name)?))
+    }
+
     /// As [`Lead::find`], making the group if there is none.
     pub(super) fn find_or_make(&mut self, name: &str, now: Instant) -> Result<(), GroupError> {
         if self.find(name, now).is_some() {
             return Ok(());
         }
-        if self.slots.len() >= MAX_GROUPS || self.bytes >= MAX_STATE_BYTES {
+        if self.slots.len() >= MAX_GROUPS || self.room_left() == 0 {
             return Err(GroupError::Unavailable(
                 "the partition has no room for more groups",
             ));
@@ -209,9 +235,9 @@ impl Lead {
         self.slots.insert(name.to_owned(), slot);
     }
 
-    /// Whether members of the partition's groups have said as much as may be kept.
-    pub(super) fn is_full(&self) -> bool {
-        self.bytes >= MAX_STATE_BYTES
+    /// Bytes by which what members of the partition's groups have said may grow.
+    fn room_left(&self) -> usize {
+        MAX_STATE_BYTES.saturating_sub(self.bytes)
     }
 
     /// Changes a group that was found; what comes of it is queued in order.
@@ -221,12 +247,14 @@ impl Lead {
         tools: Tools<'_>,
         change: impl FnOnce(&mut Group, &mut Ctx<'_>) -> T,
     ) -> Option<(T, Vec<(Then, Sent)>)> {
+        let room = self.room_left();
         let slot = self.slots.get_mut(name)?;
         let mut stores = Vec::new();
         let mut ctx = Ctx {
             now: tools.now,
             settings: tools.settings,
             entropy: tools.entropy,
+            room,
             stores: &mut stores,
         };
         let outcome = change(&mut slot.group, &mut ctx);
@@ -261,8 +289,25 @@ impl Lead {
         }
     }
 
-    /// The group was deleted.
-    pub(super) fn forget(&mut self, name: &str) {
+    /// The group's deletion is queued: whoever joins now begins anew.
+    pub(super) fn delete(&mut self, name: &str) {
+        self.forget(name);
+        self.forget_consumers(name);
+        *self.deleting.entry(name.to_owned()).or_default() += 1;
+    }
+
+    /// A deletion came back, whatever its outcome.
+    pub(super) fn deleted(&mut self, name: &str) {
+        if let Some(count) = self.deleting.get_mut(name) {
+            *count -= 1;
+            if *count == 0 {
+                self.deleting.remove(name);
+            }
+        }
+    }
+
+    /// The group was deleted, or is one of the other kind now.
+    fn forget(&mut self, name: &str) {
         if let Some(slot) = self.slots.remove(name) {
             self.bytes -= slot.bytes;
             if let Some(due) = slot.due {
@@ -278,6 +323,48 @@ impl Lead {
 
     pub(super) fn group(&self, name: &str) -> Option<&Group> {
         self.slots.get(name).map(|slot| &slot.group)
+    }
+
+    /// Queues the end of a transaction.
+    pub(super) fn end_transaction(&mut self, end: EndTransaction) -> Sent {
+        let sent = self.send(GroupAction::EndTransaction(end));
+        let ProducerRef {
+            producer_id,
+            transaction,
+            ..
+        } = end.producer;
+        if sent.ticket.is_ok() && transaction > 0 {
+            let last = self.ending.entry(producer_id).or_default();
+            *last = transaction.max(*last);
+            if self.ending.len() > MAX_ENDING {
+                self.ending.pop_first();
+            }
+        }
+        sent
+    }
+
+    /// Whether the end of the producer's transaction, or of a later one, stands before whatever is
+    /// queued now.
+    pub(super) fn is_ending(&self, producer: &ProducerRef) -> bool {
+        let last = self.ending.get(&producer.producer_id);
+        last.is_some_and(|last| producer.transaction <= *last)
+    }
+
+    /// Lets go of ends that are applied: commands are judged by them from then on.
+    pub(super) fn forget_ended(&mut self) {
+        let Self {
+            partition, ending, ..
+        } = self;
+        partition.with_state(|state| {
+            let Some(groups) = state.groups() else { return };
+            ending.retain(|producer_id, transaction| {
+                !groups.is_over(&ProducerRef {
+                    producer_id: *producer_id,
+                    epoch: i32::MAX,
+                    transaction: *transaction,
+                })
+            });
+        });
     }
 
     /// Queues a command, judged now.
@@ -338,7 +425,7 @@ fn append_error(error: &AppendError) -> GroupError {
         AppendError::Busy(reason) => GroupError::Unavailable(reason),
         AppendError::DiskFull => GroupError::Unavailable("the disk is full"),
         AppendError::Closed => GroupError::NotCoordinator { node: None },
-        AppendError::TooLarge { .. } => GroupError::CommitTooLarge,
+        AppendError::TooLarge { .. } | AppendError::TooMany { .. } => GroupError::CommitTooLarge,
         AppendError::Invalid(_)
         | AppendError::Records(_)
         | AppendError::OutOfOrder { .. }

@@ -26,6 +26,7 @@ mod types;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, oneshot};
@@ -44,13 +45,15 @@ pub use types::{
     TransactionCommit,
 };
 
-use crate::cluster::{Cluster, LookupError};
+use crate::cluster::Cluster;
 use crate::partition::Partition;
 use crate::view::group::MAX_NAME;
-use classic::{Ctx, Group, Then};
+use classic::{Ctx, Group, ID_SUFFIX, Then};
 use consumer::Catalogue;
 use lead::{Lead, Sent, Tools};
 
+/// How soon it is tried again to commit that a group has lost its members.
+const STORE_AGAIN: Duration = Duration::from_secs(1);
 /// Protocols of one member. All members' are compared with each other.
 const MAX_PROTOCOLS: usize = 100;
 
@@ -69,8 +72,8 @@ struct Inner {
     leads: Mutex<BTreeMap<u32, Entry>>,
     /// Something is due earlier than was known.
     sooner: Notify,
-    /// The topics as of the newest map that was looked at.
-    catalogue: Mutex<Arc<Catalogue>>,
+    /// The topics, and the version of the newest map that was looked at for them.
+    catalogue: Mutex<(u64, Arc<Catalogue>)>,
 }
 
 /// A partition this node leads.
@@ -154,9 +157,6 @@ impl Coordinator {
         let led = {
             let mut lead = handle.lock();
             let now = Instant::now();
-            if lead.is_full() {
-                return Err(GroupError::GroupFull);
-            }
             if lead.assigns(&name) {
                 return Err(GroupError::InconsistentProtocol);
             }
@@ -165,6 +165,8 @@ impl Coordinator {
             } else if lead.find(&name, now).is_none() {
                 return Err(GroupError::UnknownMember);
             }
+            // Whose members have all left may become one of this kind.
+            lead.forget_consumers(&name);
             let led = lead.led();
             self.change(lead, &name, |group, ctx| group.join(request, reply, ctx));
             led
@@ -240,7 +242,7 @@ impl Coordinator {
     }
 
     fn enter_at(&self, topic: &Topic, index: u32) -> Result<Handle, GroupError> {
-        let (partition, term) = self.led(topic, index)?;
+        let (partition, term) = self.inner.cluster.led_here(topic, index)?;
         let mut leads = self.inner.leads.lock();
         match leads.get(&index) {
             Some(entry) if entry.term == term && entry.lost => {
@@ -263,28 +265,6 @@ impl Coordinator {
         leads.insert(index, entry);
         self.inner.sooner.notify_one();
         Ok(lead)
-    }
-
-    /// The partition, if this node leads it and may admit.
-    fn led(&self, topic: &Topic, index: u32) -> Result<(Partition, Term), GroupError> {
-        let cluster = &self.inner.cluster;
-        let partition = match cluster.partition_of(topic, index) {
-            Ok(partition) => partition,
-            Err(LookupError::Elsewhere { leader }) => {
-                return Err(GroupError::NotCoordinator { node: leader });
-            }
-            Err(_) => return Err(GroupError::NotCoordinator { node: None }),
-        };
-        let leadership = *partition.leadership().borrow();
-        let leader = partition.leader().0;
-        if leadership.ready {
-            return Ok((partition, leadership.term));
-        }
-        Err(if leader == Some(cluster.node()) {
-            GroupError::Loading
-        } else {
-            GroupError::NotCoordinator { node: leader }
-        })
     }
 
     fn tools(&self) -> Tools<'_> {
@@ -400,7 +380,11 @@ fn check_lengths(request: &JoinRequest) -> Result<(), GroupError> {
         ..
     } = request;
     let instance = instance.as_deref().unwrap_or_default();
-    let all = [member, instance, client_id, client_host, protocol_type];
+    // Ids are made of names and something that tells them apart.
+    if member.len() > 2 * MAX_NAME + ID_SUFFIX {
+        return Err(GroupError::InvalidRequest("the member's id is too long"));
+    }
+    let all = [instance, client_id, client_host, protocol_type];
     if protocols.len() > MAX_PROTOCOLS {
         return Err(GroupError::InvalidRequest("it names too many protocols"));
     }

@@ -1,8 +1,10 @@
 //! Group offsets: committed, fetched, deleted; and those of transactions.
 
+use std::collections::BTreeSet;
+
 use tokio::time::Instant;
 use trilog_model::NodeId;
-use trilog_raft::controller::{ClusterMap, TopicId};
+use trilog_raft::controller::{ClusterMap, Topic, TopicId};
 
 use super::lead::Lead;
 use super::types::{
@@ -19,10 +21,34 @@ use crate::view::group::{Group, GroupAction, GroupOffset, OffsetEntry};
 /// One outcome for each that was asked for, in order; or one error for all.
 type Each = Result<Vec<Result<(), GroupError>>, GroupError>;
 
+/// Under which conditions offsets are committed.
+#[derive(Default)]
+struct Terms {
+    /// They count once this producer's transaction commits.
+    transaction: Option<ProducerRef>,
+    /// All of them or none, in place of these.
+    before: Option<Vec<Option<i64>>>,
+}
+
 impl Coordinator {
     /// Commits offsets of a member, or of somebody outside a group that has none.
     pub async fn commit(&self, request: CommitRequest) -> Each {
-        self.commit_for(request.member, request.offsets, None).await
+        self.commit_for(request.member, request.offsets, Terms::default())
+            .await
+    }
+
+    /// Commits all of these or none, and only if what is committed is still this, in order.
+    pub(super) async fn commit_in_place_of(
+        &self,
+        request: CommitRequest,
+        before: Vec<Option<i64>>,
+    ) -> Each {
+        let terms = Terms {
+            before: Some(before),
+            ..Terms::default()
+        };
+        self.commit_for(request.member, request.offsets, terms)
+            .await
     }
 
     /// Commits offsets that count once the producer's transaction commits.
@@ -32,7 +58,11 @@ impl Coordinator {
             epoch: i32::from(request.epoch),
             transaction: request.transaction,
         };
-        self.commit_for(request.member, request.offsets, Some(producer))
+        let terms = Terms {
+            transaction: Some(producer),
+            ..Terms::default()
+        };
+        self.commit_for(request.member, request.offsets, terms)
             .await
     }
 
@@ -40,8 +70,14 @@ impl Coordinator {
         &self,
         member: MemberRef,
         offsets: Vec<OffsetCommit>,
-        transaction: Option<ProducerRef>,
+        terms: Terms,
     ) -> Each {
+        let Terms {
+            transaction,
+            before,
+        } = terms;
+        let name = member.group.clone();
+        self.check_map(&name, &offsets).await?;
         let mut outcomes = Vec::with_capacity(offsets.len());
         let mut entries = Vec::with_capacity(offsets.len());
         {
@@ -52,11 +88,17 @@ impl Coordinator {
                 entries.extend(entry);
             }
         }
-        let name = member.group.clone();
         let handle = self.enter(&name)?;
         let (sent, term) = {
             let mut lead = handle.lock();
-            check_commit(&mut lead, &member, transaction.is_some())?;
+            check_commit(&mut lead, &member, transaction.is_some(), &entries)?;
+            if transaction.is_some_and(|producer| lead.is_ending(&producer)) {
+                return Err(GroupError::ProducerFenced);
+            }
+            if let Some(before) = before {
+                outcomes.iter().cloned().collect::<Result<(), _>>()?;
+                check_unmoved(&lead, &name, &entries, &before)?;
+            }
             if entries.is_empty() {
                 return Ok(outcomes);
             }
@@ -74,22 +116,43 @@ impl Coordinator {
         }
     }
 
+    /// Makes sure that this node's map is not too old for these offsets: one that is of no topic
+    /// it knows, or that does not go on from one of the same topic, may be of a newer one.
+    async fn check_map(&self, group: &str, offsets: &[OffsetCommit]) -> Result<(), GroupError> {
+        let (partition, _) = self.enter(group)?.lock().led();
+        let map = self.inner.cluster.map();
+        let doubtful = partition.with_state(|state| {
+            let group = state.groups().and_then(|groups| groups.get(group));
+            let goes_on = |commit: &OffsetCommit, topic: &Topic| {
+                let known = group?.offset(&commit.topic, commit.partition)?;
+                Some(known.topic_id == topic.id.to_wire())
+            };
+            // No topic has a partition of such a number.
+            let nowhere = |commit: &OffsetCommit| i32::try_from(commit.partition).is_err();
+            offsets.iter().any(|commit| match known(&map, commit) {
+                Some(topic) => goes_on(commit, topic) != Some(true),
+                None => !nowhere(commit),
+            })
+        });
+        if doubtful && !self.inner.cluster.is_current().await {
+            return Err(GroupError::Loading);
+        }
+        Ok(())
+    }
+
     fn entry(&self, map: &ClusterMap, commit: OffsetCommit) -> Result<OffsetEntry, GroupError> {
         if commit.metadata.len() > self.inner.settings.offset_metadata_max {
             return Err(GroupError::MetadataTooLarge);
         }
-        let topic = map.topic_named(&commit.topic);
-        let topic = topic.ok_or(GroupError::UnknownTopic)?;
-        if topic.partitions.len() <= usize::try_from(commit.partition).unwrap_or(usize::MAX) {
-            return Err(GroupError::UnknownTopic);
-        }
+        let topic = known(map, &commit).ok_or(GroupError::UnknownTopic)?;
+        let topic_id = topic.id.to_wire();
         Ok(OffsetEntry {
             topic: commit.topic,
             partition: commit.partition,
             offset: commit.offset,
             leader_epoch: commit.leader_epoch,
             metadata: commit.metadata,
-            topic_id: topic.id.to_wire(),
+            topic_id,
         })
     }
 
@@ -106,9 +169,10 @@ impl Coordinator {
             let map = self.inner.cluster.map();
             group.is_some_and(|group| holds_others(group, &map))
         });
-        if doubtful {
-            // Either a topic was created anew, or this node has yet to hear of the newer one.
-            self.inner.cluster.is_current().await;
+        // Either a topic was created anew, or this node has yet to hear of the newer one. That there
+        // is no offset is said only if that is certain: clients would begin anew.
+        if doubtful && !self.inner.cluster.is_current().await {
+            return Err(GroupError::Loading);
         }
         let map = self.inner.cluster.map();
         let fetched = partition.with_state(|state| {
@@ -136,25 +200,30 @@ impl Coordinator {
             let Some(present) = lead.find(group, Instant::now()) else {
                 return Err(GroupError::UnknownGroup);
             };
-            let in_use: Option<Vec<String>> = match present.state() {
-                GroupState::Empty => Some(Vec::new()),
+            // None: what its members say is not understood, and may be any topic.
+            let in_use: Option<BTreeSet<String>> = match present.state() {
+                GroupState::Empty => Some(BTreeSet::new()),
                 _ if present.protocol_type() == subscription::CONSUMER => {
-                    let said = present.subscriptions();
-                    Some(said.filter_map(subscription::topics).flatten().collect())
+                    let said = present.subscriptions().map(subscription::topics);
+                    let said: Option<Vec<_>> = said.collect();
+                    said.map(|said| said.into_iter().flatten().collect())
                 }
                 GroupState::PreparingRebalance
                 | GroupState::CompletingRebalance
                 | GroupState::Reconciling
-                | GroupState::Stable => None,
+                | GroupState::Stable => {
+                    lead.touch(group, |_| ());
+                    return Err(GroupError::NotEmpty);
+                }
             };
             // Looked at, it need not stay in memory.
             lead.touch(group, |_| ());
-            let in_use = in_use.ok_or(GroupError::NotEmpty)?;
+            let used = |topic: &str| in_use.as_ref().is_none_or(|topics| topics.contains(topic));
             let mut outcomes = Vec::with_capacity(partitions.len());
             let mut deleted = Vec::new();
             let catalogue = self.catalogue();
             for (topic, partition) in partitions {
-                if in_use.contains(&topic) || lead.wants(group, &topic, &catalogue) {
+                if used(&topic) || lead.wants(group, &topic, &catalogue) {
                     outcomes.push(Err(GroupError::SubscribedToTopic));
                 } else {
                     outcomes.push(Ok(()));
@@ -189,11 +258,9 @@ impl Coordinator {
         let sent = {
             let topic = self.topic()?;
             let handle = self.enter_at(&topic, partition)?;
-            let lead = handle.lock();
-            lead.send(GroupAction::EndTransaction(EndTransaction {
-                producer,
-                commit,
-            }))
+            handle
+                .lock()
+                .end_transaction(EndTransaction { producer, commit })
         };
         sent.committed().await
     }
@@ -204,10 +271,36 @@ impl Coordinator {
     }
 }
 
+/// Whether nobody has committed since somebody looked.
+fn check_unmoved(
+    lead: &Lead,
+    name: &str,
+    entries: &[OffsetEntry],
+    before: &[Option<i64>],
+) -> Result<(), GroupError> {
+    let unmoved = lead.partition.with_state(|state| {
+        let group = state.groups().and_then(|groups| groups.get(name));
+        let mut each = entries.iter().zip(before);
+        each.all(|(entry, before)| {
+            let found = group.and_then(|group| group.offset(&entry.topic, entry.partition));
+            // One of another topic of the name counts for none.
+            let found =
+                found.filter(|found| found.topic_id.is_empty() || found.topic_id == entry.topic_id);
+            found.map(|found| found.offset) == *before
+        })
+    });
+    if unmoved {
+        Ok(())
+    } else {
+        Err(GroupError::Unavailable("its offsets were just committed"))
+    }
+}
+
 fn check_commit(
     lead: &mut Lead,
     member: &MemberRef,
     transactional: bool,
+    entries: &[OffsetEntry],
 ) -> Result<(), GroupError> {
     let now = Instant::now();
     if let Some(consumers) = lead.consumers(&member.group) {
@@ -216,7 +309,11 @@ fn check_commit(
         return if transactional && unnamed {
             Ok(())
         } else {
-            consumers.check_epoch(&member.member, member.generation)
+            let parts = entries.iter().map(|entry| {
+                let topic = TopicId::from_wire(&entry.topic_id).ok()?;
+                Some((topic, entry.partition))
+            });
+            consumers.check_epoch(&member.member, member.generation, parts)
         };
     }
     if lead.find(&member.group, now).is_none() {
@@ -231,6 +328,13 @@ fn check_commit(
         group.check_commit(member, transactional, now)
     })
     .unwrap_or(Err(GroupError::UnknownMember))
+}
+
+/// The topic of an offset, if there is one that has the partition.
+fn known<'a>(map: &'a ClusterMap, commit: &OffsetCommit) -> Option<&'a Topic> {
+    let topic: &Topic = map.topic_named(&commit.topic)?;
+    let index = usize::try_from(commit.partition).ok()?;
+    (index < topic.partitions.len()).then_some(topic)
 }
 
 /// Whether an offset is not of another topic of that name than there is now.

@@ -121,7 +121,8 @@ impl Coordinator {
             },
             offsets,
         };
-        let outcomes = match self.commit(commit).await {
+        let before = resets.iter().map(|reset| reset.before).collect();
+        let outcomes = match self.commit_in_place_of(commit, before).await {
             // Somebody has joined since it was looked at.
             Err(GroupError::UnknownMember) => {
                 self.check_inactive(group)?;

@@ -206,11 +206,11 @@ impl ConsumerBeat {
         self.rebalance_timeout.is_some() && wishes && self.owned.is_some()
     }
 
-    pub(super) fn bytes(&self) -> usize {
-        let topics = self.topics.iter().flatten();
-        let topics: usize = topics.map(|topic| topic.len() + 32).sum();
-        let regex = self.regex.as_ref().map_or(0, String::len);
-        self.client_id.len() + self.client_host.len() + topics + regex
+    /// What it says of itself, in bytes.
+    pub(super) fn names(&self) -> usize {
+        let whose = [&self.instance, &self.rack].into_iter().flatten();
+        let own = [&self.member, &self.client_id, &self.client_host];
+        own.into_iter().chain(whose).map(String::len).sum()
     }
 }
 

@@ -20,7 +20,9 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
-use trilog_wire::kafka::{Answer, FrameError, Malformed, Opened, Request, Unanswerable};
+use trilog_wire::kafka::{
+    Answer, FrameError, LENGTH_BYTES, Malformed, Opened, Request, Unanswerable,
+};
 
 use super::handlers;
 use super::input::{Arrived, Input};
@@ -139,6 +141,32 @@ pub(super) async fn serve(kafka: Kafka, connection: Connection) -> Result<(), En
     };
     serving.take_back(session);
     serving.run().await
+}
+
+/// One request without a connection.
+pub(super) async fn answer(kafka: Kafka, message: &Bytes) -> Result<Option<Bytes>, Ended> {
+    let answer = match Request::open(message)? {
+        Opened::VersionsUnsupported { correlation_id } => {
+            handlers::versions_unsupported(correlation_id)?
+        }
+        Opened::Request(request) => {
+            let mut session = Session::new(kafka, None, None);
+            let outcome = match handlers::begin(&mut session, request).await {
+                Begun::Done(outcome) => outcome,
+                Begun::Later(outcome) | Begun::Alone(outcome) => outcome.await,
+            };
+            match outcome {
+                Outcome::Answer(answer)
+                | Outcome::Records(answer, _)
+                | Outcome::Last(answer, _) => answer,
+                Outcome::Silence => return Ok(None),
+                Outcome::Close(ended) => return Err(ended),
+            }
+        }
+    };
+    let whole = answer.0.concat();
+    let body = whole.get(LENGTH_BYTES..).unwrap_or_default();
+    Ok(Some(Bytes::copy_from_slice(body)))
 }
 
 struct Serving {

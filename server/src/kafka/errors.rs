@@ -5,7 +5,7 @@ use trilog_wire::kafka::ErrorCode;
 
 use trilog_raft::controller::ControllerError;
 
-use crate::cluster::{LookupError, ProposeError};
+use crate::cluster::{LookupError, ProposeError, ReassignError};
 use crate::group::GroupError;
 use crate::partition::{AppendError, ReadError, RecordFault};
 use crate::transaction::TransactionError;
@@ -23,7 +23,7 @@ pub(super) fn append(error: &AppendError) -> Refusal {
             RecordFault::NoKey => ErrorCode::InvalidRecord,
             RecordFault::Time => ErrorCode::InvalidTimestamp,
         },
-        AppendError::TooLarge { .. } => ErrorCode::MessageTooLarge,
+        AppendError::TooLarge { .. } | AppendError::TooMany { .. } => ErrorCode::MessageTooLarge,
         AppendError::OutOfOrder { .. } => ErrorCode::OutOfOrderSequenceNumber,
         AppendError::Fenced { .. } => ErrorCode::InvalidProducerEpoch,
         AppendError::NotInTransaction | AppendError::InTransaction => ErrorCode::InvalidTxnState,
@@ -77,6 +77,25 @@ pub(super) fn propose(error: &ProposeError) -> Refusal {
         ProposeError::Refused(refusal) => controller(refusal),
         ProposeError::NoLeader => ErrorCode::NotController,
         ProposeError::Unknown => ErrorCode::RequestTimedOut,
+    };
+    (code, Some(error.to_string()))
+}
+
+/// The refusal of a change that says which nodes are to hold replicas: one that is not there
+/// makes an assignment wrong.
+pub(super) fn assignment(refusal: Refusal) -> Refusal {
+    match refusal {
+        (ErrorCode::BrokerIdNotRegistered, text) => (ErrorCode::InvalidReplicaAssignment, text),
+        refusal => refusal,
+    }
+}
+
+pub(super) fn reassign(error: &ReassignError) -> Refusal {
+    let code = match error {
+        ReassignError::Lookup(error) => lookup(error),
+        ReassignError::NotInProgress => ErrorCode::NoReassignmentInProgress,
+        ReassignError::Replication { .. } => ErrorCode::InvalidReplicationFactor,
+        ReassignError::Propose(error) => return assignment(propose(error)),
     };
     (code, Some(error.to_string()))
 }
@@ -184,6 +203,7 @@ pub(super) fn transaction(error: &TransactionError) -> ErrorCode {
         TransactionError::Concurrent => ErrorCode::ConcurrentTransactions,
         TransactionError::InvalidState => ErrorCode::InvalidTxnState,
         TransactionError::UnknownId => ErrorCode::TransactionalIdNotFound,
+        TransactionError::TooManyIds => ErrorCode::PolicyViolation,
     }
 }
 
@@ -240,6 +260,7 @@ mod tests {
             (TransactionError::InvalidState, [48, 48, 48, 48]),
             (TransactionError::TooManyPartitions, [42, 42, 42, 42]),
             (TransactionError::UnknownId, [105, 105, 105, 105]),
+            (TransactionError::TooManyIds, [44, 44, 44, 44]),
         ];
         for (error, codes) in rows {
             let told = [
@@ -250,6 +271,42 @@ mod tests {
             ];
             assert_eq!(told.map(|code| code.code()), codes, "{error:?}");
             assert_eq!(transaction_since(&error, 2, 2), transaction(&error));
+        }
+    }
+
+    #[test]
+    fn why_a_partition_is_not_moved_is_said_as_a_controller_would() {
+        let refused = |error| ReassignError::Propose(ProposeError::Refused(error));
+        let unknown = LookupError::UnknownTopic(String::new());
+        let rows = [
+            (ReassignError::Lookup(unknown), 3),
+            (ReassignError::NotInProgress, 85),
+            (ReassignError::Replication { from: 3, to: 2 }, 38),
+            (ReassignError::Propose(ProposeError::NoLeader), 41),
+            (ReassignError::Propose(ProposeError::Unknown), 7),
+            (
+                refused(ControllerError::UnknownNode {
+                    node: trilog_model::NodeId(9),
+                }),
+                39,
+            ),
+            (
+                refused(ControllerError::InvalidAssignment {
+                    reason: String::new(),
+                }),
+                39,
+            ),
+            (
+                refused(ControllerError::StaleGeneration {
+                    group: 2,
+                    given: 1,
+                    current: 2,
+                }),
+                95,
+            ),
+        ];
+        for (error, code) in rows {
+            assert_eq!(reassign(&error).0.code(), code, "{error:?}");
         }
     }
 

@@ -7,13 +7,16 @@ mod conn;
 mod errors;
 mod fetch_sessions;
 mod handlers;
+mod hints;
 mod input;
 mod rights;
 mod sasl;
 mod session;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use metrics::gauge;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -68,6 +71,7 @@ struct Inner {
     access: Access,
     clock: Arc<dyn Clock>,
     entropy: Entropy,
+    data_dir: PathBuf,
     limits: Limits,
     /// What requests may hold, shared with the other dialects.
     requests: RequestMemory,
@@ -81,22 +85,33 @@ struct Inner {
     api_meters: Vec<ApiMeter>,
 }
 
+/// What the dialect stands on.
+#[derive(Debug)]
+pub struct Parts {
+    pub cluster: Cluster,
+    pub groups: Coordinator,
+    pub transactions: transaction::Coordinator,
+    pub access: Access,
+    pub clock: Arc<dyn Clock>,
+    pub entropy: Entropy,
+    pub requests: RequestMemory,
+    /// Where the node's data is.
+    pub data_dir: PathBuf,
+}
+
 impl Kafka {
     #[must_use]
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "each is one part of the node, and `boot` alone calls it"
-    )]
-    pub fn new(
-        cluster: Cluster,
-        groups: Coordinator,
-        transactions: transaction::Coordinator,
-        access: Access,
-        clock: Arc<dyn Clock>,
-        entropy: Entropy,
-        requests: RequestMemory,
-        limits: Limits,
-    ) -> Self {
+    pub fn new(parts: Parts, limits: Limits) -> Self {
+        let Parts {
+            cluster,
+            groups,
+            transactions,
+            access,
+            clock,
+            entropy,
+            requests,
+            data_dir,
+        } = parts;
         let (slots, memory) = (limits.fetch_sessions, limits.fetch_session_memory);
         let sessions = FetchSessions::new(slots, memory, entropy.clone());
         sasl::show_counts();
@@ -112,6 +127,7 @@ impl Kafka {
                 access,
                 clock,
                 entropy,
+                data_dir,
                 limits,
                 requests,
                 fetched: Arc::new(Semaphore::new(limits.memory.max(limits.request_bytes))),
@@ -121,6 +137,16 @@ impl Kafka {
                 api_meters,
             }),
         }
+    }
+
+    /// Answers one request as if it had come over a connection of its own: both without the length
+    /// that stands before them on the wire. None where nothing would be said. For whole nodes that
+    /// run in one process, on simulated links.
+    pub async fn answer(&self, message: &Bytes) -> Option<Bytes> {
+        let answered = conn::answer(self.clone(), message).await;
+        answered
+            .inspect_err(|ended| debug!(%ended, "a request ends its connection"))
+            .ok()?
     }
 
     /// Serves until `stop`; connections end with it, wherever they are.

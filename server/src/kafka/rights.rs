@@ -52,16 +52,21 @@ pub(super) fn has_checks(key: ApiKey) -> bool {
             | ApiKey::AddPartitionsToTxn
             | ApiKey::AddOffsetsToTxn
             | ApiKey::EndTxn
+            | ApiKey::WriteTxnMarkers
             | ApiKey::TxnOffsetCommit
             | ApiKey::DescribeAcls
             | ApiKey::CreateAcls
             | ApiKey::DeleteAcls
             | ApiKey::DescribeConfigs
             | ApiKey::AlterConfigs
+            | ApiKey::DescribeLogDirs
             | ApiKey::SaslAuthenticate
             | ApiKey::CreatePartitions
             | ApiKey::DeleteGroups
+            | ApiKey::ElectLeaders
             | ApiKey::IncrementalAlterConfigs
+            | ApiKey::AlterPartitionReassignments
+            | ApiKey::ListPartitionReassignments
             | ApiKey::OffsetDelete
             | ApiKey::DescribeUserScramCredentials
             | ApiKey::AlterUserScramCredentials

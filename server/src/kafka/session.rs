@@ -19,6 +19,9 @@ use crate::partition::Partition;
 /// Topics remembered at most; beyond them all are forgotten and looked up anew.
 const MAX_TOPICS: usize = 1024;
 
+/// A client that says nothing of the leader epoch.
+const NO_EPOCH: i32 = -1;
+
 /// The state of one connection.
 #[derive(Debug)]
 pub(super) struct Session {
@@ -203,7 +206,19 @@ impl Session {
 
     /// The partition, if this node leads it.
     pub(super) fn led(&mut self, topic: &str, index: i32) -> Result<Target, ErrorCode> {
+        self.led_at(topic, index, NO_EPOCH)
+    }
+
+    /// As [`Session::led`], in the epoch that a client believes in. A wrong epoch says more than
+    /// that this is not the leader, so that is said first, as by a broker.
+    pub(super) fn led_at(
+        &mut self,
+        topic: &str,
+        index: i32,
+        epoch: i32,
+    ) -> Result<Target, ErrorCode> {
         let target = self.replica(topic, index)?;
+        check_epoch(&target.partition, epoch)?;
         if target.partition.leader().1 {
             Ok(target)
         } else {

@@ -13,18 +13,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
 use metrics::counter;
 use tokio_util::sync::CancellationToken;
 use trilog_model::{LogIndex, Offset, Timestamp};
 use trilog_raft::TrimError;
 use trilog_storage::env::Clock;
-use trilog_storage::log::{CleanError, CleanPlan, CleanReport, Cleanable};
+use trilog_storage::log::{CLEAN_RULES, CleanError, CleanPlan, CleanReport, Cleanable};
 
 use super::{Partition, Partitions};
 use crate::view::{PartitionCommand, PartitionState, ViewKind};
 
 /// How often a partition is looked at.
 const INTERVAL: Duration = Duration::from_secs(5);
+/// Partitions that are looked at at the same time: one that waits for somebody, or for its turn to
+/// be cleaned, holds up few.
+const AT_ONCE: usize = 8;
 
 /// What a compacted topic asks for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -48,31 +52,50 @@ pub(super) struct Swept {
     none_left: bool,
 }
 
-/// Looks after all partitions of a node until `stop`, one at a time.
+/// Looks after all partitions of a node until `stop`.
 pub async fn keep(partitions: Partitions, clock: Arc<dyn Clock>, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(INTERVAL);
     while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-        for (_, partition) in partitions.all() {
-            let looked = partition.compact(clock.now());
-            if stop.run_until_cancelled(looked).await.is_none() {
-                return;
-            }
+        let looks = partitions.all().into_iter().map(|(_, partition)| {
+            let clock = Arc::clone(&clock);
+            async move { partition.compact(clock.now()).await }
+        });
+        let looks = futures::stream::iter(looks).buffer_unordered(AT_ONCE);
+        let looks = looks.for_each(|()| std::future::ready(()));
+        if stop.run_until_cancelled(looks).await.is_none() {
+            return;
         }
     }
 }
 
+impl Swept {
+    fn by(report: &CleanReport) -> Self {
+        Self {
+            before: report.markers_before,
+            none_left: report.markers == 0 && !report.partial,
+        }
+    }
+
+    /// Whether a pass would find markers that may go below `before`.
+    fn leaves_some(self, before: Offset) -> bool {
+        before > self.before && !self.none_left
+    }
+}
+
 impl Compaction {
-    /// Whether what is there is worth a pass.
+    /// Whether what is there is worth a pass, where all replicas are clean up to `agreed`: one that
+    /// is not any more, for something came in from elsewhere, makes up for it.
     #[expect(
         clippy::cast_precision_loss,
         reason = "a ratio of sizes: 2^53 bytes are more than a disk has"
     )]
-    fn is_due(&self, found: &Cleanable, now: Timestamp) -> bool {
+    fn is_due(&self, found: &Cleanable, agreed: Offset, now: Timestamp) -> bool {
         let Some(since) = found.dirty_since else {
             return false;
         };
         let all = found.clean_bytes + found.dirty_bytes;
-        found.dirty_bytes as f64 >= all as f64 * self.dirty_ratio
+        found.clean < agreed
+            || found.dirty_bytes as f64 >= all as f64 * self.dirty_ratio
             || past(since, self.max_lag) <= now
     }
 
@@ -101,9 +124,10 @@ impl Partition {
             return;
         };
         let now = self.with_state(PartitionState::time);
-        if self.leader().1 && self.is_due(compaction, wall) && !self.is_due(compaction, now) {
-            // Refused or lost, it is proposed again at the next look.
-            drop(self.propose(PartitionCommand::tick()).await);
+        let leadership = *self.leadership().borrow();
+        if leadership.ready && self.is_due(compaction, wall) && !self.is_due(compaction, now) {
+            self.keep_up(&PartitionCommand::tick(), leadership.term)
+                .await;
             return;
         }
         let plan = self.plan(compaction, now);
@@ -111,22 +135,23 @@ impl Partition {
         self.move_x(log.cleanable(&plan).last).await;
         if self.is_due(compaction, now) {
             let outcome = log.clean(plan).await;
-            self.note_pass(&plan, outcome);
+            self.note_pass(outcome);
         }
         self.agree_on_clean().await;
     }
 
     fn plan(&self, compaction: Compaction, now: Timestamp) -> CleanPlan {
-        let markers = self.with_state(|state| state.markers_before(compaction.keep_markers, now));
+        let markers = self
+            .with_state(|state| state.markers_before(CLEAN_RULES, compaction.keep_markers, now));
         compaction.plan(self.watch().borrow().offset, now, markers)
     }
 
     fn is_due(&self, compaction: Compaction, now: Timestamp) -> bool {
         let plan = self.plan(compaction, now);
         let found = self.inner.group.log().cleanable(&plan);
-        let swept = *self.inner.swept.lock();
-        let markers = plan.markers_before > swept.before && !swept.none_left;
-        compaction.is_due(&found, now) || (markers && found.clean_bytes > 0)
+        let markers = self.inner.swept.lock().leaves_some(plan.markers_before);
+        let agreed = self.with_state(|state| state.clean(CLEAN_RULES));
+        compaction.is_due(&found, agreed, now) || (markers && found.clean_bytes > 0)
     }
 
     async fn move_x(&self, last: Option<LogIndex>) {
@@ -145,21 +170,21 @@ impl Partition {
         }
     }
 
-    fn note_pass(&self, plan: &CleanPlan, outcome: Result<CleanReport, CleanError>) {
+    fn note_pass(&self, outcome: Result<CleanReport, CleanError>) {
         let group = self.inner.group.id();
         match outcome {
             Ok(report) => {
-                *self.inner.swept.lock() = Swept {
-                    before: plan.markers_before,
-                    none_left: report.markers == 0 && !report.partial,
-                };
+                *self.inner.swept.lock() = Swept::by(&report);
                 let freed = report.bytes_before.saturating_sub(report.bytes_after);
                 counter!("trilog_compaction_passes_total").increment(1);
                 counter!("trilog_compaction_freed_bytes_total").increment(freed);
                 counter!("trilog_compaction_removed_records_total").increment(report.removed);
                 tracing::debug!(%group, ?report, "a log was compacted");
             }
-            // It is tried again at the next look.
+            // All of these are tried again at the next look.
+            Err(error @ CleanError::Short) => {
+                tracing::debug!(%group, %error, "a log is compacted later");
+            }
             Err(error) => {
                 counter!("trilog_compaction_failures_total").increment(1);
                 tracing::info!(%group, %error, "a log was not compacted to its end");
@@ -170,7 +195,7 @@ impl Partition {
     /// As the leader: puts down how far every replica is clean, if that is further than known.
     async fn agree_on_clean(&self) {
         let leadership = *self.leadership().borrow();
-        let known = self.with_state(PartitionState::clean);
+        let known = self.with_state(|state| state.clean(CLEAN_RULES));
         let group = &self.inner.group;
         if !leadership.ready || group.log().cleanness().clean <= known {
             return;
@@ -178,11 +203,9 @@ impl Partition {
         let Some(clean) = group.clean_everywhere().await else {
             return;
         };
-        if clean > known
-            && let Ok(ticket) = self.try_propose(&PartitionCommand::clean(clean), leadership.term)
-        {
-            // Refused or lost, it is proposed again at the next look.
-            drop(ticket.committed().await);
+        if clean > known {
+            let command = PartitionCommand::clean(clean, CLEAN_RULES);
+            self.keep_up(&command, leadership.term).await;
         }
     }
 }
@@ -200,6 +223,7 @@ mod tests {
             dirty_ratio: 0.5,
         };
         let found = |clean_bytes, dirty_bytes| Cleanable {
+            clean: Offset(clean_bytes),
             clean_bytes,
             dirty_bytes,
             dirty_since: (dirty_bytes > 0).then_some(Timestamp(1_000)),
@@ -214,8 +238,49 @@ mod tests {
             (100, 1, 1_100, true),
             (0, 1, 1_000, true),
         ] {
-            let judged = compaction.is_due(&found(clean, dirty), Timestamp(now));
+            let judged = compaction.is_due(&found(clean, dirty), Offset(0), Timestamp(now));
             assert_eq!(judged, due, "{clean} clean, {dirty} dirty at {now}");
         }
+    }
+
+    #[test]
+    fn a_log_that_is_less_clean_than_all_were_is_due_until_it_has_lost_its_markers() {
+        let compaction = Compaction {
+            min_lag: Duration::ZERO,
+            max_lag: Duration::MAX,
+            keep_markers: Duration::ZERO,
+            dirty_ratio: 0.5,
+        };
+        let agreed = Offset(1_000);
+        let mut found = Cleanable {
+            clean: Offset(0),
+            clean_bytes: 100,
+            dirty_bytes: 1,
+            dirty_since: Some(Timestamp(1)),
+            last: None,
+        };
+        assert!(compaction.is_due(&found, agreed, Timestamp(2)));
+        // A pass over what came in from elsewhere leaves the markers alone: it knew nothing of it.
+        let mut report = CleanReport {
+            markers: 3,
+            markers_before: Offset(0),
+            ..CleanReport::default()
+        };
+        found.clean = agreed;
+        assert!(!compaction.is_due(&found, agreed, Timestamp(2)));
+        assert!(
+            Swept::by(&report).leaves_some(agreed),
+            "the next takes them"
+        );
+        report.markers_before = agreed;
+        assert!(
+            !Swept::by(&report).leaves_some(agreed),
+            "they were too young"
+        );
+        assert!(Swept::by(&report).leaves_some(Offset(1_001)));
+        report.markers = 0;
+        assert!(!Swept::by(&report).leaves_some(Offset(1_001)));
+        report.partial = true;
+        assert!(Swept::by(&report).leaves_some(Offset(1_001)));
     }
 }

@@ -18,7 +18,7 @@ use trilog_raft::{Leadership, Proposal, ProposeError};
 use trilog_storage::env::Clock;
 
 use super::{AppendError, Appended, Group};
-use crate::view::isolation::{self, MarkerVerdict, Unfit};
+use crate::view::isolation::{self, Ender, Inclusion, MarkerVerdict, Unfit};
 use crate::view::producers::{self, Place, Publisher, Verdict};
 use crate::view::{Marker, PartitionCommand, PartitionState, SharedState};
 
@@ -41,15 +41,19 @@ pub(super) enum Work {
         records: u32,
         publisher: Option<Publisher>,
         transactional: bool,
-        /// Where the log ended before the batch's partition was shown to be in its transaction.
-        shown: Option<Offset>,
+        /// What showed that the partition is in the batch's transaction.
+        shown: Option<Inclusion>,
         /// Append only if this is the next offset.
         expect: Option<Offset>,
         /// Its records get the time of their append.
         stamp: bool,
     },
     /// The end of a transaction, and the control batch that tells readers.
-    Marker { marker: Marker, batch: Bytes },
+    Marker {
+        marker: Marker,
+        ender: Ender,
+        batch: Bytes,
+    },
     Command {
         encoded: Bytes,
         /// The term it was judged in, if whoever judged it remembers more than is applied: in
@@ -251,7 +255,11 @@ impl Judge<'_> {
                 record_count: 0,
                 command: encoded.clone(),
             }),
-            Work::Marker { marker, batch } => self.judge_marker(marker, batch, slot),
+            Work::Marker {
+                marker,
+                ender,
+                batch,
+            } => self.judge_marker(*marker, *ender, batch, slot),
             Work::Batch {
                 bytes,
                 records,
@@ -279,9 +287,9 @@ impl Judge<'_> {
                 let mut command = Bytes::new();
                 if let Some(batch) = publisher {
                     self.producers.accept(batch, slot);
-                    if *transactional && self.isolation.accept(batch) {
-                        let opened = PartitionCommand::opened(batch.producer_id, batch.epoch);
-                        command = opened.encoded();
+                    if *transactional && let Some(number) = self.isolation.accept(batch, *shown) {
+                        let id = batch.producer_id;
+                        command = PartitionCommand::opened(id, batch.epoch, number).encoded();
                     }
                 }
                 Judged::Append(Proposal {
@@ -293,8 +301,22 @@ impl Judge<'_> {
         }
     }
 
-    fn judge_marker(&mut self, marker: &Marker, batch: &Bytes, slot: usize) -> Judged {
-        match self.isolation.judge_marker(marker) {
+    fn judge_marker(
+        &mut self,
+        mut marker: Marker,
+        ender: Ender,
+        batch: &Bytes,
+        slot: usize,
+    ) -> Judged {
+        let (id, epoch) = (marker.producer_id, i16::try_from(marker.epoch));
+        let Ok(epoch) = epoch else {
+            return Judged::refused(AppendError::StaleCoordinator);
+        };
+        let verdict = match ender {
+            Ender::Coordinator => self.isolation.judge_marker(&marker),
+            Ender::Operator { begins } => self.isolation.judge_operators(&mut marker, begins),
+        };
+        match verdict {
             MarkerVerdict::Pending(original) => return Judged::Await(original),
             MarkerVerdict::Done(base_offset) => {
                 return Judged::Answer(Ok(Appended {
@@ -305,21 +327,22 @@ impl Judge<'_> {
                 }));
             }
             MarkerVerdict::Stale => return Judged::refused(AppendError::StaleCoordinator),
+            MarkerVerdict::NotOpen => return Judged::refused(AppendError::NotInTransaction),
             MarkerVerdict::Append => {}
         }
-        let (id, epoch) = (marker.producer_id, i16::try_from(marker.epoch));
-        let Ok(epoch) = epoch else {
-            return Judged::refused(AppendError::StaleCoordinator);
-        };
-        if let Some(judged) = answer(self.producers.judge_epoch(id, epoch), false) {
+        // What a coordinator has decided ends whoever has written since: it may have lost the epoch.
+        let decided = ender == Ender::Coordinator && self.isolation.ends(&marker);
+        if let Some(judged) = answer(self.producers.judge_epoch(id, epoch), false)
+            && !decided
+        {
             return judged;
         }
         self.producers.accept_marker(id, epoch);
-        self.isolation.accept_marker(marker, slot);
+        self.isolation.accept_marker(&marker, slot);
         Judged::Append(Proposal {
             records: batch.clone(),
             record_count: 1,
-            command: PartitionCommand::marker(*marker).encoded(),
+            command: PartitionCommand::marker(marker).encoded(),
         })
     }
 }

@@ -21,6 +21,8 @@ pub enum AppendError {
     Records(BadRecords),
     #[error("the batch has {size} bytes; the topic takes at most {limit}")]
     TooLarge { size: usize, limit: usize },
+    #[error("the batch has {records} records; a compacted topic takes at most {limit} at once")]
+    TooMany { records: u32, limit: u32 },
     #[error("out of order: the producer's next sequence is {expected}")]
     OutOfOrder { expected: i32 },
     #[error("the producer was fenced: epoch {current_epoch} has written since")]

@@ -8,11 +8,13 @@ mod drain;
 mod epochs;
 mod error;
 mod registry;
+mod replicas;
 mod retention;
 mod rules;
 mod stable;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -32,7 +34,7 @@ pub use error::{AppendError, ReadError};
 pub use registry::Partitions;
 pub use retention::keep as keep_retention;
 pub use rules::{BadRecord, BadRecords, RecordFault, RecordRules, Times};
-pub use stable::{ActiveProducer, Settled, Standing};
+pub use stable::{ActiveProducer, OpenTransaction, Settled, Standing};
 
 use crate::view::producers::Publisher;
 use crate::view::{PartitionCommand, PartitionState, PartitionView, SharedState, ViewKind};
@@ -47,6 +49,10 @@ const QUEUE_LEN: usize = 16_384;
 
 /// How long an append waits for storage to catch up before it is refused.
 const ROOM_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long those who look after partitions wait for a commit. One that cannot commit, for want of
+/// a quorum, must not hold up the others.
+const UPKEEP_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long a leader may take to apply what it knows to be committed.
 const CONFIRM_PATIENCE: Duration = Duration::from_secs(5);
@@ -147,6 +153,10 @@ struct Inner {
     limits: watch::Sender<Limits>,
     kind: ViewKind,
     swept: Mutex<Swept>,
+    /// It was said that there are many transactions to remember.
+    warned: AtomicBool,
+    /// The last of its own commands of which nobody knows what became.
+    upkeep: Mutex<Option<Ticket>>,
     drain: JoinHandle<()>,
 }
 
@@ -174,6 +184,8 @@ impl Partition {
             limits,
             kind,
             swept: Mutex::default(),
+            warned: AtomicBool::new(false),
+            upkeep: Mutex::default(),
             drain,
         };
         Self {
@@ -249,6 +261,27 @@ impl Partition {
                 Err(AppendError::Busy("too much is waiting to be judged"))
             }
             Err(mpsc::error::TrySendError::Closed(_)) => Err(AppendError::Closed),
+        }
+    }
+
+    /// Proposes a command that the partition's upkeep asks for, judged in `term`, and waits for its
+    /// commit a while. Refused or lost, it is proposed again at the next look; while nobody knows
+    /// what became of the last one, no other joins it in the queue. Whenever it is committed, it
+    /// says what was true.
+    async fn keep_up(&self, command: &PartitionCommand, term: Term) {
+        let last = self.inner.upkeep.lock().take();
+        if let Some(mut last) = last
+            && last.is_pending()
+        {
+            *self.inner.upkeep.lock() = Some(last);
+            return;
+        }
+        let Ok(mut ticket) = self.try_propose(command, term) else {
+            return;
+        };
+        let committed = tokio::time::timeout(UPKEEP_PATIENCE, &mut ticket.0).await;
+        if committed.is_err() {
+            *self.inner.upkeep.lock() = Some(ticket);
         }
     }
 
@@ -558,6 +591,10 @@ fn leader_node(leadership: &Leadership) -> Option<NodeId> {
 pub struct Ticket(oneshot::Receiver<Result<Appended, AppendError>>);
 
 impl Ticket {
+    fn is_pending(&mut self) -> bool {
+        matches!(self.0.try_recv(), Err(oneshot::error::TryRecvError::Empty))
+    }
+
     /// Waits for the commit. A partition closed meanwhile leaves the outcome unknown.
     pub async fn committed(self) -> Result<Appended, AppendError> {
         self.0.await.unwrap_or(Err(AppendError::Unknown))

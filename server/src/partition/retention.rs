@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
 use tokio_util::sync::CancellationToken;
 use trilog_model::{LogIndex, Offset, Timestamp};
 use trilog_storage::env::Clock;
@@ -14,6 +15,8 @@ use crate::view::{PartitionCommand, ViewKind};
 
 /// How often a partition is looked at.
 const INTERVAL: Duration = Duration::from_secs(10);
+/// Partitions that are looked at at the same time: one that waits for somebody holds up few.
+const AT_ONCE: usize = 8;
 /// Segments of a view's own log that are kept for replicas that are a little behind; older ones
 /// stand in the view's state.
 const VIEW_SEGMENTS: usize = 2;
@@ -22,9 +25,12 @@ const VIEW_SEGMENTS: usize = 2;
 pub async fn keep(partitions: Partitions, clock: Arc<dyn Clock>, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(INTERVAL);
     while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-        for (_, partition) in partitions.all() {
-            partition.retain(clock.now()).await;
-        }
+        let looks = partitions.all().into_iter().map(|(_, partition)| {
+            let clock = Arc::clone(&clock);
+            async move { partition.retain(clock.now()).await }
+        });
+        let looks = futures::stream::iter(looks).buffer_unordered(AT_ONCE);
+        looks.for_each(|()| std::future::ready(())).await;
     }
 }
 
@@ -35,6 +41,7 @@ impl Partition {
     pub async fn retain(&self, wall: Timestamp) {
         match self.kind() {
             ViewKind::Records => {
+                self.warn_of_transactions();
                 self.propose_trim(wall).await;
                 self.purge().await;
             }
@@ -61,7 +68,8 @@ impl Partition {
     }
 
     async fn propose_trim(&self, wall: Timestamp) {
-        if !self.leader().1 {
+        let leadership = *self.leadership().borrow();
+        if !leadership.ready {
             return;
         }
         let retention = self.inner.limits.borrow().retention;
@@ -69,14 +77,14 @@ impl Partition {
         let segments = self.inner.group.log().segments();
         let start = retention.plan(&segments, now);
         if retention.plan(&segments, wall) > start {
-            // Refused or lost, it is proposed again at the next look.
-            drop(self.propose(PartitionCommand::tick()).await);
+            self.keep_up(&PartitionCommand::tick(), leadership.term)
+                .await;
         }
         let Some(start) = start else { return };
         let start = start.min(self.watch().borrow().offset);
         if start > self.log_start() {
-            // A refused proposal is made again at the next look.
-            drop(self.propose(PartitionCommand::trim(start)).await);
+            let command = PartitionCommand::trim(start);
+            self.keep_up(&command, leadership.term).await;
         }
     }
 

@@ -7,11 +7,15 @@ use std::fmt;
 use bytes::Bytes;
 use trilog_model::Timestamp;
 use trilog_model::batch::{BatchError, BatchHeader, Compression, Record};
+use trilog_storage::log::CLEAN_RECORDS_MAX;
 
 use super::{AppendError, MAX_DECODED};
 
 /// The most records of one batch that are named in a refusal.
 const NAMED: usize = 100;
+/// The most records of a batch that compaction goes through. One that holds more would stay for
+/// ever, and keep all deletion markers behind it, so a compacted topic does not take it.
+const KEYED_RECORDS_MAX: i32 = CLEAN_RECORDS_MAX;
 /// What a producer that has no time writes: no bound applies to it.
 const NO_TIME: i64 = -1;
 
@@ -117,6 +121,12 @@ impl RecordRules {
         bytes: &Bytes,
         now: Timestamp,
     ) -> Result<(), AppendError> {
+        if self.keyed && header.record_count > KEYED_RECORDS_MAX {
+            return Err(AppendError::TooMany {
+                records: header.record_count.unsigned_abs(),
+                limit: KEYED_RECORDS_MAX.unsigned_abs(),
+            });
+        }
         let bounds = self.times.bounds(now);
         if !self.needs_records(header, bounds) {
             return Ok(());
@@ -222,6 +232,23 @@ mod tests {
             }
             other => panic!("not refused for its records: {other:?}"),
         }
+    }
+
+    #[tokio::test]
+    async fn a_compacted_topic_takes_no_batch_that_compaction_would_not_go_through() {
+        let batch = batch(Compression::None, &[(NOW, Some(b"key"))]);
+        let mut header = BatchHeader::validate(&batch).unwrap();
+        header.record_count = KEYED_RECORDS_MAX + 1;
+        let check = async |keyed| {
+            let times = Times::Appended;
+            let rules = RecordRules { keyed, times };
+            rules.check(&header, &batch, Timestamp(0)).await
+        };
+        assert!(matches!(
+            check(true).await,
+            Err(AppendError::TooMany { .. })
+        ));
+        assert_eq!(check(false).await, Ok(()));
     }
 
     #[tokio::test]

@@ -6,6 +6,7 @@
 //! them all with a list of what was aborted, any other only the first.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +16,8 @@ use trilog_storage::frame::Frame;
 
 use super::drain::Work;
 use super::{AppendError, Appended, Fetched, Partition, ReadError, Ticket, Times, publisher};
+use crate::view::isolation::{Ender, Inclusion, MANY_TRANSACTIONS, MAX_TRANSACTIONS, Open};
+use crate::view::producers::Window;
 use crate::view::{Aborted, Marker, PartitionState, ViewKind};
 
 /// What a producer's next batch of a transaction needs here.
@@ -52,6 +55,32 @@ pub struct ActiveProducer {
     pub open_since: Option<Offset>,
 }
 
+/// A transaction that is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenTransaction {
+    pub producer_id: i64,
+    pub epoch: i16,
+    pub first_offset: Offset,
+    /// When the producer last wrote.
+    pub last_time: Timestamp,
+    /// Of the producer's last marker.
+    pub coordinator_epoch: Option<i32>,
+}
+
+fn open_transaction(state: &PartitionState, producer_id: i64, open: Open) -> OpenTransaction {
+    let isolation = state.isolation();
+    let window = state.producers().get(producer_id);
+    OpenTransaction {
+        producer_id,
+        epoch: open.epoch,
+        first_offset: open.first_offset,
+        last_time: window.map_or(Timestamp(0), Window::last_time),
+        coordinator_epoch: isolation
+            .mark(producer_id)
+            .map(|mark| mark.coordinator_epoch),
+    }
+}
+
 impl Partition {
     /// Who has written lately, in order of their ids, no more than `most`.
     #[must_use]
@@ -73,6 +102,60 @@ impl Partition {
         })
     }
 
+    /// What a producer has open here.
+    #[must_use]
+    pub fn open_transaction(&self, producer_id: i64) -> Option<OpenTransaction> {
+        self.with_state(|state| {
+            let open = state.isolation().open(producer_id)?;
+            Some(open_transaction(state, producer_id, open))
+        })
+    }
+
+    /// What is open here, by producer, no more than `most`: of those that last wrote at a time that
+    /// is wanted.
+    #[must_use]
+    pub fn open_transactions(
+        &self,
+        most: usize,
+        wanted: impl Fn(Timestamp) -> bool,
+    ) -> Vec<OpenTransaction> {
+        self.with_state(|state| {
+            let each = state.isolation().all_open();
+            let each = each.map(|(id, open)| open_transaction(state, id, open));
+            each.filter(|open| wanted(open.last_time))
+                .take(most)
+                .collect()
+        })
+    }
+
+    /// How many records wait for the end of a transaction, and how many transactions are to be
+    /// remembered.
+    #[must_use]
+    pub fn unsettled(&self) -> (u64, usize) {
+        let committed = self.watch().borrow().offset;
+        self.with_state(|state| {
+            let stable = state.stable_offset().min(committed);
+            let behind = committed.get().saturating_sub(stable.get());
+            (behind, state.isolation().count())
+        })
+    }
+
+    /// Says so once when transactions to be remembered become many.
+    pub(super) fn warn_of_transactions(&self) {
+        let (_, count) = self.unsettled();
+        let many = count >= MANY_TRANSACTIONS;
+        let said = self.inner.warned.swap(many, Ordering::Relaxed);
+        if many && !said {
+            tracing::warn!(
+                group = %self.inner.group.id(),
+                count,
+                most = MAX_TRANSACTIONS,
+                "a partition has to remember many aborted transactions; it takes no more of them at \
+                 the bound: delete records, or give the topic a retention"
+            );
+        }
+    }
+
     /// Whether the producer's transaction is open here.
     #[must_use]
     pub fn standing(&self, producer_id: i64, epoch: i16) -> Standing {
@@ -83,12 +166,11 @@ impl Partition {
     }
 
     /// As [`Partition::enqueue`], for a batch of a transaction. Unless that is open here, `shown`
-    /// is what [`Partition::standing`] gave before the coordinator said that the partition is in
-    /// it.
+    /// is what the coordinator said of it, and what [`Partition::standing`] gave before that.
     pub async fn enqueue_in_transaction(
         &self,
         bytes: Bytes,
-        shown: Option<Offset>,
+        shown: Option<Inclusion>,
     ) -> Result<Ticket, AppendError> {
         let header = self.check(&bytes)?;
         let transactional = header.attributes.is_transactional();
@@ -116,6 +198,7 @@ impl Partition {
     pub async fn end_transaction(
         &self,
         ended: Marker,
+        ender: Ender,
         millis: i64,
     ) -> Result<Appended, AppendError> {
         if self.inner.kind != ViewKind::Records {
@@ -130,6 +213,7 @@ impl Partition {
         let batch = batch.map_err(|_| AppendError::Closed)?;
         let work = Work::Marker {
             marker: ended,
+            ender,
             batch,
         };
         self.submit(work).await?.committed().await

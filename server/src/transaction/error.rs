@@ -3,6 +3,7 @@
 
 use trilog_model::NodeId;
 
+use crate::cluster::NotLed;
 use crate::partition::{AppendError, ReadError};
 use crate::view::transaction::machine::Refused;
 
@@ -36,6 +37,9 @@ pub enum TransactionError {
     TooManyPartitions,
     #[error("the coordinator knows no such transactional id")]
     UnknownId,
+    /// Fewer are to be asked for.
+    #[error("there are more transactional ids than one answer may list")]
+    TooManyIds,
 }
 
 impl From<Refused> for TransactionError {
@@ -50,6 +54,15 @@ impl From<Refused> for TransactionError {
     }
 }
 
+impl From<NotLed> for TransactionError {
+    fn from(not_led: NotLed) -> Self {
+        match not_led {
+            NotLed::Here { leader } => Self::NotCoordinator { node: leader },
+            NotLed::Yet => Self::Loading,
+        }
+    }
+}
+
 impl From<AppendError> for TransactionError {
     fn from(error: AppendError) -> Self {
         match error {
@@ -59,6 +72,7 @@ impl From<AppendError> for TransactionError {
             AppendError::DiskFull => Self::Unavailable("the disk is full"),
             AppendError::Closed => Self::NotCoordinator { node: None },
             AppendError::TooLarge { .. }
+            | AppendError::TooMany { .. }
             | AppendError::Invalid(_)
             | AppendError::Records(_)
             | AppendError::OutOfOrder { .. }

@@ -15,6 +15,7 @@ use super::lead::Sent;
 use super::{Coordinator, Handle, TransactionError, peers};
 use crate::partition::AppendError;
 use crate::view::group::command::ProducerRef;
+use crate::view::isolation::Ender;
 use crate::view::transaction::Phase;
 use crate::view::transaction::{Transaction, machine};
 use crate::view::{Marker, ViewKind};
@@ -121,7 +122,10 @@ impl Coordinator {
         match partition.kind() {
             ViewKind::Records => {
                 let millis = self.inner.clock.now().as_millis();
-                match partition.end_transaction(marker, millis).await {
+                match partition
+                    .end_transaction(marker, Ender::Coordinator, millis)
+                    .await
+                {
                     // A later epoch has written here, which it could not do before this one's
                     // transaction was over.
                     Ok(_) | Err(AppendError::Fenced { .. }) => Marked::Done,

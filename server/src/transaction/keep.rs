@@ -10,9 +10,10 @@ use tokio_util::sync::CancellationToken;
 use trilog_model::Timestamp;
 
 use super::lead::Step;
-use super::{Coordinator, Handle, TransactionError};
+use super::meter::{AbortReason, count_abort, show_counts};
+use super::{Census, Coordinator, Handle, TransactionError};
 use crate::view::transaction::command::Forget;
-use crate::view::transaction::{Phase, TransactionAction, machine};
+use crate::view::transaction::{Phase, TransactionAction, Transactions, machine};
 
 /// How long a leadership, or a time that is over, may go unnoticed.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -26,6 +27,7 @@ const AT_ONCE: usize = 64;
 impl Coordinator {
     /// Runs until `stop`.
     pub async fn keep(self, stop: CancellationToken) {
+        show_counts();
         let mut swept = Instant::now();
         while !stop.is_cancelled() {
             let now = Instant::now();
@@ -82,9 +84,7 @@ impl Coordinator {
         let now = self.inner.clock.now();
         let lead = handle.lock();
         let due = lead.look(|all| {
-            // What hangs must not keep the others from their turn.
-            let ending = all.ending().filter(|id| !lead.is_finishing(id));
-            let ending = ending.take(BATCH).cloned().collect();
+            let ending = unattended(all, |id| lead.is_finishing(id));
             let overdue = all.overdue(now).filter_map(|id| {
                 lead.check(id).ok()?;
                 let known = all.get(id)?;
@@ -98,7 +98,7 @@ impl Coordinator {
 
     /// Aborts a transaction whose time is over, and shuts out its producer.
     async fn time_out(&self, id: &str, number: u64) {
-        let aborted = self.change(id, |known| {
+        let aborted = self.change(id, |known, _| {
             Ok(match known {
                 Some(known) if known.phase() == Phase::Ongoing && known.number == number => {
                     Step::Put(machine::fence(known), true)
@@ -107,11 +107,36 @@ impl Coordinator {
             })
         });
         match aborted.await {
-            Ok(true) => tracing::info!(id, "a transaction took too long and is aborted"),
+            Ok(true) => {
+                count_abort(AbortReason::Timeout);
+                tracing::info!(id, "a transaction took too long and is aborted");
+            }
             // What is on its way ends it, or the next look does.
             Ok(false) | Err(TransactionError::Concurrent) => {}
             Err(error) => tracing::debug!(id, %error, "a transaction is to be aborted later"),
         }
+    }
+
+    /// What this node coordinates, counted.
+    #[must_use]
+    pub fn census(&self) -> Census {
+        let mut census = Census::default();
+        let Ok(topic) = self.topic() else {
+            return census;
+        };
+        for (index, _) in (0..).zip(&topic.partitions) {
+            let Ok(handle) = self.enter_at(&topic, index) else {
+                continue;
+            };
+            handle.lock().look(|all| {
+                for (phase, count) in all.counts() {
+                    *census.phases.entry(*phase).or_default() += count;
+                }
+                let oldest = [census.oldest_open, all.oldest_open()];
+                census.oldest_open = oldest.into_iter().flatten().min();
+            });
+        }
+        census
     }
 
     /// Has ids forgotten that nobody uses.
@@ -139,5 +164,39 @@ impl Coordinator {
                 }
             }
         }
+    }
+}
+
+/// Decided transactions whose markers nobody writes yet. What hangs must not keep the others from
+/// their turn.
+fn unattended(all: &Transactions, is_finishing: impl Fn(&str) -> bool) -> Vec<String> {
+    let ending = all.ending().filter(|id| !is_finishing(id));
+    ending.take(BATCH).cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::view::transaction::command::Put;
+    use crate::view::transaction::{At, Transaction};
+
+    #[test]
+    fn endings_that_hang_do_not_keep_others_from_their_turn() {
+        let mut all = Transactions::default();
+        let at = At { time: Timestamp(1) };
+        for n in 0..BATCH + 3 {
+            let put = TransactionAction::Put(Put {
+                id: format!("{n:05}"),
+                transaction: Transaction {
+                    phase: Phase::PrepareCommit.into(),
+                    ..Transaction::default()
+                },
+            });
+            assert!(all.replay(&put.into(), at));
+        }
+        let first = unattended(&all, |_| false);
+        assert_eq!(first.len(), BATCH);
+        let next = unattended(&all, |id| first.iter().any(|one| one == id));
+        assert_eq!(next, ["00500", "00501", "00502"]);
     }
 }

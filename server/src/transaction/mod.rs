@@ -18,6 +18,7 @@ mod error;
 mod finish;
 mod keep;
 mod lead;
+mod meter;
 mod peers;
 mod types;
 mod verify;
@@ -34,17 +35,19 @@ use trilog_storage::env::{Clock, Entropy};
 pub use error::TransactionError;
 pub use peers::serve;
 pub use types::{
-    AddRequest, BeginRequest, Description, EndRequest, Listing, Settings, Shown, VerifyRequest,
+    AddRequest, BeginRequest, Census, Description, EndOpen, EndRequest, Listing, Page, Settings,
+    Shown, VerifyRequest,
 };
 
-use crate::cluster::{Cluster, LookupError, ProposeError};
+use crate::cluster::{Cluster, ProposeError};
 use crate::group::{Coordinator as Groups, positive_hash};
-use crate::partition::Partition;
+pub use crate::view::isolation::Inclusion;
 pub use crate::view::transaction::Phase;
 pub use crate::view::transaction::machine::Identity;
 use crate::view::transaction::machine::{self, Begin, Next};
 use crate::view::transaction::{MAX_NAME, Transaction};
 use lead::{Lead, Step};
+use meter::{AbortReason, count_abort, count_commit};
 
 /// Coordinates the transactions of the ids whose partitions this node leads; cheap to clone.
 #[derive(Clone)]
@@ -138,7 +141,7 @@ impl Coordinator {
         let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
         let mut fresh = None;
         loop {
-            let begun = self.change(&request.id, |known| {
+            let begun = self.change(&request.id, |known, _| {
                 let begun = machine::begin(known, request.expected, timeout_ms, fresh)?;
                 Ok(match begun {
                     Begin::Is(identity) => Step::Is(Begun::Is(identity)),
@@ -153,7 +156,10 @@ impl Coordinator {
             match begun.await? {
                 Begun::Is(identity) => return Ok(identity),
                 // It asks again until that is over.
-                Begun::Aborts => return Err(TransactionError::Concurrent),
+                Begun::Aborts => {
+                    count_abort(AbortReason::Fenced);
+                    return Err(TransactionError::Concurrent);
+                }
                 Begun::NeedsId => {
                     let id = self.inner.cluster.producer_id().await;
                     fresh = Some(id.map_err(|error| no_producer_id(&error))?);
@@ -166,8 +172,9 @@ impl Coordinator {
     pub async fn add(&self, request: AddRequest) -> Result<(), TransactionError> {
         check_id(&request.id)?;
         let partitions: Vec<u64> = request.partitions.iter().map(|one| one.get()).collect();
-        let added = self.change(&request.id, |known| {
-            let next = machine::add(known, request.producer, &partitions)?;
+        let added = self.change(&request.id, |known, term| {
+            let least = least_number(term);
+            let next = machine::add(known, request.producer, &partitions, least)?;
             Ok(step(next))
         });
         added.await
@@ -193,11 +200,20 @@ impl Coordinator {
     /// as the markers are written, which goes on by itself.
     pub async fn end(&self, request: EndRequest) -> Result<(), TransactionError> {
         check_id(&request.id)?;
-        let ended = self.change(&request.id, |known| {
+        let ended = self.change(&request.id, |known, _| {
             let next = machine::end(known, request.producer, request.commit)?;
-            Ok(step(next))
+            Ok(match next {
+                Next::Is => Step::Is(false),
+                Next::Put(next) => Step::Put(next, true),
+            })
         });
-        ended.await
+        match (ended.await?, request.commit) {
+            (true, true) => count_commit(),
+            (true, false) => count_abort(AbortReason::Producer),
+            // It was counted before.
+            (false, _) => {}
+        }
+        Ok(())
     }
 
     /// The partition that holds a group's offsets.
@@ -220,17 +236,18 @@ impl Coordinator {
     async fn change<T: Send + 'static>(
         &self,
         id: &str,
-        judge: impl FnOnce(Option<&Transaction>) -> Result<Step<T>, machine::Refused>,
+        judge: impl FnOnce(Option<&Transaction>, Term) -> Result<Step<T>, machine::Refused>,
     ) -> Result<T, TransactionError> {
         let (index, handle) = self.enter(id)?;
         let (sent, answer, term, ends) = {
             let mut lead = handle.lock();
-            match lead.judge(id, judge)? {
+            let term = lead.term;
+            match lead.judge(id, |known| judge(known, term))? {
                 Step::Is(answer) => return Ok(answer),
                 Step::Put(next, answer) => {
                     let ends = next.phase().is_ending();
                     let sent = lead.send(id, next)?;
-                    (sent, answer, lead.term, ends)
+                    (sent, answer, term, ends)
                 }
             }
         };
@@ -265,7 +282,7 @@ impl Coordinator {
     }
 
     fn enter_at(&self, topic: &Topic, index: u32) -> Result<Handle, TransactionError> {
-        let (partition, term) = self.led(topic, index)?;
+        let (partition, term) = self.inner.cluster.led_here(topic, index)?;
         let mut leads = self.inner.leads.lock();
         if let Some(handle) = leads.get(&index)
             && handle.lock().term == term
@@ -277,28 +294,6 @@ impl Coordinator {
         self.inner.sooner.notify_one();
         Ok(handle)
     }
-
-    /// The partition, if this node leads it and may admit.
-    fn led(&self, topic: &Topic, index: u32) -> Result<(Partition, Term), TransactionError> {
-        let cluster = &self.inner.cluster;
-        let partition = match cluster.partition_of(topic, index) {
-            Ok(partition) => partition,
-            Err(LookupError::Elsewhere { leader }) => {
-                return Err(TransactionError::NotCoordinator { node: leader });
-            }
-            Err(_) => return Err(TransactionError::NotCoordinator { node: None }),
-        };
-        let leadership = *partition.leadership().borrow();
-        let leader = partition.leader().0;
-        if leadership.ready {
-            return Ok((partition, leadership.term));
-        }
-        Err(if leader == Some(cluster.node()) {
-            TransactionError::Loading
-        } else {
-            TransactionError::NotCoordinator { node: leader }
-        })
-    }
 }
 
 /// What a producer that wants to begin is told.
@@ -306,6 +301,12 @@ enum Begun {
     Is(Identity),
     NeedsId,
     Aborts,
+}
+
+/// The least number of a transaction that begins in a term: a coordinator that lost its newest
+/// entries for good, and goes on in a far later term, gives none of theirs again.
+fn least_number(term: Term) -> u64 {
+    u64::from(u32::try_from(term.get()).unwrap_or(u32::MAX)) << 32
 }
 
 fn step(next: Next) -> Step<()> {

@@ -1,8 +1,9 @@
 //! Questions to a coordinator of transactions and its answers, as any dialect may put them.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use trilog_model::{GroupId, Timestamp};
+use trilog_model::{GroupId, Offset, Timestamp};
 
 use crate::view::transaction::Phase;
 use crate::view::transaction::machine::Identity;
@@ -60,17 +61,52 @@ pub struct Shown {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listing {
     pub id: String,
-    pub producer_id: i64,
+    pub producer: Identity,
     pub phase: Phase,
+    /// Partitions in the present transaction.
+    pub partitions: usize,
     /// When the present transaction, or the last one, began.
     pub started: Timestamp,
 }
 
+impl Listing {
+    /// What it takes in an answer, about.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        const FIXED: usize = 64;
+        self.id.len() + FIXED
+    }
+}
+
+/// How many transactional ids there are in each phase, and since when the oldest transaction is open.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    pub phases: BTreeMap<Phase, usize>,
+    pub oldest_open: Option<Timestamp>,
+}
+
+/// Ids that were looked at together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    pub listed: Vec<Listing>,
+    /// The last one that was looked at, if there are more.
+    pub last: Option<String>,
+}
+
+/// What a producer has open in a partition is to end there, whatever its coordinator says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndOpen {
+    pub producer: Identity,
+    /// As of the producer's last marker there, or a later one.
+    pub coordinator_epoch: i32,
+    pub commit: bool,
+    /// Only what begins here, if that is said.
+    pub begins: Option<Offset>,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Description {
-    pub id: String,
-    pub producer: Identity,
-    pub phase: Phase,
+    pub listing: Listing,
     pub timeout: Duration,
     /// When the present transaction began, if there is one.
     pub started: Option<Timestamp>,

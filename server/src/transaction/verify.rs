@@ -5,10 +5,11 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
-use trilog_model::{GroupId, Offset};
+use trilog_model::GroupId;
 
 use super::{Coordinator, Identity, Shown, TransactionError, VerifyRequest, check_id, peers};
 use crate::partition::{Partition, Standing};
+use crate::view::isolation::Inclusion;
 use crate::view::transaction::machine;
 
 /// How long somebody who knows is looked for. The producer tries again after that.
@@ -41,7 +42,7 @@ impl Coordinator {
         id: &str,
         producer: Identity,
         partitions: &[&Partition],
-    ) -> Vec<Result<Option<Offset>, TransactionError>> {
+    ) -> Vec<Result<Option<Inclusion>, TransactionError>> {
         let Identity { producer_id, epoch } = producer;
         let each = partitions.iter();
         let standings: Vec<Standing> = each
@@ -54,8 +55,8 @@ impl Coordinator {
         let asked: Vec<GroupId> = unknown
             .map(|(partition, _)| partition.group().id())
             .collect();
-        let mut within = if asked.is_empty() {
-            Ok(Vec::new().into_iter())
+        let mut shown = if asked.is_empty() {
+            Ok((0, Vec::new().into_iter()))
         } else {
             let request = VerifyRequest {
                 id: id.to_owned(),
@@ -63,13 +64,18 @@ impl Coordinator {
                 partitions: asked,
             };
             let shown = self.verify(request).await;
-            shown.map(|shown| shown.within.into_iter())
+            shown.map(|shown| (shown.transaction, shown.within.into_iter()))
         };
         let each = standings.into_iter().map(|standing| match standing {
             Standing::Open => Ok(None),
-            Standing::Unknown(since) => match within.as_mut().map(Iterator::next) {
-                Ok(Some(true)) => Ok(Some(since)),
-                Ok(Some(false) | None) => Err(TransactionError::InvalidState),
+            Standing::Unknown(since) => match &mut shown {
+                Ok((transaction, within)) => match within.next() {
+                    Some(true) => Ok(Some(Inclusion {
+                        since,
+                        transaction: *transaction,
+                    })),
+                    Some(false) | None => Err(TransactionError::InvalidState),
+                },
                 Err(error) => Err(error.clone()),
             },
         });
@@ -144,6 +150,7 @@ fn may_pass(error: &TransactionError) -> bool {
         | TransactionError::Fenced
         | TransactionError::InvalidState
         | TransactionError::TooManyPartitions
-        | TransactionError::UnknownId => false,
+        | TransactionError::UnknownId
+        | TransactionError::TooManyIds => false,
     }
 }

@@ -59,6 +59,9 @@ pub struct Tick {}
 pub struct Clean {
     #[prost(uint64, tag = "1")]
     pub offset: u64,
+    /// The number of the rules by which they were cleaned.
+    #[prost(uint32, tag = "2")]
+    pub rules: u32,
 }
 
 /// Whose transaction begins in a partition.
@@ -68,6 +71,9 @@ pub struct Opened {
     pub producer_id: i64,
     #[prost(int32, tag = "2")]
     pub epoch: i32,
+    /// The number of the transaction among those of its producer; zero if it is not known.
+    #[prost(uint64, tag = "3")]
+    pub transaction: u64,
 }
 
 /// The end of one transaction of a producer in a partition.
@@ -105,10 +111,11 @@ impl PartitionCommand {
     }
 
     #[must_use]
-    pub fn clean(offset: Offset) -> Self {
+    pub fn clean(offset: Offset, rules: u32) -> Self {
         Self {
             action: Some(Action::Clean(Clean {
                 offset: offset.get(),
+                rules,
             })),
         }
     }
@@ -128,10 +135,13 @@ impl PartitionCommand {
     }
 
     #[must_use]
-    pub fn opened(producer_id: i64, epoch: i16) -> Self {
-        let epoch = i32::from(epoch);
+    pub fn opened(producer_id: i64, epoch: i16, transaction: u64) -> Self {
         Self {
-            action: Some(Action::Opened(Opened { producer_id, epoch })),
+            action: Some(Action::Opened(Opened {
+                producer_id,
+                epoch: i32::from(epoch),
+                transaction,
+            })),
         }
     }
 

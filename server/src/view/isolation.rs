@@ -11,36 +11,46 @@
 //! transactions of a producer, so a marker that comes again, however late, ends nothing that it is
 //! not meant for. A batch that opens a transaction has to have been shown to be in it: whoever
 //! appends it asked the coordinator, and no marker of the producer has come since before that.
+//!
+//! Numbers only rise, but for a coordinator that lost its newest entries for good: what is open here
+//! may then have a number that was over before. So a marker ends whatever is open with its number
+//! or a lower one, however it stands to the last marker.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+mod aborted;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use prost::Message;
 use trilog_model::Offset;
 
 use super::command::Marker;
 use super::producers::Publisher;
+pub use aborted::Aborted;
+use aborted::AbortedIndex;
 
 /// Transactions of one partition that are open, or were aborted and are still in the log, at
 /// most. Beyond that none is opened: an index that forgot one would pass its records off as
 /// committed.
 pub const MAX_TRANSACTIONS: usize = 200_000;
+/// From here on somebody should look after it.
+pub const MANY_TRANSACTIONS: usize = MAX_TRANSACTIONS / 2;
+
+/// What shows that a partition is in a producer's transaction: the coordinator says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inclusion {
+    /// Where the log ended, as applied, before it was asked.
+    pub since: Offset,
+    /// Which transaction of the producer.
+    pub transaction: u64,
+}
 
 /// A transaction that is open here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Open {
     pub epoch: i16,
+    /// Its number among the producer's; zero if it is not known.
+    pub transaction: u64,
     pub first_offset: Offset,
-}
-
-/// A transaction that was aborted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Aborted {
-    pub producer_id: i64,
-    pub first_offset: Offset,
-    /// Its marker's.
-    pub last_offset: Offset,
-    /// The last stable offset once it was over: what ended later began there or behind it.
-    stable: Offset,
 }
 
 /// The newest marker of a producer.
@@ -56,8 +66,7 @@ pub struct Mark {
 pub struct Isolation {
     open: BTreeMap<i64, Open>,
     by_first: BTreeSet<(Offset, i64)>,
-    /// In the order of their markers.
-    aborted: VecDeque<Aborted>,
+    aborted: AbortedIndex,
     marks: BTreeMap<i64, Mark>,
     /// Behind the marker of every producer that was forgotten.
     forgotten: Offset,
@@ -89,35 +98,33 @@ impl Isolation {
     }
 
     /// Folds the first committed batch of a transaction. Those after it change nothing.
-    pub(super) fn opened(&mut self, producer_id: i64, epoch: i16, first_offset: Offset) {
-        let open = Open {
-            epoch,
-            first_offset,
-        };
+    pub(super) fn opened(&mut self, producer_id: i64, open: Open) {
         self.open.insert(producer_id, open);
-        self.by_first.insert((first_offset, producer_id));
+        self.by_first.insert((open.first_offset, producer_id));
     }
 
     /// Folds a committed marker.
     pub(super) fn ended(&mut self, marker: &Marker, offset: Offset) {
         let id = marker.producer_id;
-        let mark = Mark {
+        let mut mark = Mark {
             coordinator_epoch: marker.coordinator_epoch,
             transaction: marker.transaction,
             offset,
         };
+        if let Some(last) = self.mark(id) {
+            mark.coordinator_epoch = mark.coordinator_epoch.max(last.coordinator_epoch);
+            mark.transaction = mark.transaction.max(last.transaction);
+        }
         self.marks.insert(id, mark);
         let Some(open) = self.open.remove(&id) else {
             return;
         };
         self.by_first.remove(&(open.first_offset, id));
         if !marker.commit {
-            let behind = Offset(offset.get().saturating_add(1));
-            self.aborted.push_back(Aborted {
+            self.aborted.push(Aborted {
                 producer_id: id,
                 first_offset: open.first_offset,
                 last_offset: offset,
-                stable: self.first_open().unwrap_or(behind),
             });
         }
     }
@@ -134,26 +141,19 @@ impl Isolation {
 
     /// The log begins here now.
     pub(super) fn trim(&mut self, log_start: Offset) {
-        while self
-            .aborted
-            .front()
-            .is_some_and(|first| first.last_offset < log_start)
-        {
-            self.aborted.pop_front();
-        }
+        self.aborted.trim(log_start);
+    }
+
+    /// Transactions that are open or have to be remembered as aborted.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.open.len() + self.aborted.len()
     }
 
     /// The transactions that were aborted and have records or markers from `from` to before `to`,
     /// which is at or before the last stable offset, by their markers.
     pub fn aborted(&self, from: Offset, to: Offset) -> impl Iterator<Item = Aborted> {
-        let begin = self.aborted.partition_point(|one| one.last_offset < from);
-        let mut done = false;
-        let each = self.aborted.range(begin..).take_while(move |one| {
-            let go_on = !done;
-            done = one.stable >= to;
-            go_on
-        });
-        each.filter(move |one| one.first_offset < to).copied()
+        self.aborted.within(from, to)
     }
 
     /// Whether no marker of the producer stands at or behind `since`.
@@ -169,12 +169,12 @@ impl Isolation {
             producer_id: *id,
             epoch: i32::from(open.epoch),
             first_offset: open.first_offset.get(),
+            transaction: open.transaction,
         });
         let aborted = self.aborted.iter().map(|one| StoredAborted {
             producer_id: one.producer_id,
             first_offset: one.first_offset.get(),
             last_offset: one.last_offset.get(),
-            stable: one.stable.get(),
         });
         let marks = self.marks.iter().map(|(id, mark)| StoredMark {
             producer_id: *id,
@@ -197,15 +197,18 @@ impl Isolation {
             ..Self::default()
         };
         for open in &stored.open {
-            let epoch = i16::try_from(open.epoch).ok()?;
-            restored.opened(open.producer_id, epoch, Offset(open.first_offset));
+            let value = Open {
+                epoch: i16::try_from(open.epoch).ok()?,
+                transaction: open.transaction,
+                first_offset: Offset(open.first_offset),
+            };
+            restored.opened(open.producer_id, value);
         }
         for one in &stored.aborted {
-            restored.aborted.push_back(Aborted {
+            restored.aborted.push(Aborted {
                 producer_id: one.producer_id,
                 first_offset: Offset(one.first_offset),
                 last_offset: Offset(one.last_offset),
-                stable: Offset(one.stable),
             });
         }
         for mark in &stored.marks {
@@ -222,6 +225,11 @@ impl Isolation {
     /// The producers with a transaction open.
     pub fn open_producers(&self) -> impl Iterator<Item = i64> {
         self.open.keys().copied()
+    }
+
+    /// The transactions that are open, by their producers.
+    pub fn all_open(&self) -> impl Iterator<Item = (i64, Open)> {
+        self.open.iter().map(|(id, open)| (*id, *open))
     }
 }
 
@@ -246,6 +254,17 @@ pub enum MarkerVerdict {
     Pending(usize),
     /// A later coordinator has written.
     Stale,
+    /// The very transaction that it is to end is not open.
+    NotOpen,
+}
+
+/// Who ends a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ender {
+    /// The coordinator, which has decided the one of that number.
+    Coordinator,
+    /// Somebody who ends whatever is open, if anything is, or only what begins at an offset.
+    Operator { begins: Option<Offset> },
 }
 
 /// A drain's own write set over the applied transactions.
@@ -258,9 +277,27 @@ pub struct Drain<'a> {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Changed {
-    open: Option<i16>,
+    open: Option<OpenNow>,
     /// Transaction, coordinator's epoch and entry of a marker in this drain.
     marked: Option<(u64, i32, usize)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct OpenNow {
+    epoch: i16,
+    transaction: u64,
+    /// None if it was opened in this drain.
+    first_offset: Option<Offset>,
+}
+
+impl From<Open> for OpenNow {
+    fn from(open: Open) -> Self {
+        Self {
+            epoch: open.epoch,
+            transaction: open.transaction,
+            first_offset: Some(open.first_offset),
+        }
+    }
 }
 
 impl<'a> Drain<'a> {
@@ -276,32 +313,31 @@ impl<'a> Drain<'a> {
     fn now(&self, producer_id: i64) -> Changed {
         let changed = self.changed.get(&producer_id).copied();
         changed.unwrap_or_else(|| Changed {
-            open: self.applied.open(producer_id).map(|open| open.epoch),
+            open: self.applied.open(producer_id).map(OpenNow::from),
             marked: None,
         })
     }
 
-    /// Judges a batch of a producer; `shown` is where the log ended, as applied, before the
-    /// coordinator was asked, and said yes.
+    /// Judges a batch of a producer; `shown` is what the coordinator said of it, if it was asked.
     pub fn judge(
         &self,
         batch: &Publisher,
         transactional: bool,
-        shown: Option<Offset>,
+        shown: Option<Inclusion>,
     ) -> Result<(), Unfit> {
         let Changed { open, marked } = self.now(batch.producer_id);
         match (transactional, open) {
             (false, None) => Ok(()),
             (false, Some(_)) => Err(Unfit::Outside),
-            (true, Some(epoch)) if epoch == batch.epoch => Ok(()),
+            (true, Some(open)) if open.epoch == batch.epoch => Ok(()),
             (true, Some(_)) => Err(Unfit::NotShown),
             (true, None) => {
-                let unmarked = |since| self.applied.is_unmarked_since(batch.producer_id, since);
+                let id = batch.producer_id;
+                let unmarked = |shown: Inclusion| self.applied.is_unmarked_since(id, shown.since);
                 if marked.is_some() || !shown.is_some_and(unmarked) {
                     return Err(Unfit::NotShown);
                 }
-                let all = self.applied.open.len() + self.applied.aborted.len() + self.opened;
-                if all < MAX_TRANSACTIONS {
+                if self.applied.count() + self.opened < MAX_TRANSACTIONS {
                     Ok(())
                 } else {
                     Err(Unfit::Full)
@@ -310,22 +346,30 @@ impl<'a> Drain<'a> {
         }
     }
 
-    /// Remembers an accepted batch of a transaction; true if it is its first.
-    pub fn accept(&mut self, batch: &Publisher) -> bool {
+    /// Remembers an accepted batch of a transaction; its number if this is the first.
+    pub fn accept(&mut self, batch: &Publisher, shown: Option<Inclusion>) -> Option<u64> {
         let now = self.now(batch.producer_id);
-        let first = now.open.is_none();
-        self.opened += usize::from(first);
+        if now.open.is_some() {
+            return None;
+        }
+        let transaction = shown.map_or(0, |shown| shown.transaction);
+        self.opened += 1;
+        let open = OpenNow {
+            epoch: batch.epoch,
+            transaction,
+            first_offset: None,
+        };
         let changed = Changed {
-            open: Some(batch.epoch),
+            open: Some(open),
             ..now
         };
         self.changed.insert(batch.producer_id, changed);
-        first
+        Some(transaction)
     }
 
+    /// Judges the marker of a coordinator.
     #[must_use]
     pub fn judge_marker(&self, marker: &Marker) -> MarkerVerdict {
-        let applied = self.applied.mark(marker.producer_id);
         let pending = self.now(marker.producer_id).marked;
         if let Some((transaction, coordinator_epoch, slot)) = pending {
             return if marker.transaction <= transaction {
@@ -336,13 +380,40 @@ impl<'a> Drain<'a> {
                 MarkerVerdict::Append
             };
         }
-        match applied {
-            Some(mark) if marker.transaction <= mark.transaction => {
+        match self.applied.mark(marker.producer_id) {
+            Some(mark) if marker.transaction <= mark.transaction && !self.ends(marker) => {
                 MarkerVerdict::Done(mark.offset)
             }
             Some(mark) if marker.coordinator_epoch < mark.coordinator_epoch => MarkerVerdict::Stale,
             Some(_) | None => MarkerVerdict::Append,
         }
+    }
+
+    /// Whether what is open of the marker's producer has its number or a lower one: it has to end
+    /// then. Of what has no number nothing is known.
+    #[must_use]
+    pub fn ends(&self, marker: &Marker) -> bool {
+        let open = self.now(marker.producer_id).open;
+        open.is_some_and(|open| (1..=marker.transaction).contains(&open.transaction))
+    }
+
+    /// Judges the marker of somebody who only knows the producer, by Kafka's rules. It gets the
+    /// number of what it ends.
+    #[must_use]
+    pub fn judge_operators(&self, marker: &mut Marker, begins: Option<Offset>) -> MarkerVerdict {
+        let Changed { open, marked } = self.now(marker.producer_id);
+        if begins.is_some() && open.and_then(|open| open.first_offset) != begins {
+            return MarkerVerdict::NotOpen;
+        }
+        let mark = self.applied.mark(marker.producer_id);
+        let mark = mark.map(|mark| (mark.transaction, mark.coordinator_epoch));
+        let pending = marked.map(|(transaction, epoch, _)| (transaction, epoch));
+        let (last, coordinator_epoch) = pending.or(mark).unwrap_or((0, i32::MIN));
+        if marker.coordinator_epoch < coordinator_epoch {
+            return MarkerVerdict::Stale;
+        }
+        marker.transaction = open.map_or(last, |open| open.transaction.max(last));
+        MarkerVerdict::Append
     }
 
     /// Remembers an accepted marker as the drain's entry number `slot`.
@@ -375,6 +446,8 @@ struct StoredOpen {
     epoch: i32,
     #[prost(uint64, tag = "3")]
     first_offset: u64,
+    #[prost(uint64, tag = "4")]
+    transaction: u64,
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]
@@ -385,8 +458,6 @@ struct StoredAborted {
     first_offset: u64,
     #[prost(uint64, tag = "3")]
     last_offset: u64,
-    #[prost(uint64, tag = "4")]
-    stable: u64,
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]

@@ -16,10 +16,10 @@ use trilog_model::{Offset, Timestamp};
 use trilog_storage::frame::FrameHeader;
 
 use super::ViewKind;
-use super::cleanness::{Cleanness, StoredStep};
+use super::cleanness::{Cleanness, StoredCleanness};
 use super::command::{Action, Marker, PartitionCommand};
 use super::group::{At, Groups};
-use super::isolation::{Aborted, Isolation, StoredIsolation};
+use super::isolation::{Aborted, Isolation, Open, StoredIsolation};
 use super::producers::{Change, Producers, Publisher, Window};
 use super::transaction::{self, Transactions};
 
@@ -162,13 +162,16 @@ impl PartitionState {
             Action::Tick(_) => {}
             Action::Clean(clean) => {
                 let reached = Offset(clean.offset).min(self.next_offset);
-                self.clean.reach(reached, header.append_time);
+                self.clean.reach(clean.rules, reached, header.append_time);
             }
             Action::Marker(marker) => self.replay_marker(header, &marker)?,
             Action::Opened(opened) => {
-                let epoch = i16::try_from(opened.epoch).map_err(|_| StateError::Command)?;
-                let first = header.base_offset;
-                self.isolation.opened(opened.producer_id, epoch, first);
+                let open = Open {
+                    epoch: i16::try_from(opened.epoch).map_err(|_| StateError::Command)?,
+                    transaction: opened.transaction,
+                    first_offset: header.base_offset,
+                };
+                self.isolation.opened(opened.producer_id, open);
                 self.producers.hold(opened.producer_id);
             }
             Action::Transaction(command) => {
@@ -212,16 +215,17 @@ impl PartitionState {
         self.time
     }
 
-    /// Below which offset every replica's log is clean.
+    /// Below which offset every replica's log is clean, by the cleaning rules of this number.
     #[must_use]
-    pub fn clean(&self) -> Offset {
-        self.clean.end()
+    pub fn clean(&self, rules: u32) -> Offset {
+        self.clean.end(rules)
     }
 
-    /// Below which offset deletion markers may go that stay for `kept`, at partition time `now`.
+    /// Below which offset deletion markers may go that stay for `kept`, at partition time `now`,
+    /// by the cleaning rules of this number.
     #[must_use]
-    pub fn markers_before(&self, kept: Duration, now: Timestamp) -> Offset {
-        self.clean.markers_before(kept, now)
+    pub fn markers_before(&self, rules: u32, kept: Duration, now: Timestamp) -> Offset {
+        self.clean.markers_before(rules, kept, now)
     }
 
     #[must_use]
@@ -297,7 +301,7 @@ impl PartitionState {
             position: self.encode_position().to_vec(),
             producers: producers.collect(),
             groups: self.groups.as_ref().map(Groups::snapshot),
-            clean: self.clean.stored(),
+            clean: (self.clean != Cleanness::default()).then(|| self.clean.stored()),
             transactions: self.transactions.as_ref().map(Transactions::snapshot),
             isolation: (!self.isolation.is_untouched()).then(|| self.isolation.stored()),
         }
@@ -312,7 +316,11 @@ impl PartitionState {
             .iter()
             .map(|p| (p.producer_id, p.window.as_slice()));
         let mut state = Self::from_stored(&stored.position, windows)?;
-        state.clean = Cleanness::restore(&stored.clean);
+        state.clean = stored
+            .clean
+            .as_ref()
+            .map(Cleanness::restore)
+            .unwrap_or_default();
         if let Some(isolation) = &stored.isolation {
             state.isolation = Isolation::restore(isolation).ok_or(StateError::Stored)?;
             for id in state.isolation.open_producers() {
@@ -366,8 +374,8 @@ struct StoredState {
     isolation: Option<StoredIsolation>,
     #[prost(bytes = "vec", optional, tag = "11")]
     transactions: Option<Vec<u8>>,
-    #[prost(message, repeated, tag = "20")]
-    clean: Vec<StoredStep>,
+    #[prost(message, optional, tag = "20")]
+    clean: Option<StoredCleanness>,
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]
@@ -385,6 +393,8 @@ mod tests {
     use trilog_storage::frame::{Frame, FrameKind};
 
     use super::*;
+
+    const RULES: u32 = 1;
 
     /// The frame of one record by producer 9 with this sequence, at this offset.
     fn entry(sequence: i32, offset: u64, command: Option<PartitionCommand>) -> Frame {
@@ -459,7 +469,7 @@ mod tests {
 
     /// The first of a transaction.
     fn in_transaction(sequence: i32, offset: u64) -> Frame {
-        let opened = PartitionCommand::opened(9, 0);
+        let opened = PartitionCommand::opened(9, 0, 1);
         let mut frame = entry(sequence, offset, Some(opened));
         let mut batch = BatchBuilder::new(Compression::None);
         batch.set_transactional().set_producer(ProducerState {
@@ -549,14 +559,17 @@ mod tests {
             ..entry(2, 2, None).header
         };
         for (wanted, clean) in [(1, 1), (0, 1), (99, 2)] {
-            let command = PartitionCommand::clean(Offset(wanted)).encoded();
+            let command = PartitionCommand::clean(Offset(wanted), RULES).encoded();
             state.replay(&header, &[], &command).unwrap();
-            assert_eq!(state.clean(), Offset(clean));
+            assert_eq!(state.clean(RULES), Offset(clean));
         }
         let kept = Duration::from_nanos(10);
         let later = Timestamp(header.append_time.nanos() + 11);
-        assert_eq!(state.markers_before(kept, header.append_time), Offset(0));
-        assert_eq!(state.markers_before(kept, later), Offset(2));
+        assert_eq!(
+            state.markers_before(RULES, kept, header.append_time),
+            Offset(0)
+        );
+        assert_eq!(state.markers_before(RULES, kept, later), Offset(2));
         assert_eq!(PartitionState::restore(&state.snapshot()), Ok(state));
     }
 

@@ -326,7 +326,8 @@ impl Machines {
         places
     }
 
-    async fn append(&self, topic: &str, number: u32) -> Result<Appended, AppendError> {
+    /// Appends one numbered record, if somebody leads.
+    pub(crate) async fn append(&self, topic: &str, number: u32) -> Result<Appended, AppendError> {
         let nobody = AppendError::NotLeader { leader: None };
         let (_, partition) = self.leader(topic).ok_or(nobody)?;
         let mut batch = BatchBuilder::new(Compression::None);

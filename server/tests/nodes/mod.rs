@@ -398,9 +398,9 @@ impl Node {
         std::fs::create_dir_all(&home).unwrap();
         let data = home.join("data");
         let text = format!(
-            "[node]\nid = {}\ndata_dir = \"{}\"\n[cluster]\nseeds = [{seeds}]\n[listen]\n\
-             grpc = \"127.0.0.1:{}\"\npeer = \"127.0.0.1:{}\"\nhttp = \"127.0.0.1:{}\"\n\
-             kafka = \"127.0.0.1:{}\"\n\
+            "[node]\nid = {0}\nrack = \"rack-{0}\"\ndata_dir = \"{1}\"\n[cluster]\nseeds = [{seeds}]\n[listen]\n\
+             grpc = \"127.0.0.1:{2}\"\npeer = \"127.0.0.1:{3}\"\nhttp = \"127.0.0.1:{4}\"\n\
+             kafka = \"127.0.0.1:{5}\"\n\
              [storage]\nwal_file_size = \"16MiB\"\nwal_files = 8\n{storage}\n",
             node + 1,
             data.display(),

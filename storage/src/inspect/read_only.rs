@@ -54,6 +54,10 @@ impl<I: Io> Io for ReadOnly<I> {
         Err(refused())
     }
 
+    async fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
+        self.0.free_bytes(dir).await
+    }
+
     async fn sync_dir(&self, _dir: &Path) -> io::Result<()> {
         Ok(())
     }

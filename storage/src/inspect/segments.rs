@@ -106,7 +106,7 @@ async fn one<I: Io>(
                 frame.header.id()
             ));
         }
-        tip = Tip::after(&frame.header);
+        tip = tip.past(&frame.header);
         let place = Place::Segment {
             path: PathBuf::from(path),
             pos,

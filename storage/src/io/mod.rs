@@ -54,6 +54,8 @@ pub trait Io: Clone + 'static {
     fn remove_file(&self, path: &Path) -> impl Future<Output = io::Result<()>>;
     /// Removes a folder and all in it; a folder that is not there is no error.
     fn remove_dir_all(&self, dir: &Path) -> impl Future<Output = io::Result<()>>;
+    /// Bytes that can still be written on the file system of a folder, as far as it can say.
+    fn free_bytes(&self, dir: &Path) -> impl Future<Output = io::Result<u64>>;
     /// Makes the names in a folder durable.
     fn sync_dir(&self, dir: &Path) -> impl Future<Output = io::Result<()>>;
 }

@@ -74,6 +74,11 @@ pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
+pub(super) fn free_bytes(dir: &Path) -> io::Result<u64> {
+    let space = rustix::fs::statvfs(dir)?;
+    Ok(space.f_bavail.saturating_mul(space.f_frsize))
+}
+
 pub(super) fn len(file: impl AsFd) -> io::Result<u64> {
     let stat = rustix::fs::fstat(file)?;
     Ok(u64::try_from(stat.st_size).unwrap_or(0))

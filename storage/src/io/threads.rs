@@ -72,6 +72,10 @@ impl Io for ThreadIo {
         names::remove_dir_all(dir)
     }
 
+    async fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
+        names::free_bytes(dir)
+    }
+
     async fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         names::sync_dir(dir)
     }

@@ -209,6 +209,10 @@ impl Io for UringIo {
         names::remove_dir_all(dir)
     }
 
+    async fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
+        names::free_bytes(dir)
+    }
+
     async fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         names::sync_dir(dir)
     }

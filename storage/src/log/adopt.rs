@@ -199,7 +199,8 @@ impl Group {
         // Memory holds what the segment did before: nobody may copy that any more.
         self.evict(rewritten.extent.tip.next_index);
         self.shared.indexes.keep(segment);
-        self.shared.copied();
+        // With the keeper's next tick: a pass over small segments switches many in a second.
+        self.shared.keep_unsaved();
         true
     }
 

@@ -304,6 +304,11 @@ impl Budget {
         }
     }
 
+    /// Whether the last write of any kind found no room.
+    pub(crate) fn lacks_any(&self) -> bool {
+        self.lacks(Lack::Segments) || self.lacks(Lack::Checkpoint)
+    }
+
     /// A write found room on the disk, or none.
     pub(crate) fn report_room(&self, what: Lack, found: bool) {
         self.report(|pressure| {

@@ -16,7 +16,8 @@
 //!                       last time u64, record time i64, sealed u8
 //!       removed replicas u32: group u64, replica u64
 //!       barred replicas u32: group u64, replica u64
-//!       version 3: rewritten logs u32: group u64, replica u64, clean up to offset u64,
+//!       version 3: rewritten logs u32: group u64, replica u64,
+//!                  cleaning rules u32, clean up to offset u64,
 //!                  segments u32: base index u64, generation u32
 //! CRC-32C of all before it
 //! from version 2 on: whatever stands behind it, to the end of the file
@@ -24,11 +25,13 @@
 //! ```
 //!
 //! A `u8` before a colon says whether what follows is there. Integers are little-endian. Version 2
-//! is written as long as no log was rewritten, so that an older build can still read it.
+//! is written as long as no log was rewritten, so that an older build can still read it. What was
+//! cleaned by other rules than this build's counts as not cleaned.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut, TryGetError};
 use trilog_model::{EntryId, GroupId, LogIndex, Offset, ReplicaId, Term, Timestamp};
 
+use super::compaction::RULES;
 use super::segment;
 use super::tip::Tip;
 use super::types::{LogStart, TermStart, Vote};
@@ -119,6 +122,11 @@ impl Checkpoint {
     }
 
     pub(crate) fn encode(&self) -> Bytes {
+        self.encode_by(RULES)
+    }
+
+    /// As a build would whose cleaning rules have that number.
+    fn encode_by(&self, rules: u32) -> Bytes {
         let mut body = BytesMut::new();
         let start = match self.start {
             WalStart::Beginning => WalPosition::default(),
@@ -148,7 +156,7 @@ impl Checkpoint {
             VERSION
         };
         for group in rewritten {
-            group.put_rewritten(&mut body);
+            group.put_rewritten(rules, &mut body);
         }
         let mut out = BytesMut::with_capacity(HEAD_LEN + body.len() + CRC_LEN);
         out.put_u32_le(MAGIC);
@@ -263,9 +271,10 @@ impl GroupRecord {
         self.clean > Offset(0) || self.segments.iter().any(|segment| segment.generation > 0)
     }
 
-    fn put_rewritten(&self, out: &mut BytesMut) {
+    fn put_rewritten(&self, rules: u32, out: &mut BytesMut) {
         out.put_u64_le(self.group.get());
         out.put_u64_le(self.replica.0);
+        out.put_u32_le(rules);
         out.put_u64_le(self.clean.get());
         let replaced = self
             .segments
@@ -351,6 +360,7 @@ impl GroupRecord {
 #[derive(Debug)]
 struct Rewritten {
     id: (GroupId, ReplicaId),
+    rules: u32,
     clean: Offset,
     generations: Vec<(LogIndex, u32)>,
 }
@@ -359,6 +369,7 @@ impl Rewritten {
     fn get(body: &mut Bytes) -> Result<Self, CheckpointError> {
         Ok(Self {
             id: get_replica(body)?,
+            rules: body.try_get_u32_le()?,
             clean: Offset(body.try_get_u64_le()?),
             generations: get_list(body, |body| {
                 Ok((LogIndex(body.try_get_u64_le()?), body.try_get_u32_le()?))
@@ -372,7 +383,9 @@ impl Rewritten {
             .iter_mut()
             .find(|group| (group.group, group.replica) == self.id)
             .ok_or(CheckpointError::Damaged)?;
-        group.clean = self.clean;
+        if self.rules == RULES {
+            group.clean = self.clean;
+        }
         for (base, generation) in self.generations {
             let at = group
                 .segments
@@ -577,6 +590,14 @@ pub(crate) mod tests {
     fn an_older_build_reads_a_checkpoint_without_rewritten_logs() {
         assert_eq!(sample().encode()[4], PLAIN_VERSION);
         assert_eq!(rewritten().encode()[4], VERSION);
+    }
+
+    #[test]
+    fn what_was_cleaned_by_other_rules_counts_as_not_cleaned() {
+        let mut expected = rewritten();
+        let encoded = expected.encode_by(RULES + 1);
+        expected.groups[0].clean = Offset(0);
+        assert_eq!(Checkpoint::decode(&encoded), Ok(expected));
     }
 
     #[test]

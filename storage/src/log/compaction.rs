@@ -19,6 +19,7 @@
 //! neither supersedes nor is superseded, and a marker behind it stays, too, for it may hide what
 //! the marker deleted.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -28,11 +29,12 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{self, Instant};
 use trilog_model::batch::{BatchHeader, Record, Retained, retain};
-use trilog_model::{Offset, Timestamp};
+use trilog_model::{GroupId, Offset, ReplicaId, Timestamp};
 
 use super::fill::{FillTask, is_full};
 use super::group::{Group, GroupLog, GroupState, Life};
 use super::key_map::KeyMap;
+use super::pace::Pace;
 use super::read::Scan;
 use super::rewrites::Cleanness;
 use super::segment::{self, Extent, SegmentHeader};
@@ -51,9 +53,18 @@ pub(crate) const QUEUE: usize = 4;
 const MAX_DECODED: usize = 64 << 20;
 /// A batch of more records stays as it is. Not a matter of configuration: replicas must agree on
 /// what is left alone.
-const MAX_RECORDS: i32 = 1 << 20;
+pub const MAX_RECORDS: i32 = 1 << 20;
+/// How long a log rests whose pass found no room on the disk; doubled up to the second.
+const PAUSE_MIN: Duration = Duration::from_mins(1);
+const PAUSE_MAX: Duration = Duration::from_hours(1);
 /// A segment is rewritten for what is not a record if that is this part of it.
 const WORTH: u64 = 8;
+
+/// The number of the rules by which records are judged. Whatever changes which records are left
+/// alone (a bound above, a codec, what is done with transactions) needs another one: how far a log
+/// is clean means something only together with it. By the old rules a marker may be all that hides
+/// a record which was left alone, and by the new ones nobody would look at that record again.
+pub const RULES: u32 = 1;
 
 /// What a pass may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +89,9 @@ pub struct CleanReport {
     pub removed: u64,
     /// Deletion markers that are left.
     pub markers: u64,
+    /// Those below it could go: no more than the plan allowed, and less where something came in
+    /// from elsewhere.
+    pub markers_before: Offset,
     /// The keys did not fit: another pass goes on from here.
     pub partial: bool,
 }
@@ -85,6 +99,8 @@ pub struct CleanReport {
 /// What of a log may be cleaned now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cleanable {
+    /// Below it no record is left that a later one below it supersedes.
+    pub clean: Offset,
     /// Bytes of segments that were cleaned before.
     pub clean_bytes: u64,
     /// Bytes of those that were not.
@@ -100,6 +116,8 @@ pub struct Cleanable {
 pub enum CleanError {
     #[error("the log changed meanwhile")]
     Superseded,
+    #[error("a part of the log has to come from another replica first")]
+    Short,
     #[error("there is no room on the disk")]
     Full,
     #[error("what was written does not end where the log does")]
@@ -142,7 +160,10 @@ impl GroupLog {
     #[must_use]
     pub fn cleanable(&self, plan: &CleanPlan) -> Cleanable {
         let state = self.0.state.lock();
-        let mut found = Cleanable::default();
+        let mut found = Cleanable {
+            clean: state.rewrites.clean,
+            ..Cleanable::default()
+        };
         for link in state.allowed(plan, false) {
             if link.extent.tip.next_offset <= state.rewrites.clean {
                 found.clean_bytes += link.extent.bytes;
@@ -190,8 +211,11 @@ pub(crate) struct CleanJob {
 
 impl IoJob for CleanJob {
     async fn run<I: Io>(mut self, io: I) {
+        let rate = self.shared.config.compaction_bytes_per_second;
         let mut cleaner = Cleaner {
             io,
+            pace: Pace::new(rate),
+            refused: BTreeMap::new(),
             shared: self.shared,
             stop: self.stop,
             entropy: self.entropy,
@@ -203,7 +227,7 @@ impl IoJob for CleanJob {
                 task = self.inbox.recv() => task,
             };
             let Some(task) = task else { return };
-            let outcome = cleaner.pass(&task.group, task.plan).await;
+            let outcome = cleaner.turn(&task.group, task.plan).await;
             let stopped = matches!(outcome, Err(CleanError::Store(StoreError::Closed)));
             // Whoever asked may have lost interest.
             let _ = task.done.send(outcome);
@@ -216,6 +240,8 @@ impl IoJob for CleanJob {
 
 struct Cleaner<I: Io> {
     io: I,
+    pace: Pace,
+    refused: BTreeMap<(GroupId, ReplicaId), Refused>,
     shared: Arc<Shared>,
     stop: oneshot::Receiver<()>,
     entropy: Entropy,
@@ -245,6 +271,27 @@ enum Fate {
 }
 
 impl<I: Io> Cleaner<I> {
+    /// A pass, unless the last one found no room a moment ago: it would read all of the log to find
+    /// none again.
+    async fn turn(
+        &mut self,
+        group: &Arc<Group>,
+        plan: CleanPlan,
+    ) -> Result<CleanReport, CleanError> {
+        let id = (group.id, group.replica);
+        let refused = self.refused.get(&id).copied();
+        if refused.is_some_and(|refused| Instant::now() < refused.until) {
+            return Err(CleanError::Full);
+        }
+        let outcome = self.pass(group, plan).await;
+        if matches!(outcome, Err(CleanError::Full)) {
+            self.refused.insert(id, Refused::again(refused));
+        } else {
+            self.refused.remove(&id);
+        }
+        outcome
+    }
+
     async fn pass(
         &mut self,
         group: &Arc<Group>,
@@ -256,8 +303,11 @@ impl<I: Io> Cleaner<I> {
         wait.await.map_err(|_| StoreError::Closed)?;
         let (links, clean, arrivals) = {
             let state = group.state.lock();
-            if state.life != Life::Here || state.is_short() {
-                return Ok(CleanReport::default());
+            if state.life != Life::Here {
+                return Err(CleanError::Superseded);
+            }
+            if state.is_short() {
+                return Err(CleanError::Short);
             }
             let links = state.allowed(&plan, false);
             (links, state.rewrites.clean, state.rewrites.arrivals())
@@ -266,13 +316,14 @@ impl<I: Io> Cleaner<I> {
         let rules = self
             .read_keys(group, &links, clean, &plan, &mut report)
             .await?;
+        report.markers_before = rules.markers_before;
         let parts = self.judge(group, links, &rules, &mut report).await?;
+        let mut fits = true;
         for run in runs(parts, group.rolling().bytes) {
-            if run.len() > 1 || run.iter().any(|part| part.shrinks) {
-                self.rewrite(group, &run, &rules, &mut report).await?;
-            } else {
-                report.bytes_after += run.iter().map(|part| part.link.extent.bytes).sum::<u64>();
-            }
+            fits &= self.shrink(group, &run, &rules, &mut report).await?;
+        }
+        if !fits {
+            return Err(CleanError::Full);
         }
         let mut state = group.state.lock();
         if state.rewrites.arrivals() != arrivals {
@@ -356,6 +407,47 @@ impl<I: Io> Cleaner<I> {
             parts.push(part);
         }
         Ok(parts)
+    }
+
+    /// Writes what is left of neighbours as one segment, if there is anything to gain; where the
+    /// disk has no room for that, each of them that shrinks by itself. False if it has no room for
+    /// one that does.
+    async fn shrink(
+        &mut self,
+        group: &Arc<Group>,
+        run: &[Part],
+        rules: &Rules,
+        report: &mut CleanReport,
+    ) -> Result<bool, CleanError> {
+        let shrinks = run.iter().any(|part| part.shrinks);
+        if !shrinks && run.len() == 1 {
+            report.bytes_after += bytes_of(run);
+            return Ok(true);
+        }
+        if self.has_room(bytes_of(run)).await {
+            self.rewrite(group, run, rules, report).await?;
+            return Ok(true);
+        }
+        let mut fits = true;
+        for part in run {
+            let alone = std::slice::from_ref(part);
+            if part.shrinks && self.has_room(bytes_of(alone)).await {
+                self.rewrite(group, alone, rules, report).await?;
+            } else {
+                fits &= !part.shrinks;
+                report.bytes_after += bytes_of(alone);
+            }
+        }
+        Ok(fits)
+    }
+
+    /// Whether so many bytes can be written beside what is there, and leave everybody else room.
+    async fn has_room(&self, bytes: u64) -> bool {
+        let config = &self.shared.config;
+        let reserve = config.segment_bytes + config.wal_file_bytes;
+        let free = self.io.free_bytes(&config.dir).await;
+        // One that cannot say is not held against it: then a write will tell.
+        !self.shared.budget.lacks_any() && free.map_or(true, |free| free >= bytes + reserve)
     }
 
     /// Writes one segment in the place of several, or of one.
@@ -449,26 +541,44 @@ impl<I: Io> Cleaner<I> {
 
     /// Takes the time that so many bytes take at the configured rate.
     async fn pause(&mut self, bytes: usize) -> Result<(), StoreError> {
-        let rate = self.shared.config.compaction_bytes_per_second;
         self.shared
             .compacted
             .fetch_add(bytes as u64, Ordering::Relaxed);
-        if rate == 0 {
-            // So that a pass without a limit still ends with its store.
+        let Some(until) = self.pace.spend(bytes as u64) else {
+            // So that a pass that need not wait still ends with its store.
             tokio::task::yield_now().await;
             return match self.stop.try_recv() {
                 Err(oneshot::error::TryRecvError::Empty) => Ok(()),
                 _ => Err(StoreError::Closed),
             };
-        }
-        let nanos = bytes as u64 * 1_000_000_000 / rate;
-        let until = Instant::now() + Duration::from_nanos(nanos);
+        };
         tokio::select! {
             biased;
             _ = &mut self.stop => Err(StoreError::Closed),
             () = time::sleep_until(until) => Ok(()),
         }
     }
+}
+
+/// A log whose last pass found no room on the disk.
+#[derive(Clone, Copy, Debug)]
+struct Refused {
+    /// No pass before.
+    until: Instant,
+    pause: Duration,
+}
+
+impl Refused {
+    /// After another refusal behind the last one.
+    fn again(last: Option<Self>) -> Self {
+        let pause = last.map_or(PAUSE_MIN, |last| (last.pause * 2).min(PAUSE_MAX));
+        let until = Instant::now() + pause;
+        Self { until, pause }
+    }
+}
+
+fn bytes_of(run: &[Part]) -> u64 {
+    run.iter().map(|part| part.link.extent.bytes).sum()
 }
 
 /// Sorts the failures of file operations.

@@ -155,12 +155,11 @@ impl GroupState {
         }
         Ok(match &staged.place {
             Place::Below { .. } => 0,
-            Place::Of(segment, extent)
-                if *extent == staged.extent && self.rewrites.clean == Offset(0) =>
-            {
-                segment.generation
+            Place::Of(segment, extent) => {
+                let same = *extent == staged.extent && segment.header == staged.header;
+                let other = !(same && self.rewrites.clean == Offset(0));
+                segment.generation.saturating_add(u32::from(other))
             }
-            Place::Of(segment, _) => segment.generation.saturating_add(1),
         })
     }
 
@@ -313,6 +312,8 @@ struct Build {
     path: PathBuf,
     header: SegmentHeader,
     extent: Extent,
+    /// What the next frame has to follow.
+    chain: Tip,
     index: SparseIndex,
     terms: Vec<TermStart>,
 }
@@ -379,7 +380,7 @@ impl Incoming {
         if let Some(tip) = tip.filter(|tip| frame.header.index < tip.next_index) {
             frame = cut_front(&frame.header, &tip).ok_or_else(outside)?;
         }
-        if frame.header.next_index() > self.end.next_index {
+        if frame.header.next_index() >= self.end.next_index {
             frame = cut_back(&frame.header, &self.end).ok_or_else(outside)?;
         }
         Ok(frame)
@@ -402,8 +403,12 @@ impl Incoming {
         let build = self.build.as_ref().ok_or_else(|| damaged("it is empty"))?;
         let complete = match &self.place {
             Place::Below { .. } => build.extent.tip.next_index == self.gap.end,
-            // What was compacted, here or there, has another length.
-            Place::Of(_, extent) => build.extent.tip == extent.tip,
+            // What was compacted, here or there, has another length, and may say of its end only
+            // that it was no later.
+            Place::Of(_, extent) => {
+                let (found, known) = (&build.extent.tip, &extent.tip);
+                found.is_at(known) && found.next_time <= known.next_time
+            }
         };
         if !complete {
             return Err(damaged("it ends elsewhere"));
@@ -468,7 +473,12 @@ fn first_header(
         Place::Below { .. } => (frame.index < gap.end).then_some(header),
         // One that stands for several may begin earlier; the chain is checked once it is cut.
         Place::Of(segment, _) if frame.kind == FrameKind::Removed => Some(segment.header),
-        Place::Of(segment, _) => (segment.header == header).then_some(header),
+        Place::Of(segment, _) => {
+            let known = &segment.header;
+            let place = |header: &SegmentHeader| (header.base_index, header.base_offset);
+            let fits = place(known) == place(&header) && header.base_time <= known.base_time;
+            fits.then_some(header)
+        }
     };
     if let Some(header) = expected {
         Ok(header)
@@ -483,6 +493,7 @@ impl Build {
         Self {
             path: segment::copy_path(&segment),
             header,
+            chain: header.tip_before(),
             extent: Extent {
                 bytes: HEADER_LEN,
                 tip: header.tip_before(),
@@ -499,7 +510,7 @@ impl Build {
         let header = &frame.header;
         let ours =
             header.group == group.id && header.kind.is_stored() && header.next_index() <= end;
-        if !ours || self.extent.tip.check(header).is_err() {
+        if !ours || self.chain.check(header).is_err() {
             return Err(damaged(format_args!(
                 "entry {} does not follow",
                 header.id()
@@ -519,6 +530,7 @@ impl Build {
         }
         self.index.add(frame, self.extent.bytes);
         self.extent.add(frame);
+        self.chain = self.chain.past(header);
         Ok(())
     }
 }

@@ -292,6 +292,12 @@ impl GroupLog {
         budget.when_room(|| self.try_claim(bytes, share)).await
     }
 
+    /// Bytes of entries that stand in no segment yet, but in the write-ahead log and in memory.
+    #[must_use]
+    pub fn unfilled_bytes(&self) -> u64 {
+        self.0.state.lock().pinned_bytes()
+    }
+
     /// The most bytes that all groups of the store may have outside segments.
     #[must_use]
     pub fn pinned_limit(&self) -> u64 {

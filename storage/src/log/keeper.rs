@@ -123,13 +123,14 @@ impl<I: Io> Keeper<I> {
         self.report();
         let unsaved = self.shared.take_unsaved();
         // One that found no room is tried again until it does, or nothing would say that it may.
-        if (unsaved || self.shared.budget.lacks(Lack::Checkpoint))
-            && let Err(error) = self.checkpoint(true).await
-        {
-            if unsaved {
+        if unsaved || self.shared.budget.lacks(Lack::Checkpoint) {
+            let made = self.checkpoint(true).await;
+            if unsaved && !matches!(made, Ok(Made::Yes)) {
                 self.shared.keep_unsaved();
             }
-            tracing::warn!(%error, "no checkpoint was made");
+            if let Err(error) = made {
+                tracing::warn!(%error, "no checkpoint was made");
+            }
         }
         if !self.is_due() {
             return;
@@ -202,7 +203,10 @@ impl<I: Io> Keeper<I> {
     /// Fills everything committed and makes a checkpoint.
     async fn settle(&self) -> Result<(), StoreError> {
         self.flush(u64::MAX).await?;
-        self.checkpoint(true).await
+        if self.checkpoint(true).await? == Made::Cutting {
+            self.shared.keep_unsaved();
+        }
+        Ok(())
     }
 
     /// Whether some log was cut and that is not durable yet.
@@ -262,15 +266,15 @@ impl<I: Io> Keeper<I> {
 
     /// Writes a checkpoint and lets go of the files it does not need. Without `always`, only if
     /// that frees any.
-    async fn checkpoint(&self, always: bool) -> Result<(), StoreError> {
+    async fn checkpoint(&self, always: bool) -> Result<Made, StoreError> {
         if let Some(failure) = self.shared.failure() {
             return Err(failure);
         }
         let Some((checkpoint, marks)) = self.capture() else {
-            return Ok(());
+            return Ok(Made::Cutting);
         };
         if !always && checkpoint.start == self.shared.progress.lock().start {
-            return Ok(());
+            return Ok(Made::Needless);
         }
         let dir = &self.shared.config.dir;
         let saved = checkpoint_file::save(&self.io, dir, checkpoint.encode()).await;
@@ -287,7 +291,7 @@ impl<I: Io> Keeper<I> {
                 wal.wal().release(start.file);
             }
         }
-        Ok(())
+        Ok(Made::Yes)
     }
 
     fn judge(&self, saved: Result<(), SaveError>) -> Result<(), StoreError> {
@@ -440,6 +444,16 @@ impl Group {
         }
         Ok(waits)
     }
+}
+
+/// What became of a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Made {
+    Yes,
+    /// It would free nothing.
+    Needless,
+    /// Some log was cut and that is not durable yet: whoever needs it has to ask again.
+    Cutting,
 }
 
 /// What a checkpoint says of each group's rewriting.

@@ -26,6 +26,7 @@ mod keeper;
 mod key_map;
 mod memory;
 mod note;
+mod pace;
 mod read;
 mod reader;
 mod recovery;
@@ -43,7 +44,10 @@ mod types;
 mod wal_runs;
 
 pub use budget::{Claim, Pressure, Share};
-pub use compaction::{CleanError, CleanPlan, CleanReport, Cleanable};
+pub use compaction::{
+    CleanError, CleanPlan, CleanReport, Cleanable, MAX_RECORDS as CLEAN_RECORDS_MAX,
+    RULES as CLEAN_RULES,
+};
 pub use config::StoreConfig;
 pub use copy::{CopyError, CopySum, Gap, Incoming};
 pub use filling::Rolling;

@@ -60,7 +60,8 @@ impl Hole {
 
 /// The frame that stands for entries of which nothing is left. Its own time is the latest with
 /// which the next entry's earliest time stays what it was; it is never earlier than that of the
-/// first of them, for each entry takes a nanosecond at least, and one for each record.
+/// first of them, for each entry takes a nanosecond at least, and one for each record. Where they
+/// are cut inside, nobody knows that earliest time, and a later one stands for it.
 pub(crate) fn removed(
     group: GroupId,
     (first, further): (EntryId, u64),
@@ -188,10 +189,10 @@ pub(crate) fn cut_front(header: &FrameHeader, tip: &Tip) -> Option<Frame> {
     inside.then(|| removed(header.group, (first, further), place, next_time(header)))
 }
 
-/// The part of a frame of removed entries that ends at `end`, inside it.
+/// The part of a frame of removed entries that ends at `end`, inside it or where it does itself.
 pub(crate) fn cut_back(header: &FrameHeader, end: &Tip) -> Option<Frame> {
     let inside = header.kind == FrameKind::Removed
-        && (header.index < end.next_index && end.next_index < header.next_index());
+        && (header.index < end.next_index && end.next_index <= header.next_index());
     let left = end
         .next_offset
         .get()

@@ -22,7 +22,6 @@ use super::index::SparseIndex;
 use super::segment::{self, HEADER_BYTES, SegmentHeader};
 use super::segments::Link;
 use super::shared::Shared;
-use super::tip::Tip;
 use crate::frame::{
     BATCH_PREFIX_LEN, Frame, FrameError, FrameHeader, HEADER_LEN as FRAME_HEADER_LEN,
 };
@@ -178,10 +177,10 @@ impl<I: Io> Scrub<I> {
             if prefix.is_some_and(|prefix| prefix != header.batch_prefix()) {
                 return Err(bad(&"a batch begins as no batch of its frame does"));
             }
-            tip = Tip::after(&header);
+            tip = tip.past(&header);
             index.add(&frame, pos);
         }
-        if tip == link.extent.tip {
+        if tip.is_at(&link.extent.tip) {
             Ok(index)
         } else {
             Err(Bad::Damaged("it ends elsewhere".to_owned()))

@@ -3,7 +3,7 @@
 use trilog_model::{EntryId, LogIndex, Offset, Timestamp};
 
 use super::types::LogStart;
-use crate::frame::FrameHeader;
+use crate::frame::{FrameHeader, FrameKind};
 
 /// The end of a chain of entries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,6 +36,28 @@ impl Tip {
         }
     }
 
+    /// The tip behind a frame that continues a chain of stored ones. The time of entries of which
+    /// nothing is left is not known exactly where they were cut, at the end of a replica's
+    /// segment: it is never too early, and so bounds nothing behind it.
+    pub(crate) fn past(&self, header: &FrameHeader) -> Self {
+        let after = Self::after(header);
+        if header.kind != FrameKind::Removed {
+            return after;
+        }
+        // A segment that begins with such entries has its own earliest time from them.
+        let known = self.last.map_or(Timestamp(0), |_| self.next_time);
+        Self {
+            next_time: known,
+            ..after
+        }
+    }
+
+    /// Whether both are the same place. What they say of time may differ, as above.
+    pub(crate) fn is_at(&self, other: &Self) -> bool {
+        let place = |tip: &Self| (tip.last, tip.next_index, tip.next_offset);
+        place(self) == place(other)
+    }
+
     /// The tip of a log emptied by `start`.
     pub(crate) fn at_start(start: &LogStart) -> Self {
         Self {
@@ -59,7 +81,7 @@ impl Tip {
         last.iter().chain(&next).all(|number| *number <= most)
     }
 
-    /// Whether the entry continues the chain.
+    /// Whether the entry, or what is left of several, continues the chain.
     pub(crate) fn check(&self, header: &FrameHeader) -> Result<(), Break> {
         if header.index != self.next_index {
             Err(Break::Index)
@@ -67,7 +89,7 @@ impl Tip {
             Err(Break::Term)
         } else if header.base_offset != self.next_offset {
             Err(Break::Offset)
-        } else if header.append_time < self.next_time {
+        } else if header.append_time < self.next_time && header.kind != FrameKind::Removed {
             Err(Break::Time)
         } else {
             Ok(())

@@ -5,8 +5,8 @@
 //! order they belong to, and knows nothing of what a vote or a truncation means.
 //!
 //! ```text
-//! submit ──> queue ──> writer job: gather ──> one write + sync ──> done, in order
-//!                         │  ▲                (a round)
+//! submit ──> queue ──> writer job: gather ──> one write + sync ──> done, in order (many at
+//!                         │  ▲                (a round)            once: by the teller job)
 //!                  begins │  │ ready files
 //!                         ▼  │
 //!                        pool  <── release (a checkpoint holds it all)
@@ -19,6 +19,7 @@
 //! n - 1 is durable, and says so. Recovery (`scan`) therefore tells a torn tail, which is cut,
 //! from damage to something that was durable, which is corruption.
 
+mod answers;
 pub mod bench;
 mod error;
 mod filler;
@@ -47,6 +48,7 @@ use crate::fatal::FatalSink;
 use crate::frame::Frame;
 use crate::histogram::Histogram;
 use crate::io::{Backend, Io, IoJob, JobHandle};
+use answers::{Answers, Teller};
 use filler::Filler;
 use format::{BLOCK, BLOCK_BYTES, HEADER_LEN};
 use pool::Pool;
@@ -118,7 +120,7 @@ pub enum WalStart {
     At(WalPosition),
 }
 
-/// Told once, on the writer's thread, when a unit is durable or never will be: must be quick.
+/// Told once, on a thread of the log's, when a unit is durable or never will be: must be quick.
 /// The position is that of the unit's first frame.
 pub type WalDone = Box<dyn FnOnce(Result<WalPosition, WalError>) + Send>;
 
@@ -155,6 +157,7 @@ pub struct Wal {
     max_frame_bytes: usize,
     writer: Option<JobHandle>,
     filler: Option<JobHandle>,
+    teller: Option<JobHandle>,
 }
 
 impl Wal {
@@ -208,11 +211,21 @@ impl Wal {
             fatal,
         };
         let filler = backend.spawn("wal-fill", job);
+        let job = Teller {
+            shared: Arc::clone(&shared),
+        };
+        // It has no files, so it needs no ring, and is woken sooner without one.
+        let beside = match backend {
+            Backend::Uring => &Backend::Threads,
+            other => other,
+        };
+        let teller = beside.spawn("wal-tell", job);
         let wal = Self {
             shared,
             max_frame_bytes,
             writer: Some(writer),
             filler: Some(filler),
+            teller: Some(teller),
         };
         Ok((wal, summary))
     }
@@ -305,10 +318,8 @@ impl Wal {
     /// Writes what is queued and ends. Units for which there is no room are told so.
     pub async fn close(mut self) {
         self.shared.queue.close();
-        for job in [self.writer.take(), self.filler.take()]
-            .into_iter()
-            .flatten()
-        {
+        let jobs = [&mut self.writer, &mut self.filler, &mut self.teller];
+        for job in jobs.into_iter().filter_map(Option::take) {
             job.join().await;
         }
     }
@@ -332,6 +343,7 @@ impl fmt::Debug for Wal {
 #[derive(Debug)]
 struct Shared {
     queue: Queue,
+    answers: Answers,
     pool: Pool,
     progress: Mutex<Progress>,
     /// How long each durable write took.
@@ -348,6 +360,7 @@ impl Shared {
     fn new() -> Self {
         Self {
             queue: Queue::default(),
+            answers: Answers::default(),
             pool: Pool::new(),
             progress: Mutex::default(),
             syncs: Histogram::default(),

@@ -11,6 +11,7 @@ use rand::RngCore;
 use rand::rngs::SmallRng;
 use tokio::time::Instant;
 
+use super::answers::Answer;
 use super::format::{BLOCK_BYTES, FileHeader, HEADER_LEN, padded};
 use super::queue::{Room, Unit};
 use super::round::{Place, Round, RoundBuilder};
@@ -39,6 +40,8 @@ pub(super) struct Writer<I: Io> {
     starved: bool,
     builder: RoundBuilder,
     writing: WalWriting,
+    /// Who is told next.
+    answers: Vec<Answer>,
 }
 
 /// The file being written.
@@ -138,6 +141,7 @@ impl<I: Io> Writer<I> {
             starved: false,
             builder,
             writing: WalWriting::default(),
+            answers: Vec::new(),
         }
     }
 
@@ -151,6 +155,7 @@ impl<I: Io> Writer<I> {
             }
         };
         self.refuse(&end).await;
+        self.shared.answers.end();
         self.shared.pool.end();
     }
 
@@ -177,9 +182,12 @@ impl<I: Io> Writer<I> {
     async fn refuse(&mut self, end: &WalError) {
         loop {
             let taken = self.shared.queue.take(&mut self.lanes.common);
-            for unit in self.lanes.drain() {
-                self.shared.queue.answer(unit, Err(end.clone()));
-            }
+            let refused = self.lanes.drain().map(|unit| Answer {
+                unit,
+                outcome: Err(end.clone()),
+            });
+            self.answers.extend(refused);
+            self.tell();
             if taken.closed {
                 return;
             }
@@ -389,10 +397,16 @@ impl<I: Io> Writer<I> {
             if let Some(unit) = units.pop_front() {
                 self.writing.units += 1;
                 // A unit without frames is as durable as what came before it.
-                let position = unit.position.unwrap_or(here);
-                self.shared.queue.answer(unit, Ok(position));
+                let outcome = Ok(unit.position.unwrap_or(here));
+                self.answers.push(Answer { unit, outcome });
             }
         }
+        self.tell();
+    }
+
+    fn tell(&mut self) {
+        let Shared { answers, queue, .. } = &*self.shared;
+        answers.tell(queue, &mut self.answers);
     }
 }
 

@@ -1,5 +1,7 @@
 """What the checks of all clients share."""
 
+import signal
+import sys
 import time
 import uuid
 
@@ -8,6 +10,11 @@ RUN = uuid.uuid4().hex[:8]
 
 def topic(name):
     return f"interop-{RUN}-{name}"
+
+
+def end_when_told():
+    """A time limit from outside ends a run as an exception does: what it started is stopped."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))
 
 
 class Missing(Exception):

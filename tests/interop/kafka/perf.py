@@ -29,7 +29,7 @@ import time
 import uuid
 
 from cluster import Cluster, free_ports
-from common import wait_until
+from common import end_when_told, wait_until
 from elsewhere import HERE, PATIENCE, cache, fetch, tell
 
 TOPIC = "perf"
@@ -248,6 +248,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--into", type=pathlib.Path)
     args = parser.parse_args()
+    end_when_told()
     jars = {}
     for kind in ("jvm", "broker"):
         jars[kind] = cache(kind)

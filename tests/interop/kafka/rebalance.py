@@ -21,7 +21,7 @@ import confluent_kafka.admin as admin_of
 from confluent_kafka import Consumer, Producer
 
 from cluster import Cluster
-from common import topic, wait_until
+from common import end_when_told, topic, wait_until
 
 GROUPS, MEMBERS, PARTITIONS = 20, 5, 50
 PROTOCOLS = ["classic", "consumer"]
@@ -249,6 +249,7 @@ def main():
     args = parser.parse_args()
     if args.doomed:
         be_doomed(*args.doomed)
+    end_when_told()
     cluster = Cluster(args.trilog, SETTINGS)
     try:
         return 0 if measure(cluster) else 1

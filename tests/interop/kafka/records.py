@@ -284,7 +284,7 @@ class ConfluentRecords(Confluent):
             consumer.close()
             return found
 
-    def cluster(self):
+    def describe_cluster(self):
         admin = self.admin()
         described = admin.describe_cluster().result(30)
         assert described.cluster_id and described.nodes, described

@@ -24,7 +24,7 @@ import records
 import transactions
 from capture import Capture
 from cluster import Cluster, Given
-from common import Missing
+from common import Missing, end_when_told
 
 MODULES = [records, groups, consumers, transactions, elsewhere, jvm, access]
 CLIENTS = [client for module in MODULES for client in module.CLIENTS]
@@ -103,6 +103,7 @@ def main():
     parser.add_argument("--only", default="", help="checks whose client and name hold this text")
     parser.add_argument("--capture", metavar="DIR", help="keep what was sent as fixtures, as root")
     args = parser.parse_args()
+    end_when_told()
     cluster = Given(args.bootstrap) if args.bootstrap else Cluster(args.trilog)
     rows = []
     try:

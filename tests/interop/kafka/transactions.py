@@ -7,6 +7,8 @@ import time
 from clients import Aiokafka, Confluent
 from common import Missing, equal, topic, wait_until
 
+TRANSACTION_SECONDS = 60
+
 
 class ConfluentTransactions(Confluent):
     name = "confluent-kafka transactions"
@@ -16,7 +18,8 @@ class ConfluentTransactions(Confluent):
         return name
 
     def _producer(self, id, **config):
-        settings = {"transactional.id": id, "transaction.timeout.ms": 60_000, **config}
+        millis = TRANSACTION_SECONDS * 1000
+        settings = {"transactional.id": id, "transaction.timeout.ms": millis, **config}
         producer = self.producer(**settings)
         producer.init_transactions(30)
         return producer
@@ -275,6 +278,7 @@ class ConfluentTransactions(Confluent):
         while not stop.is_set():
             turn += 1
             mark = f"{number}/{turn}"
+            began = time.time()
             try:
                 producer.begin_transaction()
                 for index in range(partitions):
@@ -282,13 +286,27 @@ class ConfluentTransactions(Confluent):
                 self._commit(producer)
                 committed.append(mark)
             except self.lib.KafkaException as error:
-                if error.args[0].fatal():
-                    unknown.append(mark)
-                    producer = self._producer(f"{name}-{number}")
-                elif error.args[0].txn_requires_abort():
-                    self._again(lambda: producer.abort_transaction(30))
-                else:
-                    raise
+                fatal = self._abort(producer, error)
+                if fatal is None:
+                    continue
+                # Its transaction outlived its time while coordinators were dead; nothing else
+                # shuts a producer out that nobody follows.
+                took = time.time() - began
+                shut_out = fatal.code() == self.lib.KafkaError._FENCED
+                assert not shut_out or took >= TRANSACTION_SECONDS, f"{fatal} after {took:.1f} s"
+                unknown.append(mark)
+                producer = self._producer(f"{name}-{number}")
+
+    def _abort(self, producer, error):
+        """Nothing, or the error after which a producer is of no use."""
+        try:
+            if error.args[0].txn_requires_abort():
+                self._again(lambda: producer.abort_transaction(30))
+                return None
+        except self.lib.KafkaException as later:
+            error = later
+        assert error.args[0].fatal(), error
+        return error.args[0]
 
     def _commit(self, producer):
         self._again(lambda: producer.commit_transaction(30))

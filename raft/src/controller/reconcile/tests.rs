@@ -10,6 +10,7 @@ fn myself(node: u32) -> Myself {
     Myself {
         node: NodeId(node),
         identity: NodeIdentity::from_bytes([byte; 16]).unwrap(),
+        confirmed: Some(0),
     }
 }
 
@@ -94,6 +95,37 @@ fn founders_open_a_new_topics_groups_with_the_same_voters() {
             }]
         );
     }
+}
+
+/// A map from before this node's process began may be from before it closed the very replica.
+#[test]
+fn a_replica_begins_on_an_empty_log_only_by_a_map_that_is_known_to_be_current() {
+    let mut state = cluster(1);
+    done(&mut state, &create(1, "a", 1, 1));
+    let map = state.map();
+    let replica = partition(&state, 2).founding[0];
+    let held = |role| LocalGroup {
+        group: GroupId(2),
+        replica,
+        role,
+    };
+    let opens = |confirmed: Option<u64>, local: &[LocalGroup]| {
+        let me = Myself {
+            confirmed,
+            ..myself(1)
+        };
+        let plan = plan_node(&map, me, local, &Limits::default()).unwrap();
+        let opens =
+            |action: &Action| matches!(action, Action::OpenGroup { group, .. } if group.get() == 2);
+        let confirms = plan.actions.contains(&Action::ConfirmMap);
+        (plan.actions.iter().any(opens), confirms)
+    };
+    for confirmed in [None, Some(map.version() + 1)] {
+        assert_eq!(opens(confirmed, &[]), (false, true));
+        // What is there has not been closed.
+        assert!(opens(confirmed, &[held(LocalRole::Stopped)]).0);
+    }
+    assert_eq!(opens(Some(map.version()), &[]), (true, false));
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! Where replicas are to be, and what their leaders and holders report.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use trilog_model::{GroupId, NodeId, ReplicaId, Term};
 
-use super::super::cluster_map::{Partition, Replica, Standing};
+use super::super::cluster_map::{GroupPlace, Partition, Replica, Replication, Standing, Topic};
 use super::super::command::{AssignReplicas, PreferLeader, ReportSettled};
+use super::super::level::PLACEMENT_LEVEL;
 use super::super::reply::{ControllerError, Outcome, Reply};
 use super::topics::invalid_assignment;
 use super::{ControllerState, sorted};
@@ -50,12 +52,59 @@ impl ControllerState {
             pinned: origin == Origin::Operator,
             ..self.retarget(&current, &voters, &learners)
         };
+        if origin == Origin::Operator {
+            next.replication = self.own_replication(&current, voters.len());
+        }
         if next != current {
             next.generation += u64::from(next.replicas != current.replicas);
             self.put_partition(next);
+            self.agree_on_replication(group);
             self.touch();
         }
         Ok(Reply::Done)
+    }
+
+    /// The number of replicas that is a partition's own once an operator gives it `voters`: any
+    /// other than it was to have so far, and than its topic says.
+    fn own_replication(&self, current: &Partition, voters: usize) -> Option<u32> {
+        let topic = self.topic_of(current.group)?;
+        let as_before = voters == current.voter_nodes().count();
+        let voters = u32::try_from(voters).unwrap_or(u32::MAX);
+        if self.tables.level < PLACEMENT_LEVEL || as_before {
+            return current.replication;
+        }
+        Some(voters).filter(|voters| *voters != self.replication_now(topic.replication))
+    }
+
+    /// Where an operator has given every partition of a topic as many replicas, that is what the
+    /// topic has.
+    fn agree_on_replication(&mut self, group: GroupId) {
+        let Some(topic) = self.topic_of(group) else {
+            return;
+        };
+        let first = topic.partitions.first().map(|p| p.voter_nodes().count());
+        let agree = |p: &Arc<Partition>| Some(p.voter_nodes().count()) == first;
+        let spoken = topic.partitions.iter().any(|p| p.replication.is_some());
+        if !spoken || !topic.partitions.iter().all(agree) {
+            return;
+        }
+        let count = u32::try_from(first.unwrap_or(0)).unwrap_or(u32::MAX);
+        let as_now = self.replication_now(topic.replication) == count;
+        let mut topic = Topic::clone(topic);
+        if !as_now {
+            topic.replication = Replication::Fixed(count);
+        }
+        for partition in &mut topic.partitions {
+            Arc::make_mut(partition).replication = None;
+        }
+        Arc::make_mut(&mut self.tables.topics).insert(topic.id, Arc::new(topic));
+    }
+
+    fn topic_of(&self, group: GroupId) -> Option<&Arc<Topic>> {
+        match self.groups.get(&group)? {
+            GroupPlace::Controller => None,
+            GroupPlace::Partition { topic, .. } => self.tables.topics.get(topic),
+        }
     }
 
     fn read_learners(

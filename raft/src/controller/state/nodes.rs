@@ -41,6 +41,7 @@ impl ControllerState {
             }],
             preferred: node.id,
             pinned: false,
+            replication: None,
             term: Term(0),
         });
         let id = node.id;

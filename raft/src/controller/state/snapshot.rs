@@ -154,6 +154,9 @@ struct PartitionMessage {
     term: u64,
     #[prost(bool, tag = "7")]
     pinned: bool,
+    /// Zero: as its topic says.
+    #[prost(uint32, tag = "8")]
+    replication: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, Message)]
@@ -348,6 +351,7 @@ fn write_partition(partition: &Partition) -> PartitionMessage {
         preferred: partition.preferred.get(),
         term: partition.term.get(),
         pinned: partition.pinned,
+        replication: partition.replication.unwrap_or(0),
     }
 }
 
@@ -496,6 +500,7 @@ fn read_partition(message: &PartitionMessage) -> Result<Partition, RestoreError>
         preferred: NodeId(message.preferred),
         term: Term(message.term),
         pinned: message.pinned,
+        replication: Some(message.replication).filter(|count| *count > 0),
     })
 }
 

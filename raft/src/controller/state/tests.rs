@@ -745,6 +745,7 @@ fn damaged_snapshots_are_refused_and_change_nothing() {
 }
 
 mod access;
+mod by_hand;
 mod levels;
 mod loss;
 mod random;

@@ -14,7 +14,7 @@ use super::super::command::{
 };
 use super::super::ids::TopicId;
 use super::super::internal::is_reserved;
-use super::super::level::INTERNAL_LEVEL;
+use super::super::level::{INTERNAL_LEVEL, PLACEMENT_LEVEL};
 use super::super::names::{check_topic_name, collision_key};
 use super::super::placement::place;
 use super::super::reply::{ControllerError, Outcome, Reply};
@@ -41,7 +41,7 @@ impl ControllerState {
             (None, replication) => Replication::Fixed(replication),
         };
         let sets = self.initial_sets(command, replication)?;
-        let partitions = self.new_partitions(&sets)?;
+        let partitions = self.new_partitions(&sets, !command.assignments.is_empty())?;
         let answer = Reply::TopicCreated {
             id,
             partitions: len(&partitions),
@@ -81,7 +81,7 @@ impl ControllerState {
             });
         }
         let added = self.added_sets(&topic, command)?;
-        let partitions = self.new_partitions(&added)?;
+        let partitions = self.new_partitions(&added, !command.assignments.is_empty())?;
         let old = len(&topic.partitions);
         self.index_partitions(topic.id, old, &partitions);
         let mut altered = Topic::clone(&topic);
@@ -89,6 +89,12 @@ impl ControllerState {
         altered.partitions.extend(partitions);
         if command.replication > 0 {
             altered.replication = Replication::Fixed(command.replication);
+            // The newest word counts, of the topic as of a partition.
+            for partition in &mut altered.partitions {
+                if partition.replication.is_some() {
+                    Arc::make_mut(partition).replication = None;
+                }
+            }
         }
         if altered != *topic {
             Arc::make_mut(&mut self.tables.topics).insert(topic.id, Arc::new(altered));
@@ -256,7 +262,7 @@ impl ControllerState {
         self.read_assignments(&command.assignments)
     }
 
-    fn replication_now(&self, replication: Replication) -> u32 {
+    pub(super) fn replication_now(&self, replication: Replication) -> u32 {
         match replication {
             Replication::Fixed(replication) => replication,
             Replication::Default => grown_replication(
@@ -352,7 +358,9 @@ impl ControllerState {
     fn new_partitions(
         &mut self,
         sets: &[Vec<NodeId>],
+        by_hand: bool,
     ) -> Result<Vec<Arc<Partition>>, ControllerError> {
+        let pinned = by_hand && self.tables.level >= PLACEMENT_LEVEL;
         let replicas: usize = sets.iter().map(Vec::len).sum();
         self.reserve(
             u64::from(len(sets)),
@@ -360,11 +368,11 @@ impl ControllerState {
         )?;
         Ok(sets
             .iter()
-            .map(|set| Arc::new(self.new_partition(set)))
+            .map(|set| Arc::new(self.new_partition(set, pinned)))
             .collect())
     }
 
-    fn new_partition(&mut self, set: &[NodeId]) -> Partition {
+    fn new_partition(&mut self, set: &[NodeId], pinned: bool) -> Partition {
         let founding: Vec<_> = set.iter().map(|node| self.new_replica(*node)).collect();
         Partition {
             group: self.new_group(),
@@ -380,7 +388,8 @@ impl ControllerState {
                 .collect(),
             founding,
             preferred: set.first().copied().unwrap_or_default(),
-            pinned: false,
+            pinned,
+            replication: None,
             term: Term(0),
         }
     }

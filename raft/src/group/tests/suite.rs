@@ -114,7 +114,7 @@ impl RaftLogStorage<TypeConfig> for SuiteLog {
     }
 
     async fn purge(&mut self, id: LogId) -> io::Result<()> {
-        *self.planned.lock() = Some(self.start_after(entry_id(&id)));
+        self.planned.lock().add(self.start_after(entry_id(&id)));
         self.inner.purge(id).await
     }
 }

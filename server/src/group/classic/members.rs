@@ -18,6 +18,9 @@ const FIRST_ANSWER: Duration = Duration::from_mins(5);
 /// What a member costs beside what it said.
 const OVERHEAD: usize = 256;
 
+/// What [`new_id`] adds to whose id it is.
+pub(in crate::group) const ID_SUFFIX: usize = 37;
+
 #[derive(Debug)]
 pub(super) struct Member {
     pub(super) instance: Option<String>,
@@ -40,6 +43,17 @@ pub(super) fn said(protocols: &[Protocol]) -> usize {
     let each = protocols.iter();
     each.map(|protocol| protocol.name.len() + protocol.metadata.len())
         .sum()
+}
+
+/// Bytes of a member that joins like this, as [`Member::bytes`] has them.
+pub(super) fn asked(request: &JoinRequest) -> usize {
+    let instance = request.instance.as_ref().map_or(0, String::len);
+    let id = match request.member.len() {
+        0 => request.client_id.len().max(instance) + ID_SUFFIX,
+        length => length,
+    };
+    let own = 2 * (id + instance) + request.client_id.len() + request.client_host.len();
+    OVERHEAD + own + said(&request.protocols)
 }
 
 /// An id that nobody has, and that tells people whose it is.
@@ -115,9 +129,10 @@ impl Member {
             .unwrap_or_default()
     }
 
-    pub(super) fn bytes(&self) -> usize {
-        let own = self.client_id.len() + self.client_host.len() + self.assignment.len();
-        OVERHEAD + own + said(&self.protocols)
+    pub(super) fn bytes(&self, id: &str) -> usize {
+        let instance = self.instance.as_ref().map_or(0, String::len);
+        let own = 2 * (id.len() + instance) + self.client_id.len() + self.client_host.len();
+        OVERHEAD + own + self.assignment.len() + said(&self.protocols)
     }
 
     pub(super) fn heard(&mut self, now: Instant) {

@@ -6,9 +6,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::super::GroupError;
+use super::super::{GroupError, STORE_AGAIN};
 use super::members::Member;
 use super::{Ctx, Group, Phase, Store, Then};
+
+/// The shortest time that a group waits for its members: one that is always over would have the
+/// coordinator look at it without a pause.
+const MIN_REBALANCE: Duration = Duration::from_secs(1);
 
 impl Group {
     /// Begins a rebalance, unless one is already waiting for members.
@@ -40,7 +44,7 @@ impl Group {
     /// The longest that any member may take to join again.
     fn rebalance_timeout(&self) -> Duration {
         let timeouts = self.members.values().map(|member| member.rebalance_timeout);
-        timeouts.max().unwrap_or_default()
+        timeouts.max().unwrap_or_default().max(MIN_REBALANCE)
     }
 
     fn give_up_syncs(&mut self, error: &GroupError, now: Instant) {
@@ -85,10 +89,7 @@ impl Group {
             self.phase = Phase::Empty;
             self.protocol.clear();
             self.leader = None;
-            ctx.stores.push(Store {
-                membership: self.membership(&BTreeMap::new()),
-                then: Then::Nothing,
-            });
+            self.store_empty(ctx);
             return;
         }
         self.protocol = self.select_protocol();
@@ -106,6 +107,14 @@ impl Group {
                 member.heard(ctx.now);
             }
         }
+    }
+
+    fn store_empty(&mut self, ctx: &mut Ctx<'_>) {
+        self.again = None;
+        ctx.stores.push(Store {
+            membership: self.membership(&BTreeMap::new()),
+            then: Then::Nothing,
+        });
     }
 
     /// Makes sure that the leader is one that has joined; false if nobody has.
@@ -150,7 +159,9 @@ impl Group {
         ctx: &mut Ctx<'_>,
     ) {
         match then {
-            Then::Nothing => {}
+            Then::Nothing => {
+                self.again = outcome.err().map(|_| ctx.now + STORE_AGAIN);
+            }
             Then::Assign {
                 generation,
                 assignments,
@@ -254,6 +265,7 @@ impl Group {
             | Phase::Stable {
                 deadline: Some(deadline),
             } if deadline <= now => self.expire_syncs(ctx),
+            Phase::Empty if self.again.is_some_and(|again| again <= now) => self.store_empty(ctx),
             Phase::Empty
             | Phase::Preparing { .. }
             | Phase::Completing { .. }

@@ -11,6 +11,7 @@ struct Table {
     now: Instant,
     settings: Settings,
     entropy: Entropy,
+    room: usize,
     stores: Vec<Store>,
 }
 
@@ -32,6 +33,7 @@ fn table(delay: u64) -> Table {
             offset_metadata_max: 100,
         },
         entropy: Entropy::from_seed(1),
+        room: usize::MAX,
         stores: Vec::new(),
     }
 }
@@ -73,6 +75,7 @@ impl Table {
             now: self.now,
             settings: &self.settings,
             entropy: &self.entropy,
+            room: self.room,
             stores: &mut self.stores,
         };
         let outcome = act(&mut self.group, &mut ctx);
@@ -477,6 +480,9 @@ fn offsets_are_committed_by_members_and_into_empty_groups() {
     let asks = member(&ids[0], 2);
     let checked = table.group.check_commit(&asks, false, now);
     assert_eq!(checked, Err(GroupError::RebalanceInProgress));
+    // A producer could not go on after that.
+    let checked = table.group.check_commit(&asks, true, now);
+    assert_eq!(checked, Ok(()));
     let mut empty = Group::new("g");
     assert_eq!(empty.check_commit(&nobody, false, now), Ok(()));
 }
@@ -641,4 +647,81 @@ fn whatever_members_do_all_are_answered_and_a_seed_gives_one_trace() {
         assert!(!trace.is_empty(), "seed {seed}: nothing was answered");
         assert_eq!(trace, play(seed), "seed {seed}");
     }
+}
+
+/// What other groups of the partition have said leaves no room: newcomers are to try again, and who
+/// is counted already stays.
+#[test]
+fn a_full_partition_lets_in_whoever_is_counted_and_tells_others_to_try_again() {
+    let mut table = table(0);
+    let mut first = table.join(request("", None, &["range"]));
+    let joined = first.try_recv().unwrap().unwrap();
+    table.room = 0;
+    let mut again = table.join(request(&joined.member, None, &["range"]));
+    assert_eq!(
+        again.try_recv().unwrap().map(|joined| joined.generation),
+        Ok(1)
+    );
+    let mut newcomer = table.join(request("", None, &["range"]));
+    let refused = newcomer.try_recv().unwrap();
+    assert!(
+        matches!(refused, Err(GroupError::Unavailable(_))),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn that_a_group_is_empty_is_committed_again_until_it_is() {
+    let mut table = table(0);
+    let mut joined = table.join(request("", None, &["range"]));
+    let joined = joined.try_recv().unwrap().unwrap();
+    let mut synced = table.sync(member(&joined.member, 1), &[]);
+    table.committed(Ok(()));
+    synced.try_recv().unwrap().unwrap();
+    let leaving = Leaving {
+        member: joined.member,
+        instance: None,
+    };
+    table.act(|group, ctx| group.leave(&leaving, ctx)).unwrap();
+    for _ in 0..3 {
+        let failed = table.committed(Err(GroupError::Unavailable("full")));
+        assert!(failed.members.is_empty());
+        assert!(!table.group.is_idle(), "the log has a member still");
+        assert_eq!(table.group.state(), GroupState::Empty);
+        table.pass(0);
+        assert!(table.stores.is_empty(), "not at once");
+        table.pass(1);
+    }
+    table.committed(Ok(()));
+    assert!(table.group.is_idle());
+    assert_eq!(table.group.due(), None);
+}
+
+#[test]
+fn what_members_want_is_known_before_they_have_agreed() {
+    let mut table = table(3);
+    let _first = table.join(request("", None, &["range", "sticky"]));
+    assert_eq!(table.group.state(), GroupState::PreparingRebalance);
+    assert_eq!(table.group.subscriptions().count(), 2);
+    table.pass(3);
+    assert_eq!(table.group.state(), GroupState::CompletingRebalance);
+    assert_eq!(table.group.subscriptions().count(), 1);
+}
+
+/// A named member that stays away and allows no time would have the group looked at for ever.
+#[test]
+fn a_rebalance_takes_its_time_though_members_allow_none() {
+    let mut table = table(0);
+    let hasty = |instance| JoinRequest {
+        rebalance_timeout: Duration::ZERO,
+        ..request("", Some(instance), &["range"])
+    };
+    let _first = table.join(hasty("i"));
+    let _second = table.join(hasty("j"));
+    let due = table.group.due().unwrap();
+    assert!(
+        due >= table.now + Duration::from_secs(1),
+        "{:?}",
+        due - table.now
+    );
 }

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use trilog_raft::controller::TopicId;
 
 /// One partition.
-pub(super) type Part = (TopicId, u32);
+pub(in crate::group) type Part = (TopicId, u32);
 
 /// Topics and how many partitions each has.
 pub(super) type Sizes = BTreeMap<TopicId, u32>;

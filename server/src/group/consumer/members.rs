@@ -3,56 +3,23 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use regex::{Regex, RegexBuilder};
 use tokio::time::Instant;
 use trilog_raft::controller::TopicId;
 
 use super::super::GroupError;
 use super::super::types::{ConsumerBeat, Settings};
+use super::patterns::Patterns;
 use super::{
-    Assignor, Catalogue, ConsumerRecord, LEAVES_TO_RETURN, Part, millis, parts_of, stored_parts,
+    Assignor, Catalogue, ConsumerRecord, JOINS, LEAVES_TO_RETURN, Part, millis, parts_of,
+    stored_parts,
 };
 
-/// How much one compiled pattern may take, in bytes.
-const MAX_PATTERN_BYTES: usize = 256 << 10;
 /// Where a member says nothing.
 const REBALANCE: Duration = Duration::from_mins(5);
-/// What a member costs beside what it said.
-const OVERHEAD: usize = 256;
-
-/// Topics by their names' pattern, which must match the whole name.
-#[derive(Clone, Debug)]
-pub(super) struct Pattern {
-    text: String,
-    regex: Regex,
-}
-
-impl PartialEq for Pattern {
-    fn eq(&self, other: &Self) -> bool {
-        self.text == other.text
-    }
-}
-
-impl Pattern {
-    pub(super) fn compile(text: &str) -> Result<Self, GroupError> {
-        let compiled = |text: &str| {
-            let mut builder = RegexBuilder::new(text);
-            builder.size_limit(MAX_PATTERN_BYTES);
-            builder.dfa_size_limit(MAX_PATTERN_BYTES);
-            builder.build().map_err(|_| GroupError::InvalidRegex)
-        };
-        // By itself, too: what closes more groups than it opens would escape the brackets.
-        compiled(text)?;
-        Ok(Self {
-            text: text.to_owned(),
-            regex: compiled(&format!("^(?:{text})$"))?,
-        })
-    }
-
-    pub(super) fn text(&self) -> &str {
-        &self.text
-    }
-}
+/// What a member takes beside what it said.
+const OVERHEAD: usize = 128;
+/// What a name takes beside its letters.
+const NAME: usize = 4;
 
 /// See the module's text.
 #[derive(Debug)]
@@ -62,7 +29,8 @@ pub(super) struct Member {
     pub(super) client_id: String,
     pub(super) client_host: String,
     pub(super) topics: BTreeSet<String>,
-    pub(super) regex: Option<Pattern>,
+    /// Topics by their names' pattern.
+    pub(super) regex: Option<String>,
     pub(super) assignor: Option<Assignor>,
     pub(super) rebalance_timeout: Duration,
     pub(super) epoch: i32,
@@ -87,8 +55,8 @@ impl Member {
             regex: None,
             assignor: None,
             rebalance_timeout: REBALANCE,
-            epoch: 0,
-            previous_epoch: 0,
+            epoch: JOINS,
+            previous_epoch: JOINS,
             assigned: BTreeSet::new(),
             revoking: BTreeSet::new(),
             target: BTreeSet::new(),
@@ -107,8 +75,7 @@ impl Member {
             client_id: record.client_id.clone(),
             client_host: record.client_host.clone(),
             topics: record.topics.iter().cloned().collect(),
-            // It was compiled when it came.
-            regex: named(&record.regex).and_then(|text| Pattern::compile(&text).ok()),
+            regex: named(&record.regex),
             assignor: Assignor::named(&record.assignor),
             rebalance_timeout,
             epoch: record.epoch,
@@ -122,7 +89,6 @@ impl Member {
     }
 
     pub(super) fn record(&self, id: &str) -> ConsumerRecord {
-        let regex = self.regex.as_ref();
         ConsumerRecord {
             id: id.to_owned(),
             instance: self.instance.clone().unwrap_or_default(),
@@ -130,7 +96,7 @@ impl Member {
             client_id: self.client_id.clone(),
             client_host: self.client_host.clone(),
             topics: self.topics.iter().cloned().collect(),
-            regex: regex.map(|regex| regex.text.clone()).unwrap_or_default(),
+            regex: self.regex.clone().unwrap_or_default(),
             assignor: self.assignor.map_or("", Assignor::name).to_owned(),
             rebalance_timeout_ms: millis(self.rebalance_timeout),
             epoch: self.epoch,
@@ -141,17 +107,14 @@ impl Member {
         }
     }
 
-    /// Whether it was just made.
-    pub(super) fn is_new(&self) -> bool {
-        self.epoch == 0 && self.topics.is_empty() && self.regex.is_none()
-    }
-
     /// What it said, in bytes.
-    pub(super) fn bytes(&self) -> usize {
-        let own = self.client_id.len() + self.client_host.len();
-        let topics: usize = self.topics.iter().map(|topic| topic.len() + 32).sum();
-        let regex = self.regex.as_ref().map_or(0, |regex| regex.text.len());
-        OVERHEAD + own + topics + regex
+    pub(super) fn texts(&self, id: &str) -> usize {
+        let whose = [&self.instance, &self.rack].into_iter().flatten();
+        let own = [&self.client_id, &self.client_host]
+            .into_iter()
+            .chain(whose);
+        let own: usize = own.map(String::len).sum();
+        id.len() + own + wishes(&self.topics, self.regex.as_deref())
     }
 
     pub(super) fn heard(&mut self, deadline: Instant) {
@@ -172,7 +135,18 @@ impl Member {
         self.revoke_by = None;
     }
 
-    /// Goes on with what another had who bore the same name.
+    /// Whether it said that it comes back.
+    pub(super) fn is_away(&self) -> bool {
+        self.epoch == LEAVES_TO_RETURN
+    }
+
+    /// It is back, and reads nothing yet.
+    pub(super) fn returned(&mut self) {
+        self.epoch = JOINS;
+        self.previous_epoch = JOINS;
+    }
+
+    /// Goes on with what another had who bore the same name and is away.
     pub(super) fn inherit(&mut self, old: Self) {
         self.topics = old.topics;
         self.regex = old.regex;
@@ -180,6 +154,7 @@ impl Member {
         self.rebalance_timeout = old.rebalance_timeout;
         self.assigned = old.assigned;
         self.target = old.target;
+        self.returned();
     }
 
     /// The epoch it says it is in must be its own; or the one before, if the answer that told it of
@@ -202,15 +177,19 @@ impl Member {
     }
 
     /// The topics it wants that there are.
-    pub(super) fn wanted(&self, catalogue: &Catalogue) -> BTreeSet<TopicId> {
+    pub(super) fn wanted(&self, patterns: &Patterns, catalogue: &Catalogue) -> BTreeSet<TopicId> {
         let named = self.topics.iter();
         let named = named.filter_map(|name| catalogue.topics.get(name));
         let mut wanted: BTreeSet<TopicId> = named.map(|(id, _)| *id).collect();
-        if let Some(pattern) = &self.regex {
-            let matching = catalogue.topics.iter();
-            let matching = matching.filter(|(name, _)| pattern.regex.is_match(name));
-            wanted.extend(matching.map(|(_, (id, _))| *id));
+        if let Some(text) = &self.regex {
+            wanted.extend(patterns.matching(text));
         }
         wanted
     }
+}
+
+/// What a member takes with these wishes, in bytes, beside what it says of itself.
+pub(super) fn wishes(topics: &BTreeSet<String>, regex: Option<&str>) -> usize {
+    let topics: usize = topics.iter().map(|topic| topic.len() + NAME).sum();
+    OVERHEAD + topics + regex.map_or(0, str::len)
 }

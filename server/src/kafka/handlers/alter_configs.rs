@@ -8,6 +8,7 @@ use trilog_raft::controller::commands::{
     AlterTopic, Command, ConfigChange, ConfigOp, SetClusterConfig,
 };
 use trilog_wire::kafka::messages::alter_configs_response::AlterConfigsResourceResponse;
+use trilog_wire::kafka::messages::incremental_alter_configs_request::AlterableConfig;
 use trilog_wire::kafka::messages::incremental_alter_configs_response::AlterConfigsResourceResponse as StepsResponse;
 use trilog_wire::kafka::messages::{
     AlterConfigsRequest, AlterConfigsResponse, IncrementalAlterConfigsRequest,
@@ -20,6 +21,16 @@ use super::text;
 use crate::kafka::conn::Ended;
 use crate::kafka::errors::Refusal;
 use crate::kafka::session::Session;
+
+/// What Kafka's tools take back after a move, whether or not they set it. Nothing here is so
+/// called (moves are held to the cluster's own rate), so there is nothing to take back.
+const THROTTLES: [&str; 5] = [
+    "leader.replication.throttled.rate",
+    "follower.replication.throttled.rate",
+    "replica.alter.log.dirs.io.max.bytes.per.second",
+    "leader.replication.throttled.replicas",
+    "follower.replication.throttled.replicas",
+];
 
 /// Keys and their new values.
 type Values = Vec<(String, Option<String>)>;
@@ -55,13 +66,16 @@ pub(super) async fn answer_steps(
     let mut response = IncrementalAlterConfigsResponse::default();
     for resource in asked.resources {
         let (kind, name) = (resource.resource_type, resource.resource_name);
-        let steps = resource.configs.into_iter().map(|config| {
-            step(
-                &config.name,
-                config.config_operation,
-                config.value.as_deref(),
-            )
-        });
+        let configs = resource.configs.into_iter();
+        let steps = configs
+            .filter(|config| !is_taken_back(config))
+            .map(|config| {
+                step(
+                    &config.name,
+                    config.config_operation,
+                    config.value.as_deref(),
+                )
+            });
         let outcome = match steps.collect::<Result<Vec<_>, Refusal>>() {
             Ok(steps) => change(session, kind, &name, steps, asked.validate_only).await,
             Err(refusal) => Err(refusal),
@@ -90,6 +104,11 @@ fn answered(
             (code.code(), message.map(text))
         }
     }
+}
+
+fn is_taken_back(config: &AlterableConfig) -> bool {
+    i32::from(config.config_operation) == i32::from(ConfigOp::Delete)
+        && THROTTLES.contains(&&*config.name)
 }
 
 fn step(key: &str, op: i8, value: Option<&str>) -> Result<ConfigChange, Refusal> {

@@ -14,7 +14,7 @@ use trilog_wire::kafka::{Answer, ErrorCode, Request, StrBytes, Writer, decode};
 
 use super::consumer_group_heartbeat::by_topic;
 use super::describe_groups::group_operations;
-use super::text;
+use super::{AnswerRoom, text};
 use crate::group::{ConsumerDescription, DescribedConsumer, GroupError};
 use crate::kafka::conn::Ended;
 use crate::kafka::errors;
@@ -30,18 +30,24 @@ pub(super) fn answer(session: &mut Session, request: &Request) -> Result<Answer,
     let asked: ConsumerGroupDescribeRequest = decode(request)?;
     let mut response = ConsumerGroupDescribeResponse::default();
     // Each once: a short request would have a very long answer otherwise.
-    let mut seen = BTreeSet::new();
+    let (mut seen, mut room) = (BTreeSet::new(), AnswerRoom::default());
     for id in asked.group_ids {
         if !seen.insert(id.clone()) {
             continue;
         }
-        let mut group = match described(session, &id) {
+        let described = if room.is_used_up() {
+            Ok(Err(GroupError::Loading))
+        } else {
+            described(session, &id)
+        };
+        let mut group = match described {
             Ok(Ok(description)) => describe(session, description, request.version),
             Err(code) => DescribedGroup::default().with_error_code(code.code()),
             Ok(Err(error)) => DescribedGroup::default()
                 .with_error_code(errors::group(&error).code())
                 .with_error_message(Some(text(error.to_string()))),
         };
+        room.take(&group, request.version);
         session.count_error(request, group.error_code);
         if asked.include_authorized_operations && group.error_code == 0 {
             group.authorized_operations = group_operations(session, &id);

@@ -9,7 +9,7 @@ use trilog_wire::kafka::{Answer, ErrorCode, Request, Writer, decode};
 
 use super::text;
 use crate::kafka::conn::Ended;
-use crate::kafka::errors::Refusal;
+use crate::kafka::errors::{self, Refusal};
 use crate::kafka::session::Session;
 
 pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<Answer, Ended> {
@@ -41,10 +41,16 @@ async fn grow(
         let text = format!("the topic has {had} partitions already");
         return Err((ErrorCode::InvalidPartitions, Some(text)));
     }
+    let first = topic.partitions.first();
+    let replicas = first.map_or(0, |place| place.assigned().len());
     let assignments = wanted.assignments.iter().flatten().map(|assignment| {
         let nodes = assignment.broker_ids.iter();
         let nodes: Result<Vec<u32>, _> = nodes.map(|node| u32::try_from(node.0)).collect();
         let nodes = nodes.map_err(|_| (ErrorCode::InvalidReplicaAssignment, None))?;
+        if nodes.len() != replicas {
+            let text = format!("the topic's partitions have {replicas} replicas each");
+            return Err((ErrorCode::InvalidReplicaAssignment, Some(text)));
+        }
         Ok(Assignment { nodes })
     });
     let command = Command::AlterTopic(AlterTopic {
@@ -54,5 +60,6 @@ async fn grow(
         assignments: assignments.collect::<Result<_, Refusal>>()?,
         replication: 0,
     });
-    session.change(&command, only_validate).await
+    let made = session.change(&command, only_validate).await;
+    made.map_err(errors::assignment)
 }

@@ -14,7 +14,7 @@ use trilog_wire::kafka::{Answer, ErrorCode, Request, Uuid, Writer, decode};
 use super::describe_configs::source_code;
 use super::text;
 use crate::kafka::conn::Ended;
-use crate::kafka::errors::Refusal;
+use crate::kafka::errors::{self, Refusal};
 use crate::kafka::session::Session;
 
 pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<Answer, Ended> {
@@ -63,6 +63,10 @@ async fn create(
     only_validate: bool,
 ) -> Result<(), Refusal> {
     let assignments = assignments(topic)?;
+    if !assignments.is_empty() && (topic.num_partitions, topic.replication_factor) != (-1, -1) {
+        let text = "beside an assignment, partitions and replication factor must be -1";
+        return Err((ErrorCode::InvalidRequest, Some(text.to_owned())));
+    }
     // -1 is the cluster's default, as zero is here; with an assignment neither is given.
     let number = |number: i32, code| match number {
         -1 => Ok(0),
@@ -83,7 +87,8 @@ async fn create(
         assignments,
         kind: TopicKind::User.into(),
     });
-    session.change(&command, only_validate).await
+    let made = session.change(&command, only_validate).await;
+    made.map_err(errors::assignment)
 }
 
 fn configs(topic: &CreatableTopic) -> Result<Vec<ConfigEntry>, Refusal> {

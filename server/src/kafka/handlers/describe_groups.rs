@@ -9,7 +9,7 @@ use trilog_wire::kafka::messages::describe_groups_response::{
 use trilog_wire::kafka::messages::{DescribeGroupsRequest, DescribeGroupsResponse, GroupId};
 use trilog_wire::kafka::{Answer, Request, StrBytes, Writer, decode};
 
-use super::text;
+use super::{AnswerRoom, text};
 use crate::group::{DescribedMember, Description, GroupError};
 use crate::kafka::conn::Ended;
 use crate::kafka::errors;
@@ -29,12 +29,17 @@ pub(super) fn answer(session: &mut Session, request: &Request) -> Result<Answer,
     let asked: DescribeGroupsRequest = decode(request)?;
     let mut response = DescribeGroupsResponse::default();
     // Each once: a short request would have a very long answer otherwise.
-    let mut seen = BTreeSet::new();
+    let (mut seen, mut room) = (BTreeSet::new(), AnswerRoom::default());
     for id in asked.groups {
         if !seen.insert(id.clone()) {
             continue;
         }
-        let mut group = describe(session, &id, request.version);
+        let mut group = if room.is_used_up() {
+            refuse(&GroupError::Loading, request.version)
+        } else {
+            describe(session, &id, request.version)
+        };
+        room.take(&group, request.version);
         session.count_error(request, group.error_code);
         if asked.include_authorized_operations && group.error_code == 0 {
             group.authorized_operations = group_operations(session, &id);
@@ -53,13 +58,15 @@ fn describe(session: &Session, id: &GroupId, version: i16) -> DescribedGroup {
         Err(GroupError::UnknownGroup) if version < UNKNOWN_SINCE => {
             DescribedGroup::default().with_group_state(StrBytes::from_static_str("Dead"))
         }
-        Err(error) => {
-            let message = (version >= UNKNOWN_SINCE).then(|| text(error.to_string()));
-            DescribedGroup::default()
-                .with_error_code(errors::group(&error).code())
-                .with_error_message(message)
-        }
+        Err(error) => refuse(&error, version),
     }
+}
+
+fn refuse(error: &GroupError, version: i16) -> DescribedGroup {
+    let message = (version >= UNKNOWN_SINCE).then(|| text(error.to_string()));
+    DescribedGroup::default()
+        .with_error_code(errors::group(error).code())
+        .with_error_message(message)
 }
 
 fn described(group: Description, version: i16) -> DescribedGroup {

@@ -73,10 +73,12 @@ fn described(session: &Session, description: &Description) -> TransactionState {
     let started = description.started.map_or(-1, Timestamp::as_millis);
     let timeout = description.timeout.as_millis();
     TransactionState::default()
-        .with_transaction_state(StrBytes::from_static_str(description.phase.as_kafka()))
+        .with_transaction_state(StrBytes::from_static_str(
+            description.listing.phase.as_kafka(),
+        ))
         .with_transaction_timeout_ms(i32::try_from(timeout).unwrap_or(i32::MAX))
         .with_transaction_start_time_ms(started)
-        .with_producer_id(ProducerId(description.producer.producer_id))
-        .with_producer_epoch(description.producer.epoch)
+        .with_producer_id(ProducerId(description.listing.producer.producer_id))
+        .with_producer_epoch(description.listing.producer.epoch)
         .with_topics(topics.collect())
 }

@@ -20,6 +20,7 @@ use super::Begun;
 use crate::kafka::Kafka;
 use crate::kafka::conn::Outcome;
 use crate::kafka::fetch_sessions::{FetchSession, Part, Shareable};
+use crate::kafka::hints;
 use crate::kafka::session::{Place, Session};
 use reading::{Pass, Reading};
 
@@ -94,6 +95,8 @@ pub(super) fn begin(session: &mut Session, request: Request) -> Begun {
         min_bytes: bounded(asked.min_bytes, MAX_BYTES),
         deadline: Instant::now() + Duration::from_millis(wait).min(MAX_WAIT),
         committed: asked.isolation_level == READ_COMMITTED,
+        rack: asked.rack.take(),
+        cluster: inner.cluster.clone(),
         budget: Arc::clone(&inner.fetched),
     };
     let fetch = Fetch {
@@ -161,7 +164,7 @@ impl Fetch {
                 } else {
                     0
                 };
-                sent(&request, id, pass)
+                sent(&kafka, &request, id, pass)
             }
             Turn::Next {
                 lock,
@@ -182,7 +185,7 @@ impl Fetch {
                     0 => 0,
                     _ => session.id(),
                 };
-                sent(&request, id, pass)
+                sent(&kafka, &request, id, pass)
             }
         }
     }
@@ -214,14 +217,17 @@ fn advance(
 }
 
 /// The answer with what was read, which counts as sent.
-fn sent(request: &Request, session_id: i32, pass: Pass) -> Outcome {
+fn sent(kafka: &Kafka, request: &Request, session_id: i32, pass: Pass) -> Outcome {
     for (meter, records, bytes) in pass.sent {
         meter.left(records, bytes);
     }
+    let leaders = pass.partitions.iter();
+    let leaders = leaders.filter_map(|partition| partition.current_leader);
     let fetched = Fetched {
+        error_code: 0,
         session_id,
+        endpoints: hints::endpoints(&kafka.inner.cluster, leaders),
         partitions: pass.partitions,
-        ..Fetched::default()
     };
     Outcome::Records(fetch_answer(request, fetched), pass.room)
 }

@@ -11,7 +11,7 @@ use trilog_wire::kafka::{Answer, ErrorCode, Request, Writer, decode};
 
 use crate::kafka::conn::Ended;
 use crate::kafka::errors;
-use crate::kafka::session::{Session, check_epoch, leader_epoch};
+use crate::kafka::session::{Session, leader_epoch};
 use crate::partition::Dated;
 
 /// The isolation level of readers of transactions that are over.
@@ -20,6 +20,10 @@ const READ_COMMITTED: i8 = 1;
 const LATEST: i64 = -1;
 /// The log start.
 const EARLIEST: i64 = -2;
+/// Where what is on this node's disk begins: all of it is.
+const EARLIEST_LOCAL: i64 = -4;
+/// The last record that is in other storage: none is.
+const LATEST_TIERED: i64 = -5;
 /// The first record with the latest time of all.
 const MAX_TIMESTAMP: i64 = -3;
 
@@ -54,8 +58,8 @@ async fn find(
     version: i16,
 ) -> Result<ListOffsetsPartitionResponse, ErrorCode> {
     session.check_often(Operation::Describe, topic)?;
-    let partition = session.led(topic, asked.partition_index)?.partition;
-    check_epoch(&partition, asked.current_leader_epoch)?;
+    let target = session.led_at(topic, asked.partition_index, asked.current_leader_epoch)?;
+    let partition = target.partition;
     let undated = |offset: Offset| {
         Some(Dated {
             offset,
@@ -66,12 +70,15 @@ async fn find(
         LATEST if committed => Ok(undated(partition.stable_offset())),
         LATEST => Ok(undated(partition.watch().borrow().offset)),
         EARLIEST => Ok(undated(partition.log_start())),
+        EARLIEST_LOCAL if version >= 8 => Ok(undated(partition.log_start())),
+        LATEST_TIERED if version >= 9 => Ok(None),
         MAX_TIMESTAMP if version >= 7 => partition.latest().await,
         millis if millis < 0 => return Err(ErrorCode::UnsupportedVersion),
         millis => partition.first_since(millis).await,
     };
     let mut found = found.map_err(|error| errors::read(&error))?;
-    if committed && asked.timestamp != EARLIEST && asked.timestamp != LATEST {
+    let bounds = [EARLIEST, EARLIEST_LOCAL, LATEST];
+    if committed && !bounds.contains(&asked.timestamp) {
         // What is not settled cannot be read yet.
         let stable = partition.stable_offset();
         found = found.filter(|found| found.offset < stable);

@@ -15,6 +15,9 @@ use crate::kafka::errors;
 use crate::kafka::session::Session;
 use crate::transaction::{Listing, Phase};
 
+/// What one answer may take: a request of a few bytes asks for all there are.
+const MAX_BYTES: usize = 16 << 20;
+
 pub(super) fn answer(session: &mut Session, request: &Request) -> Result<Answer, Ended> {
     let asked: ListTransactionsRequest = decode(request)?;
     let mut response = ListTransactionsResponse::default();
@@ -22,15 +25,14 @@ pub(super) fn answer(session: &mut Session, request: &Request) -> Result<Answer,
     response.unknown_state_filters = unknown.cloned().collect();
     let wanted = Wanted::new(&asked);
     let now = session.kafka.inner.clock.now().as_millis();
-    match session.kafka.inner.transactions.list() {
+    let may = |id: &str| session.check_transaction(Operation::Describe, id).is_ok();
+    let wants = |one: &Listing| wanted.takes(one, now) && may(&one.id);
+    match session.kafka.inner.transactions.list(wants, MAX_BYTES) {
         Ok(all) => {
-            let may = |id: &str| session.check_transaction(Operation::Describe, id).is_ok();
-            let all = all.into_iter();
-            let wanted = all.filter(|one| wanted.takes(one, now) && may(&one.id));
-            let states = wanted.map(|one| {
+            let states = all.into_iter().map(|one| {
                 TransactionState::default()
                     .with_transactional_id(TransactionalId(text(one.id)))
-                    .with_producer_id(ProducerId(one.producer_id))
+                    .with_producer_id(ProducerId(one.producer.producer_id))
                     .with_transaction_state(StrBytes::from_static_str(one.phase.as_kafka()))
             });
             response.transaction_states = states.collect();
@@ -64,7 +66,7 @@ impl Wanted {
         let state = self.states.as_ref();
         let producer = self.producers.as_ref();
         state.is_none_or(|states| states.contains(one.phase.as_kafka()))
-            && producer.is_none_or(|producers| producers.contains(&one.producer_id))
+            && producer.is_none_or(|producers| producers.contains(&one.producer.producer_id))
             && self
                 .longer_than
                 .is_none_or(|time| now.saturating_sub(one.started.as_millis()) > time)
@@ -73,13 +75,5 @@ impl Wanted {
 
 /// Whether a transaction can be in such a state.
 fn is_state(text: &str) -> bool {
-    let all = [
-        Phase::Empty,
-        Phase::Ongoing,
-        Phase::PrepareCommit,
-        Phase::PrepareAbort,
-        Phase::CompleteCommit,
-        Phase::CompleteAbort,
-    ];
-    all.iter().any(|phase| phase.as_kafka() == text)
+    Phase::ALL.iter().any(|phase| phase.as_kafka() == text)
 }

@@ -127,13 +127,9 @@ fn by_id(session: &Session, id: Uuid) -> Result<MetadataResponseTopic, ErrorCode
     let topic = TopicId::from_bytes(id.into_bytes())
         .ok()
         .and_then(|id| map.topic(id).cloned());
-    // Whoever may not see a topic does not learn that there is one of this id.
-    let topic = topic.filter(|topic| {
-        session
-            .check_topic(Operation::Describe, &topic.name)
-            .is_ok()
-    });
     let topic = topic.ok_or(ErrorCode::UnknownTopicId)?;
+    // An id is no secret, and the name is not told.
+    session.check_topic(Operation::Describe, &topic.name)?;
     Ok(describe(session, &topic))
 }
 
@@ -155,9 +151,13 @@ fn describe_partition(session: &Session, place: &Place, index: i32) -> MetadataR
     let leader = cluster
         .leader(place.group)
         .filter(|leader| cluster.is_alive(*leader));
-    let replicas: Vec<NodeId> = place.voter_nodes().collect();
+    let replicas = place.shown();
     let (alive, offline): (Vec<NodeId>, Vec<NodeId>) =
         replicas.iter().partition(|node| cluster.is_alive(**node));
+    let voting = place.in_sync();
+    // A leader may have got its vote a moment ago, and nobody have heard of it yet.
+    let in_sync = |node: &NodeId| voting.contains(node) || leader == Some(*node);
+    let in_sync = alive.into_iter().filter(in_sync);
     let code = match leader {
         Some(_) => 0,
         None => ErrorCode::LeaderNotAvailable.code(),
@@ -174,7 +174,7 @@ fn describe_partition(session: &Session, place: &Place, index: i32) -> MetadataR
         .with_leader_id(leader.map_or(BrokerId(-1), broker_id))
         .with_leader_epoch(epoch)
         .with_replica_nodes(replicas.into_iter().map(broker_id).collect())
-        .with_isr_nodes(alive.into_iter().map(broker_id).collect())
+        .with_isr_nodes(in_sync.map(broker_id).collect())
         .with_offline_replicas(offline.into_iter().map(broker_id).collect())
 }
 

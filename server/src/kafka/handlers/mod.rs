@@ -4,6 +4,7 @@ mod acls;
 mod add_offsets_to_txn;
 mod add_partitions_to_txn;
 mod alter_configs;
+mod alter_partition_reassignments;
 mod alter_user_scram_credentials;
 mod api_versions;
 mod consumer_group_describe;
@@ -16,9 +17,11 @@ mod delete_topics;
 mod describe_cluster;
 mod describe_configs;
 mod describe_groups;
+mod describe_log_dirs;
 mod describe_producers;
 mod describe_transactions;
 mod describe_user_scram_credentials;
+mod elect_leaders;
 mod end_txn;
 mod fetch;
 mod find_coordinator;
@@ -28,6 +31,7 @@ mod join_group;
 mod leave_group;
 mod list_groups;
 mod list_offsets;
+mod list_partition_reassignments;
 mod list_transactions;
 mod metadata;
 mod offset_commit;
@@ -37,6 +41,7 @@ mod offset_for_leader_epoch;
 mod produce;
 mod sync_group;
 mod txn_offset_commit;
+mod write_txn_markers;
 
 use std::sync::Arc;
 
@@ -44,7 +49,7 @@ use futures::future::BoxFuture;
 use trilog_raft::controller::commands::Command;
 use trilog_raft::controller::{Operation, Topic};
 use trilog_wire::kafka::messages::ApiKey;
-use trilog_wire::kafka::{ErrorCode, Request, StrBytes};
+use trilog_wire::kafka::{Encodable, ErrorCode, Request, StrBytes};
 
 use super::conn::{Ended, Outcome};
 use super::errors::{self, Refusal};
@@ -52,6 +57,7 @@ use super::rights::has_checks;
 use super::sasl;
 use super::session::Session;
 use crate::cluster::ProposeError;
+use crate::group::OffsetCommit;
 use crate::meter::ApiMeter;
 
 pub(super) use api_versions::{answer as api_versions, versions_unsupported};
@@ -59,6 +65,8 @@ pub(super) use api_versions::{answer as api_versions, versions_unsupported};
 /// What partitions that a request of groups names may take, each with its topic's name.
 const MAX_PARTITIONS_COST: usize = 16 << 20;
 const PARTITION_COST: usize = 64;
+/// What an answer about several groups may take; one group may take more.
+const MAX_ANSWER: usize = 16 << 20;
 
 /// How far a request has come once its turn among its connection's requests is over.
 pub(super) enum Begun {
@@ -110,8 +118,10 @@ pub(super) async fn begin(session: &mut Session, request: Request) -> Begun {
         ApiKey::AddOffsetsToTxn => add_offsets_to_txn::answer(session, &request).await,
         ApiKey::EndTxn => end_txn::answer(session, &request).await,
         ApiKey::TxnOffsetCommit => txn_offset_commit::answer(session, &request).await,
+        ApiKey::DescribeLogDirs => describe_log_dirs::answer(session, &request),
         ApiKey::DescribeProducers => describe_producers::answer(session, &request),
         ApiKey::DescribeTransactions => describe_transactions::answer(session, &request),
+        ApiKey::WriteTxnMarkers => write_txn_markers::answer(session, &request).await,
         ApiKey::ListTransactions => list_transactions::answer(session, &request),
         ApiKey::ConsumerGroupHeartbeat => consumer_group_heartbeat::answer(session, &request).await,
         ApiKey::ConsumerGroupDescribe => consumer_group_describe::answer(session, &request),
@@ -124,6 +134,13 @@ pub(super) async fn begin(session: &mut Session, request: Request) -> Begun {
         }
         ApiKey::AlterUserScramCredentials => {
             alter_user_scram_credentials::answer(session, &request).await
+        }
+        ApiKey::ElectLeaders => elect_leaders::answer(session, &request).await,
+        ApiKey::AlterPartitionReassignments => {
+            alter_partition_reassignments::answer(session, &request).await
+        }
+        ApiKey::ListPartitionReassignments => {
+            list_partition_reassignments::answer(session, &request).await
         }
         // The table of apis names no other.
         _ => Err(Ended::Stopped),
@@ -152,6 +169,38 @@ fn count_refusal(meter: Option<&ApiMeter>, code: i16) {
 fn are_few(topics: impl Iterator<Item = (usize, usize)>) -> bool {
     let each = topics.map(|(name, partitions)| (name + PARTITION_COST).saturating_mul(partitions));
     each.fold(0, usize::saturating_add) <= MAX_PARTITIONS_COST
+}
+
+/// An offset of a group, as both ways to commit one state it.
+fn offset_commit(
+    topic: &str,
+    index: i32,
+    (offset, leader_epoch): (i64, i32),
+    metadata: Option<&StrBytes>,
+) -> OffsetCommit {
+    OffsetCommit {
+        topic: topic.to_owned(),
+        // No topic has so many that this would be one of them.
+        partition: u32::try_from(index).unwrap_or(u32::MAX),
+        offset,
+        leader_epoch,
+        metadata: metadata.map(ToString::to_string).unwrap_or_default(),
+    }
+}
+
+/// How much has gone into an answer about groups, of which a short request may name many.
+#[derive(Default)]
+struct AnswerRoom(usize);
+
+impl AnswerRoom {
+    /// Whether there is no room for another group: who asked may ask again for the rest.
+    fn is_used_up(&self) -> bool {
+        self.0 >= MAX_ANSWER
+    }
+
+    fn take(&mut self, group: &impl Encodable, version: i16) {
+        self.0 += group.compute_size(version).unwrap_or(MAX_ANSWER);
+    }
 }
 
 /// What a metric calls the error.

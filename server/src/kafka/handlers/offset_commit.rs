@@ -10,8 +10,8 @@ use trilog_wire::kafka::messages::offset_commit_response::{
 use trilog_wire::kafka::messages::{OffsetCommitRequest, OffsetCommitResponse};
 use trilog_wire::kafka::{Answer, ErrorCode, Request, Writer, decode};
 
-use super::are_few;
-use crate::group::{CommitRequest, GroupError, MemberRef, OffsetCommit};
+use super::{are_few, offset_commit};
+use crate::group::{CommitRequest, GroupError, MemberRef};
 use crate::kafka::conn::Ended;
 use crate::kafka::errors;
 use crate::kafka::session::Session;
@@ -78,17 +78,10 @@ async fn commit(
     let allowed = allowed.filter(|(_, refused)| refused.is_none());
     let each = allowed.flat_map(|(topic, _)| {
         let each = topic.partitions.iter();
-        each.map(|partition| OffsetCommit {
-            topic: topic.name.to_string(),
-            // No topic has so many that this would be one of them.
-            partition: u32::try_from(partition.partition_index).unwrap_or(u32::MAX),
-            offset: partition.committed_offset,
-            leader_epoch: partition.committed_leader_epoch,
-            metadata: partition
-                .committed_metadata
-                .as_ref()
-                .map(ToString::to_string)
-                .unwrap_or_default(),
+        each.map(|partition| {
+            let place = (partition.committed_offset, partition.committed_leader_epoch);
+            let metadata = partition.committed_metadata.as_ref();
+            offset_commit(&topic.name, partition.partition_index, place, metadata)
         })
     });
     let instance = asked.group_instance_id.as_ref();

@@ -1,6 +1,6 @@
 //! OffsetFetch: how far groups have read; of one group, or from version 8 on of many.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use trilog_raft::controller::Operation;
 use trilog_wire::kafka::messages::offset_fetch_request::{
@@ -13,7 +13,7 @@ use trilog_wire::kafka::messages::offset_fetch_response::{
 use trilog_wire::kafka::messages::{OffsetFetchRequest, OffsetFetchResponse, TopicName};
 use trilog_wire::kafka::{Answer, Request, StrBytes, Writer, decode};
 
-use super::{are_few, text};
+use super::{AnswerRoom, are_few, text};
 use crate::group::{Committed, FetchRequest, FetchedOffset, GroupError};
 use crate::kafka::conn::Ended;
 use crate::kafka::errors;
@@ -35,8 +35,16 @@ pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<A
     if request.version >= GROUPS_SINCE {
         let all = asked.groups.iter().flat_map(|group| &group.topics);
         let few = are_few(all.flatten().map(size));
+        let (mut seen, mut room) = (BTreeSet::new(), AnswerRoom::default());
         for group in asked.groups {
-            let answered = answer_group(session, group, stable, few).await;
+            let answered = if !seen.insert(group.group_id.clone()) {
+                refuse_group(group, &GroupError::InvalidRequest("it names a group twice"))
+            } else if room.is_used_up() {
+                refuse_group(group, &GroupError::Loading)
+            } else {
+                answer_group(session, group, stable, few).await
+            };
+            room.take(&answered, request.version);
             session.count_error(request, answered.error_code);
             response.groups.push(answered);
         }
@@ -76,6 +84,12 @@ fn size(topic: &OffsetFetchRequestTopics) -> (usize, usize) {
     (topic.name.len(), topic.partition_indexes.len())
 }
 
+fn refuse_group(asked: OffsetFetchRequestGroup, error: &GroupError) -> OffsetFetchResponseGroup {
+    OffsetFetchResponseGroup::default()
+        .with_group_id(asked.group_id)
+        .with_error_code(errors::group(error).code())
+}
+
 async fn answer_group(
     session: &Session,
     mut asked: OffsetFetchRequestGroup,
@@ -104,7 +118,7 @@ async fn answer_group(
         require_stable,
     };
     let fetched = if few {
-        match check_member(session, &asked) {
+        match check_member(session, &asked, request.partitions.as_deref()) {
             Ok(()) => session.kafka.inner.groups.fetch(request).await,
             Err(error) => Err(error),
         }
@@ -130,11 +144,15 @@ async fn answer_group(
 
 /// A consumer that says who it is gets offsets only as of its present epoch: it may have lost its
 /// partitions to others who have moved on.
-fn check_member(session: &Session, asked: &OffsetFetchRequestGroup) -> Result<(), GroupError> {
+fn check_member(
+    session: &Session,
+    asked: &OffsetFetchRequestGroup,
+    partitions: Option<&[(String, u32)]>,
+) -> Result<(), GroupError> {
     let groups = &session.kafka.inner.groups;
     match &asked.member_id {
         Some(member) if asked.member_epoch >= 0 => {
-            groups.check_member(&asked.group_id, member, asked.member_epoch)
+            groups.check_member(&asked.group_id, member, asked.member_epoch, partitions)
         }
         Some(_) | None => Ok(()),
     }

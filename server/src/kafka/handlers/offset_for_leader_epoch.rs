@@ -11,7 +11,7 @@ use trilog_wire::kafka::messages::{OffsetForLeaderEpochRequest, OffsetForLeaderE
 use trilog_wire::kafka::{Answer, ErrorCode, Request, Writer, decode};
 
 use crate::kafka::conn::Ended;
-use crate::kafka::session::{Session, check_epoch, leader_epoch};
+use crate::kafka::session::{Session, leader_epoch};
 
 /// No epoch and no offset.
 const UNDEFINED: i32 = -1;
@@ -53,8 +53,9 @@ fn find(
                 .check_cluster(Operation::ClusterAction)
                 .map_err(|_| code)
         })?;
-    let partition = session.led(topic, asked.partition)?.partition;
-    check_epoch(&partition, asked.current_leader_epoch)?;
+    // Followers do not answer, for they may not know yet what their leader does.
+    let target = session.led_at(topic, asked.partition, asked.current_leader_epoch)?;
+    let partition = target.partition;
     let current = leader_epoch(&partition);
     let Ok(wanted) = u64::try_from(asked.leader_epoch) else {
         return Ok(undefined());

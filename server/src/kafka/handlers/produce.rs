@@ -7,7 +7,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::FutureExt;
 use tokio::time::Instant;
-use trilog_model::Offset;
 use trilog_model::batch::BatchHeader;
 use trilog_raft::controller::Operation;
 use trilog_wire::kafka::{
@@ -22,7 +21,7 @@ use crate::kafka::errors::Refusal;
 use crate::kafka::session::{Session, Target};
 use crate::meter::ApiMeter;
 use crate::partition::{AppendError, Partition, Ticket};
-use crate::transaction::Identity;
+use crate::transaction::{Identity, Inclusion};
 
 /// The longest a producer may ask an append to be waited for.
 const MAX_PATIENCE: Duration = Duration::from_mins(5);
@@ -71,7 +70,7 @@ impl From<&AppendError> for Refused {
 type Shown = BTreeMap<(usize, usize), Result<Found, Refusal>>;
 
 /// A partition, and what a batch of a transaction needs to be taken there.
-type Found = (Target, Option<Offset>);
+type Found = (Target, Option<Inclusion>);
 
 struct Appending {
     ticket: Ticket,

@@ -8,8 +8,8 @@ use trilog_wire::kafka::messages::txn_offset_commit_response::{
 use trilog_wire::kafka::messages::{TxnOffsetCommitRequest, TxnOffsetCommitResponse};
 use trilog_wire::kafka::{Answer, ErrorCode, Request, Writer, decode};
 
-use super::are_few;
-use crate::group::{GroupError, MemberRef, OffsetCommit, TransactionCommit};
+use super::{are_few, offset_commit};
+use crate::group::{GroupError, MemberRef, TransactionCommit};
 use crate::kafka::conn::Ended;
 use crate::kafka::errors;
 use crate::kafka::session::Session;
@@ -83,17 +83,10 @@ async fn commit(
     let allowed = allowed.filter(|(_, refused)| refused.is_none());
     let each = allowed.flat_map(|(topic, _)| {
         let each = topic.partitions.iter();
-        each.map(|partition| OffsetCommit {
-            topic: topic.name.to_string(),
-            // No topic has so many that this would be one of them.
-            partition: u32::try_from(partition.partition_index).unwrap_or(u32::MAX),
-            offset: partition.committed_offset,
-            leader_epoch: partition.committed_leader_epoch,
-            metadata: partition
-                .committed_metadata
-                .as_ref()
-                .map(ToString::to_string)
-                .unwrap_or_default(),
+        each.map(|partition| {
+            let place = (partition.committed_offset, partition.committed_leader_epoch);
+            let metadata = partition.committed_metadata.as_ref();
+            offset_commit(&topic.name, partition.partition_index, place, metadata)
         })
     });
     let instance = asked.group_instance_id.as_ref();
@@ -123,5 +116,38 @@ fn refused(error: &GroupError) -> ErrorCode {
     match error {
         GroupError::StaleEpoch | GroupError::FencedEpoch => ErrorCode::IllegalGeneration,
         error => errors::group(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What Java's producer does with a code: it looks for the coordinator again, tries again, or
+    /// aborts and goes on. After any other it is of no more use.
+    #[test]
+    fn what_may_happen_to_a_member_does_not_end_its_producer() {
+        let passing = [
+            GroupError::NotCoordinator { node: None },
+            GroupError::Loading,
+            GroupError::Unavailable(""),
+            GroupError::Unknown,
+            GroupError::UnknownMember,
+            GroupError::IllegalGeneration,
+            GroupError::StaleEpoch,
+            GroupError::FencedEpoch,
+            GroupError::FencedInstance,
+            GroupError::UnknownTopic,
+        ];
+        for error in passing {
+            let code = refused(&error).code();
+            assert!(
+                [15, 16, 7, 14, 3, 25, 22, 82].contains(&code),
+                "{error:?}: {code}"
+            );
+        }
+        for error in [GroupError::ProducerFenced, GroupError::MetadataTooLarge] {
+            assert_eq!(refused(&error), errors::group(&error), "{error:?}");
+        }
     }
 }

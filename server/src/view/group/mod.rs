@@ -25,6 +25,8 @@ pub const MAX_GROUPS: usize = 10_000;
 pub const MAX_OFFSETS: usize = 100_000;
 /// What the groups of one partition may take as stored, more or less; memory is a small multiple.
 pub const MAX_STATE_BYTES: usize = 64 << 20;
+/// What one group may take of that with its offsets.
+pub const MAX_GROUP_BYTES: usize = MAX_STATE_BYTES / 4;
 /// The longest command: an entry has to fit a message between nodes.
 pub const MAX_COMMAND_BYTES: usize = 4 << 20;
 /// The longest name of a group, a member or a client, in bytes.

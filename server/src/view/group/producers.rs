@@ -38,6 +38,10 @@ impl Epochs {
         })
     }
 
+    pub(super) fn newest(&self, producer_id: i64) -> Option<i32> {
+        self.by_id.get(&producer_id).map(|newest| newest.epoch)
+    }
+
     /// The transaction named has ended.
     pub(super) fn end(&mut self, producer: &ProducerRef) {
         if let Some(newest) = self.by_id.get_mut(&producer.producer_id) {

@@ -12,12 +12,14 @@ use super::command::{
 };
 use super::producers::Epochs;
 use super::{
-    At, GroupAction, GroupCommand, MAX_COMMAND_BYTES, MAX_GROUPS, MAX_NAME, MAX_OFFSETS,
-    MAX_STATE_BYTES, Membership, OffsetEntry, Offsets, Refusal,
+    At, GroupAction, GroupCommand, MAX_COMMAND_BYTES, MAX_GROUP_BYTES, MAX_GROUPS, MAX_NAME,
+    MAX_OFFSETS, MAX_STATE_BYTES, Membership, OffsetEntry, Offsets, Refusal,
 };
 
 /// What a group, a member and an offset cost beside their texts and bytes.
 const OVERHEAD: usize = 64;
+/// What offsets of open transactions may take past the bound of the partition.
+const RESERVE: usize = 4 << 20;
 
 /// One committed offset.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +53,8 @@ impl GroupOffset {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Pending {
     epoch: i32,
+    /// Its number among the producer's; zero if it is not known.
+    transaction: u64,
     offsets: Offsets,
 }
 
@@ -106,8 +110,20 @@ impl Group {
         })
     }
 
+    /// When the members were last put in place.
+    #[must_use]
+    pub fn since(&self) -> Timestamp {
+        self.since
+    }
+
+    fn member_bytes(&self) -> usize {
+        let consumers = self.consumers.as_ref().map_or(0, Message::encoded_len);
+        self.membership.encoded_len() + consumers
+    }
+
     /// Whether nothing but its name would be kept.
-    fn is_void(&self) -> bool {
+    #[must_use]
+    pub fn is_void(&self) -> bool {
         self.is_empty() && self.offsets.is_empty() && self.pending.is_empty()
     }
 
@@ -147,9 +163,7 @@ impl Group {
     fn measure(&mut self, name: &str) {
         let all = self.pending.values().map(|pending| &pending.offsets);
         let all = all.chain([&self.offsets]);
-        let members = self.membership.encoded_len();
-        let members = members + self.consumers.as_ref().map_or(0, Message::encoded_len);
-        let (mut count, mut bytes) = (0, OVERHEAD + name.len() + members);
+        let (mut count, mut bytes) = (0, OVERHEAD + name.len() + self.member_bytes());
         for (topic, offsets) in all.flatten() {
             count += offsets.len();
             bytes += topic.len() + OVERHEAD;
@@ -246,20 +260,20 @@ impl Groups {
     /// Judges a command by what is applied: the entries it comes to, or why it may not be
     /// appended. What is on its way meanwhile is bounded by whoever sends it.
     pub fn handle(&self, command: GroupCommand) -> Result<Vec<GroupCommand>, Refusal> {
-        let growth = command.encoded_len();
-        if growth > MAX_COMMAND_BYTES {
+        let length = command.encoded_len();
+        if length > MAX_COMMAND_BYTES {
             return Err(Refusal::TooLarge);
         }
         match &command.action {
             Some(GroupAction::PutMembers(put)) => {
                 // A group that loses its last members always may.
                 if !put.membership.members.is_empty() {
-                    self.check_room(&put.group, growth)?;
+                    self.check_members(&put.group, length)?;
                 }
             }
             Some(GroupAction::PutConsumers(put)) => {
                 if !put.consumers.members.is_empty() {
-                    self.check_room(&put.group, growth)?;
+                    self.check_members(&put.group, length)?;
                 }
             }
             Some(GroupAction::CommitOffsets(commit)) => {
@@ -270,7 +284,7 @@ impl Groups {
                 if present + commit.offsets.len() > MAX_OFFSETS && self.adds(commit) {
                     return Err(Refusal::TooManyOffsets);
                 }
-                self.check_room(&commit.group, growth)?;
+                self.check_commit(commit)?;
             }
             // One that comes again changes nothing.
             Some(
@@ -292,12 +306,41 @@ impl Groups {
         }
     }
 
-    fn check_room(&self, group: &str, growth: usize) -> Result<(), Refusal> {
+    /// Members in place of those before.
+    fn check_members(&self, group: &str, length: usize) -> Result<(), Refusal> {
+        let before = self.get(group).map_or(0, Group::member_bytes);
+        self.check_room(group, length.saturating_sub(before), 0)
+    }
+
+    /// What goes over offsets that are there grows by no more than its notes. In a transaction it
+    /// stands beside them until that ends: for so long it may go past the bound.
+    fn check_commit(&self, commit: &CommitOffsets) -> Result<(), Refusal> {
+        let group = self.get(&commit.group);
+        let (mut before, mut after) = (0, 0);
+        for entry in &commit.offsets {
+            after += OVERHEAD + entry.metadata.len() + entry.topic_id.len();
+            match group.and_then(|group| group.offset(&entry.topic, entry.partition)) {
+                Some(old) => before += cost(old),
+                None => after += OVERHEAD + entry.topic.len(),
+            }
+        }
+        let growth = after.saturating_sub(before);
+        let own = group.map_or(0, |group| group.bytes);
+        if growth > 0 && own + growth > MAX_GROUP_BYTES {
+            return Err(Refusal::TooManyOffsets);
+        }
+        let beside = commit.transaction.map_or(0, |_| after - growth);
+        self.check_room(&commit.group, growth, beside)
+    }
+
+    /// Who does not grow always may.
+    fn check_room(&self, group: &str, growth: usize, beside: usize) -> Result<(), Refusal> {
+        let room = MAX_STATE_BYTES.saturating_sub(self.bytes);
         if group.len() > MAX_NAME {
             Err(Refusal::NameTooLong)
         } else if self.by_name.len() >= MAX_GROUPS && !self.by_name.contains_key(group) {
             Err(Refusal::TooManyGroups)
-        } else if self.bytes + growth > MAX_STATE_BYTES {
+        } else if growth > room || (beside > 0 && growth + beside > room + RESERVE) {
             Err(Refusal::NoRoom)
         } else {
             Ok(())
@@ -379,9 +422,10 @@ impl Groups {
             if pending.epoch != epoch {
                 *pending = Pending {
                     epoch,
-                    offsets: Offsets::new(),
+                    ..Pending::default()
                 };
             }
+            pending.transaction = pending.transaction.max(producer.transaction);
             for entry in &commit.offsets {
                 let offsets = pending.offsets.entry(entry.topic.clone()).or_default();
                 offsets.insert(entry.partition, GroupOffset::new(entry, at));
@@ -437,7 +481,8 @@ impl Groups {
         let ProducerRef {
             producer_id, epoch, ..
         } = end.producer;
-        if self.epochs.is_over(&end.producer) {
+        if self.epochs.is_over(&end.producer) && !self.ends(&end.producer) {
+            self.epochs.end(&end.producer);
             return;
         }
         self.epochs.see(producer_id, epoch, at.time);
@@ -452,6 +497,37 @@ impl Groups {
                 group.measure(&name);
             });
         }
+    }
+
+    /// Whether offsets of the producer wait for the end of this transaction, or of one before it: of a
+    /// coordinator that lost its newest entries for good they are all that says so.
+    fn ends(&self, producer: &ProducerRef) -> bool {
+        let pending = self.pending_of(producer.producer_id);
+        pending.is_some_and(|pending| (1..=producer.transaction).contains(&pending))
+    }
+
+    /// The number of the transaction whose end offsets of the producer wait for; zero if it is not
+    /// known.
+    #[must_use]
+    pub fn pending_of(&self, producer_id: i64) -> Option<u64> {
+        let groups = self.open.get(&producer_id).into_iter().flatten();
+        let pending = groups.filter_map(|name| {
+            let group = self.by_name.get(name)?;
+            Some(group.pending.get(&producer_id)?.transaction)
+        });
+        pending.max()
+    }
+
+    /// The newest epoch of a producer that is remembered.
+    #[must_use]
+    pub fn epoch_of(&self, producer_id: i64) -> Option<i32> {
+        self.epochs.newest(producer_id)
+    }
+
+    /// Whether a transaction of the producer is over here.
+    #[must_use]
+    pub fn is_over(&self, producer: &ProducerRef) -> bool {
+        self.epochs.is_over(producer)
     }
 
     /// The whole state; what comes of it is equal where states are.
@@ -470,7 +546,7 @@ impl Groups {
                     producer: ProducerRef {
                         producer_id: *producer_id,
                         epoch: pending.epoch,
-                        transaction: 0,
+                        transaction: pending.transaction,
                     },
                     offsets: stored(&pending.offsets),
                 })
@@ -502,14 +578,18 @@ impl Groups {
             };
             for pending in stored.pending {
                 let ProducerRef {
-                    producer_id, epoch, ..
+                    producer_id,
+                    epoch,
+                    transaction,
                 } = pending.producer;
                 let names = groups.open.entry(producer_id).or_default();
                 names.insert(stored.name.clone());
-                let offsets = restored(&pending.offsets);
-                group
-                    .pending
-                    .insert(producer_id, Pending { epoch, offsets });
+                let pending = Pending {
+                    epoch,
+                    transaction,
+                    offsets: restored(&pending.offsets),
+                };
+                group.pending.insert(producer_id, pending);
             }
             group.measure(&stored.name);
             groups.bytes += group.bytes;

@@ -3,8 +3,8 @@ use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;
 
 use super::command::{
-    CommitOffsets, DeleteGroup, DeleteOffsets, EndTransaction, ExpireOffsets, MemberRecord,
-    PartitionName, ProducerRef, PutMembers,
+    CommitOffsets, ConsumerRecord, DeleteGroup, DeleteOffsets, EndTransaction, ExpireOffsets,
+    MemberRecord, PartitionName, ProducerRef, PutConsumers, PutMembers, TopicParts,
 };
 use super::*;
 
@@ -66,6 +66,34 @@ fn members(group: &str, generation: i32, ids: &[&str]) -> GroupAction {
             generation,
             protocol: "range".to_owned(),
             leader: ids.first().map(|id| (*id).to_owned()).unwrap_or_default(),
+            members: members.collect(),
+        },
+    })
+}
+
+fn consumers(group: &str, epoch: i32, ids: &[&str]) -> GroupAction {
+    let parts = |index| {
+        vec![TopicParts {
+            topic_id: bytes::Bytes::from_static(&[7; 16]),
+            partitions: vec![index],
+        }]
+    };
+    let members = (0..).zip(ids).map(|(index, id)| ConsumerRecord {
+        id: (*id).to_owned(),
+        instance: (*id).to_owned(),
+        topics: vec!["a".to_owned()],
+        epoch,
+        assigned: parts(index),
+        revoking: parts(index + 8),
+        target: parts(index),
+        ..ConsumerRecord::default()
+    });
+    GroupAction::PutConsumers(PutConsumers {
+        group: group.to_owned(),
+        consumers: Consumers {
+            epoch,
+            assignor: "uniform".to_owned(),
+            topics: Vec::new(),
             members: members.collect(),
         },
     })
@@ -253,7 +281,12 @@ fn random(rng: &mut SmallRng, n: u64) -> GroupAction {
         75..88 => {
             let count = rng.random_range(0..3);
             let generation = i32::try_from(n).unwrap();
-            members(group, generation, &["m", "n", "o"][..count])
+            let ids = &["m", "n", "o"][..count];
+            if rng.random() {
+                members(group, generation, ids)
+            } else {
+                consumers(group, generation, ids)
+            }
         }
         88..92 => expire(group, n.saturating_sub(rng.random_range(0..20))),
         92..96 => GroupAction::DeleteGroup(DeleteGroup {
@@ -316,6 +349,7 @@ fn replay_gives_one_state_from_wherever_it_begins_and_no_offset_goes_back() {
 fn damaged_state_is_refused_or_read_and_never_a_panic() {
     let whole = replayed(vec![
         members("g", 1, &["m"]),
+        consumers("h", 1, &["m"]),
         commit("g", vec![offset("a", 0, 5)], Some((1, 0))),
     ])
     .snapshot();
@@ -326,5 +360,99 @@ fn damaged_state_is_refused_or_read_and_never_a_panic() {
         let mut damaged = whole.clone();
         damaged[bit / 8] ^= 1 << (bit % 8);
         drop(Groups::restore(&damaged));
+    }
+}
+
+/// A coordinator that lost its newest entries for good knows an epoch too little and gives numbers
+/// again: what is pending with such a number ends all the same.
+#[test]
+fn offsets_that_wait_for_a_number_end_with_it_whatever_else_is_known() {
+    let numbered = |epoch, transaction| ProducerRef {
+        producer_id: 1,
+        epoch,
+        transaction,
+    };
+    let commit_in = |producer| {
+        GroupAction::CommitOffsets(CommitOffsets {
+            group: "g".to_owned(),
+            offsets: vec![offset("a", 0, 9)],
+            transaction: Some(producer),
+        })
+    };
+    let end_of =
+        |producer, commit| GroupAction::EndTransaction(EndTransaction { producer, commit });
+    let waiting = vec![end_of(numbered(3, 4), true), commit_in(numbered(4, 6))];
+    for (ended, pending) in [
+        (numbered(3, 5), true),
+        (numbered(3, 6), false),
+        (numbered(3, 1 << 32), false),
+        (numbered(4, 4), true),
+        (numbered(4, 6), false),
+        (numbered(5, 7), false),
+    ] {
+        let mut groups = replayed(waiting.clone());
+        groups = Groups::restore(&groups.snapshot()).unwrap();
+        assert!(groups.replay(&end_of(ended, false).into(), at(9)));
+        let group = groups.get("g").unwrap();
+        assert_eq!(group.is_pending("a", 0), pending, "{ended:?}");
+        assert!(groups.is_over(&numbered(9, ended.transaction)), "{ended:?}");
+    }
+}
+
+/// One group takes its share and no more, all together what there is; and when all is taken, who does not
+/// grow goes on as before.
+#[test]
+fn a_full_partition_takes_what_does_not_grow() {
+    let note = |group: &str, topic: &str, length: usize| {
+        let entries = (0..15).map(|partition| OffsetEntry {
+            metadata: "x".repeat(length),
+            ..offset(topic, partition, 5)
+        });
+        commit(group, entries.collect(), None)
+    };
+    let mut groups = Groups::default();
+    let (mut n, mut full) = (0, Vec::new());
+    assert!(groups.replay(&members("poor", 1, &["m"]).into(), at(1)));
+    assert!(groups.replay(&note("poor", "a", 1).into(), at(2)));
+    for group in ["g", "h", "i", "j", "k"] {
+        loop {
+            n += 1;
+            let more = GroupCommand::from(note(group, &format!("t{n}"), 64 << 10));
+            match groups.handle(more.clone()) {
+                Ok(_) => assert!(groups.replay(&more, at(n))),
+                Err(refusal) => {
+                    full.push(refusal);
+                    break;
+                }
+            }
+        }
+    }
+    assert_eq!(full[..3], [Refusal::TooManyOffsets; 3]);
+    assert_eq!(full[4], Refusal::NoRoom);
+    assert!(groups.bytes() <= MAX_STATE_BYTES);
+    // Everything that is left goes into small ones.
+    loop {
+        n += 1;
+        let more = GroupCommand::from(note("l", &format!("t{n}"), 1));
+        if groups.handle(more.clone()).is_err() {
+            break;
+        }
+        assert!(groups.replay(&more, at(n)));
+    }
+    let long = "x".repeat(4_000);
+    let table = [
+        (note("poor", "a", 1), true),
+        (note("poor", "a", 0), true),
+        (members("poor", 2, &["n"]), true),
+        (members("poor", 2, &[]), true),
+        (commit("poor", vec![offset("a", 0, 9)], Some((1, 0))), true),
+        (note("poor", "a", 9_000), false),
+        (note("poor", "b", 900), false),
+        (members("poor", 2, &[&long]), false),
+        (members("new", 2, &[&long]), false),
+    ];
+    for (action, accepted) in table {
+        let judged = groups.handle(action.clone().into());
+        assert_eq!(judged.is_ok(), accepted, "{action:?}: {judged:?}");
     }
 }

@@ -54,7 +54,8 @@ pub struct Transaction {
     pub timeout_ms: u64,
     #[prost(enumeration = "Phase", tag = "6")]
     pub phase: i32,
-    /// Transactions of this producer id so far, the present one included.
+    /// Of the present transaction, or the last one, of this producer id: each has a higher one than
+    /// those before it.
     #[prost(uint64, tag = "7")]
     pub number: u64,
     /// The groups of the partitions in it, in order.
@@ -75,6 +76,15 @@ pub enum Phase {
 }
 
 impl Phase {
+    pub const ALL: [Self; 6] = [
+        Self::Empty,
+        Self::Ongoing,
+        Self::PrepareCommit,
+        Self::PrepareAbort,
+        Self::CompleteCommit,
+        Self::CompleteAbort,
+    ];
+
     /// In Kafka's words.
     #[must_use]
     pub const fn as_kafka(self) -> &'static str {

@@ -142,11 +142,13 @@ fn first(producer_id: i64, timeout_ms: u64) -> Transaction {
     }
 }
 
-/// Partitions come into the producer's transaction, which begins with its first ones.
+/// Partitions come into the producer's transaction, which begins with its first ones: its number is
+/// above that of the last one, and not below `least`.
 pub fn add(
     known: Option<&Transaction>,
     producer: Identity,
     partitions: &[u64],
+    least: u64,
 ) -> Result<Next, Refused> {
     let known = known.ok_or(Refused::UnknownProducer)?;
     known.check(producer)?;
@@ -156,7 +158,7 @@ pub fn add(
         Phase::Ongoing if partitions.iter().all(|one| known.has(*one)) => return Ok(Next::Is),
         Phase::Ongoing => {}
         Phase::Empty | Phase::CompleteCommit | Phase::CompleteAbort => {
-            next.number += 1;
+            next.number = (known.number + 1).max(least);
             next.partitions.clear();
             next.set_phase(Phase::Ongoing);
         }

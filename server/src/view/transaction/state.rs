@@ -1,6 +1,7 @@
 //! The fold: what is known of each transactional id, and which of them somebody has to look after.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use prost::Message;
 use trilog_model::Timestamp;
@@ -39,6 +40,10 @@ pub struct Transactions {
     by_id: BTreeMap<String, Known>,
     deadlines: BTreeSet<(Timestamp, String)>,
     ending: BTreeSet<String>,
+    /// By phase.
+    counts: BTreeMap<Phase, usize>,
+    /// How many of those that are open began when.
+    open_since: BTreeMap<Timestamp, usize>,
     bytes: usize,
 }
 
@@ -58,6 +63,12 @@ impl Transactions {
         self.by_id.iter()
     }
 
+    /// By id, those behind one.
+    pub fn iter_after(&self, id: &str) -> impl Iterator<Item = (&String, &Known)> {
+        let behind = (Bound::Excluded(id), Bound::Unbounded);
+        self.by_id.range::<str, _>(behind)
+    }
+
     /// Those whose time is over.
     pub fn overdue(&self, now: Timestamp) -> impl Iterator<Item = &String> {
         let over = self.deadlines.iter();
@@ -65,20 +76,43 @@ impl Transactions {
         over.map(|(_, id)| id)
     }
 
+    /// How many there are in each phase that has any.
+    #[must_use]
+    pub fn counts(&self) -> &BTreeMap<Phase, usize> {
+        &self.counts
+    }
+
+    /// When the oldest of those that are open began.
+    #[must_use]
+    pub fn oldest_open(&self) -> Option<Timestamp> {
+        self.open_since.keys().next().copied()
+    }
+
     /// Those that are decided, and not yet written everywhere.
     pub fn ending(&self) -> impl Iterator<Item = &String> {
         self.ending.iter()
     }
 
-    /// Whether there is room for what an id is to be. What makes it smaller always has.
+    /// Whether there is room for what an id is to be. What ends a transaction always has, though it
+    /// may be a few bytes longer: nothing would ever become smaller otherwise.
     #[must_use]
     pub fn has_room(&self, id: &str, transaction: &Transaction) -> bool {
         let before = self.get(id).map_or(0, |known| cost(id, &known.transaction));
         let after = cost(id, transaction);
-        let few = before > 0 || self.by_id.len() < MAX_IDS;
+        let ends = match transaction.phase() {
+            Phase::Empty | Phase::Ongoing => false,
+            Phase::PrepareCommit
+            | Phase::PrepareAbort
+            | Phase::CompleteCommit
+            | Phase::CompleteAbort => true,
+        };
+        let known = before > 0;
+        if known && (ends || after <= before) {
+            return true;
+        }
         id.len() <= MAX_NAME
-            && few
-            && (after <= before || self.bytes - before + after <= MAX_STATE_BYTES)
+            && (known || self.by_id.len() < MAX_IDS)
+            && self.bytes - before + after <= MAX_STATE_BYTES
     }
 
     /// Folds one committed command. False if this build does not know it.
@@ -135,6 +169,10 @@ impl Transactions {
             self.deadlines.remove(&(deadline, id.to_owned()));
         }
         self.ending.remove(id);
+        uncount(&mut self.counts, &known.transaction.phase());
+        if known.transaction.phase() == Phase::Ongoing {
+            uncount(&mut self.open_since, &known.started);
+        }
         self.bytes -= cost(id, &known.transaction);
         Some(known)
     }
@@ -145,6 +183,10 @@ impl Transactions {
         }
         if known.transaction.phase().is_ending() {
             self.ending.insert(id.clone());
+        }
+        *self.counts.entry(known.transaction.phase()).or_default() += 1;
+        if known.transaction.phase() == Phase::Ongoing {
+            *self.open_since.entry(known.started).or_default() += 1;
         }
         self.bytes += cost(&id, &known.transaction);
         self.by_id.insert(id, known);
@@ -175,6 +217,15 @@ impl Transactions {
             restored.insert(one.id, known);
         }
         Ok(restored)
+    }
+}
+
+fn uncount<K: Ord>(counts: &mut BTreeMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
     }
 }
 

@@ -3,6 +3,7 @@ mod protocol;
 use super::command::{Forget, Put};
 use super::machine::{self, Begin, Identity, Next, Refused};
 use super::*;
+use prost::Message;
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -140,7 +141,7 @@ fn the_first_partitions_begin_a_transaction_and_others_join_it() {
     let us = identity(7, 3);
     for phase in PHASES {
         let known = transaction(phase);
-        let added = machine::add(Some(&known), us, &[30, 10]);
+        let added = machine::add(Some(&known), us, &[30, 10], 0);
         match phase {
             Phase::PrepareCommit | Phase::PrepareAbort => {
                 assert_eq!(added, Err(Refused::Concurrent));
@@ -160,16 +161,19 @@ fn the_first_partitions_begin_a_transaction_and_others_join_it() {
             (identity(7, 4), Refused::Fenced),
             (identity(8, 3), Refused::UnknownProducer),
         ] {
-            assert_eq!(machine::add(Some(&known), who, &[10]), Err(refused));
+            assert_eq!(machine::add(Some(&known), who, &[10], 0), Err(refused));
             assert_eq!(machine::end(Some(&known), who, true), Err(refused));
             assert_eq!(machine::shows(Some(&known), who, &[10]), Err(refused));
         }
     }
     let ongoing = transaction(Phase::Ongoing);
-    assert_eq!(machine::add(Some(&ongoing), us, &[20]), Ok(Next::Is));
-    assert_eq!(machine::add(None, us, &[20]), Err(Refused::UnknownProducer));
+    assert_eq!(machine::add(Some(&ongoing), us, &[20], 0), Ok(Next::Is));
+    assert_eq!(
+        machine::add(None, us, &[20], 0),
+        Err(Refused::UnknownProducer)
+    );
     let many: Vec<u64> = (0..=MAX_PARTITIONS as u64).collect();
-    let refused = machine::add(Some(&ongoing), us, &many);
+    let refused = machine::add(Some(&ongoing), us, &many, 0);
     assert_eq!(refused, Err(Refused::TooManyPartitions));
 }
 
@@ -291,4 +295,61 @@ fn what_this_build_does_not_know_is_not_replayed() {
     assert!(!all.replay(&put.into(), at(1)));
     assert!(!all.replay(&TransactionCommand { action: None }, at(1)));
     assert_eq!(Transactions::restore(b"\xff"), Err(state::Unreadable));
+}
+
+#[test]
+fn numbers_rise_and_begin_no_lower_than_their_term_says() {
+    let us = identity(7, 3);
+    let number = |known: &Transaction, least| {
+        let next = put(machine::add(Some(known), us, &[10], least).unwrap());
+        next.unwrap().number
+    };
+    let complete = transaction(Phase::CompleteCommit);
+    assert_eq!(number(&complete, 1 << 32), 1 << 32);
+    assert_eq!(number(&complete, 6), 6);
+    assert_eq!(number(&complete, 2), 6, "the last one was number 5");
+    assert_eq!(number(&transaction(Phase::Ongoing), 1 << 32), 5);
+}
+
+/// A partition that is full can still end what is open, and so becomes less full.
+#[test]
+fn what_ends_a_transaction_always_has_room() {
+    let mut all = Transactions::default();
+    let named = |n: usize| format!("{n:0>1000}");
+    let mut count = 0;
+    loop {
+        let open = Transaction {
+            epoch: if count % 2 == 0 { 0 } else { 127 },
+            ..transaction(Phase::Ongoing)
+        };
+        if !all.has_room(&named(count), &open) {
+            break;
+        }
+        replay(&mut all, &named(count), open, 1);
+        count += 1;
+    }
+    assert!(count > 50_000, "{count}");
+    // To the last byte.
+    let mut last = all.get(&named(2)).unwrap().transaction.clone();
+    loop {
+        last.partitions.push(1);
+        if !all.has_room(&named(2), &last) {
+            break;
+        }
+        replay(&mut all, &named(2), last.clone(), 1);
+    }
+    for n in [0, 1] {
+        let id = named(n);
+        let known = all.get(&id).unwrap().transaction.clone();
+        let fenced = machine::fence(&known);
+        assert!(fenced.encoded_len() > known.encoded_len(), "an epoch on");
+        assert!(all.has_room(&id, &fenced));
+        let mut more = known.clone();
+        more.partitions.extend(40..400);
+        assert!(!all.has_room(&id, &more));
+        replay(&mut all, &id, fenced.clone(), 2);
+        let complete = machine::complete(&fenced);
+        assert!(all.has_room(&id, &complete));
+        replay(&mut all, &id, complete, 3);
+    }
 }

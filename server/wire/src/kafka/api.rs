@@ -72,15 +72,15 @@ pub const APIS: &[Api] = &[
         served: 3,
         ..api(ApiKey::Produce, "produce", (0, 9), 9, &[])
     },
-    api(ApiKey::Fetch, "fetch", (4, 12), 12, &[]),
+    api(ApiKey::Fetch, "fetch", (4, 17), 12, &[]),
     api(
         ApiKey::ListOffsets,
         "list_offsets",
-        (1, 7),
+        (1, 10),
         6,
         shapes::LIST_OFFSETS,
     ),
-    api(ApiKey::Metadata, "metadata", (0, 12), 9, shapes::METADATA),
+    api(ApiKey::Metadata, "metadata", (0, 13), 9, shapes::METADATA),
     api(
         ApiKey::OffsetCommit,
         "offset_commit",
@@ -98,7 +98,7 @@ pub const APIS: &[Api] = &[
     api(
         ApiKey::FindCoordinator,
         "find_coordinator",
-        (0, 4),
+        (0, 6),
         3,
         shapes::FIND_COORDINATOR,
     ),
@@ -203,6 +203,13 @@ pub const APIS: &[Api] = &[
     ),
     api(ApiKey::EndTxn, "end_txn", (0, 4), 3, shapes::END_TXN),
     api(
+        ApiKey::WriteTxnMarkers,
+        "write_txn_markers",
+        (1, 1),
+        1,
+        shapes::WRITE_TXN_MARKERS,
+    ),
+    api(
         ApiKey::TxnOffsetCommit,
         "txn_offset_commit",
         (0, 4),
@@ -245,6 +252,13 @@ pub const APIS: &[Api] = &[
         shapes::ALTER_CONFIGS,
     ),
     api(
+        ApiKey::DescribeLogDirs,
+        "describe_log_dirs",
+        (1, 4),
+        2,
+        shapes::DESCRIBE_LOG_DIRS,
+    ),
+    api(
         ApiKey::SaslAuthenticate,
         "sasl_authenticate",
         (0, 2),
@@ -266,11 +280,32 @@ pub const APIS: &[Api] = &[
         shapes::DELETE_GROUPS,
     ),
     api(
+        ApiKey::ElectLeaders,
+        "elect_leaders",
+        (0, 2),
+        2,
+        shapes::ELECT_LEADERS,
+    ),
+    api(
         ApiKey::IncrementalAlterConfigs,
         "incremental_alter_configs",
         (0, 1),
         1,
         shapes::INCREMENTAL_ALTER_CONFIGS,
+    ),
+    api(
+        ApiKey::AlterPartitionReassignments,
+        "alter_partition_reassignments",
+        (0, 1),
+        0,
+        shapes::ALTER_PARTITION_REASSIGNMENTS,
+    ),
+    api(
+        ApiKey::ListPartitionReassignments,
+        "list_partition_reassignments",
+        (0, 0),
+        0,
+        shapes::LIST_PARTITION_REASSIGNMENTS,
     ),
     api(
         ApiKey::OffsetDelete,

@@ -30,7 +30,7 @@ pub use frame::{FrameError, LENGTH_BYTES, Opened, Request, frame_length, token_l
 pub use guard::{check, decode};
 pub use kafka_protocol::error::ResponseError as ErrorCode;
 pub use kafka_protocol::messages;
-pub use kafka_protocol::protocol::StrBytes;
+pub use kafka_protocol::protocol::{Encodable, StrBytes};
 pub use produce::{
     ProducePartition, ProduceRequest, ProduceTopic, Produced, ProducedTopic, produce_answer,
 };

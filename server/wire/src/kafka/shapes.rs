@@ -445,6 +445,38 @@ pub(super) const TXN_OFFSET_COMMIT: &[Field] = &[
     ), // topics
 ];
 
+pub(super) const WRITE_TXN_MARKERS: &[Field] = &[
+    field(
+        1,
+        1,
+        Structs(&[
+            field(1, 1, Fixed(8)), // producer_id
+            field(1, 1, Fixed(2)), // producer_epoch
+            field(1, 1, Fixed(1)), // transaction_result
+            field(
+                1,
+                1,
+                Structs(&[
+                    field(1, 1, Text),            // name
+                    field(1, 1, List(&Fixed(4))), // partition_indexes
+                ]),
+            ), // topics
+            field(1, 1, Fixed(4)), // coordinator_epoch
+        ]),
+    ), // markers
+];
+
+pub(super) const DESCRIBE_LOG_DIRS: &[Field] = &[
+    field(
+        1,
+        4,
+        Structs(&[
+            field(1, 4, Text),            // topic
+            field(1, 4, List(&Fixed(4))), // partitions
+        ]),
+    ), // topics
+];
+
 pub(super) const DESCRIBE_PRODUCERS: &[Field] = &[
     field(
         0,
@@ -465,6 +497,51 @@ pub(super) const LIST_TRANSACTIONS: &[Field] = &[
     field(0, 2, List(&Fixed(8))), // producer_id_filters
     field(1, 2, Fixed(8)),        // duration_filter
     field(2, 2, Text),            // transactional_id_pattern
+];
+
+pub(super) const ELECT_LEADERS: &[Field] = &[
+    field(1, 2, Fixed(1)), // election_type
+    field(
+        0,
+        2,
+        Structs(&[
+            field(0, 2, Text),            // topic
+            field(0, 2, List(&Fixed(4))), // partitions
+        ]),
+    ), // topic_partitions
+    field(0, 2, Fixed(4)), // timeout_ms
+];
+
+pub(super) const ALTER_PARTITION_REASSIGNMENTS: &[Field] = &[
+    field(0, 1, Fixed(4)), // timeout_ms
+    field(1, 1, Fixed(1)), // allow_replication_factor_change
+    field(
+        0,
+        1,
+        Structs(&[
+            field(0, 1, Text), // name
+            field(
+                0,
+                1,
+                Structs(&[
+                    field(0, 1, Fixed(4)),        // partition_index
+                    field(0, 1, List(&Fixed(4))), // replicas
+                ]),
+            ), // partitions
+        ]),
+    ), // topics
+];
+
+pub(super) const LIST_PARTITION_REASSIGNMENTS: &[Field] = &[
+    field(0, 0, Fixed(4)), // timeout_ms
+    field(
+        0,
+        0,
+        Structs(&[
+            field(0, 0, Text),            // name
+            field(0, 0, List(&Fixed(4))), // partition_indexes
+        ]),
+    ), // topics
 ];
 
 pub(super) const SASL_HANDSHAKE: &[Field] = &[

@@ -108,6 +108,7 @@ fn request(api: &'static Api, version: i16, body: Bytes) -> Request {
 }
 
 /// Decodes with whichever codec reads the api; whether it took the bytes.
+#[expect(clippy::too_many_lines, reason = "a table is as long as what it lists")]
 pub(super) fn decodes(request: &Request) -> Result<(), Malformed> {
     match request.api.key {
         ApiKey::Produce => ProduceRequest::decode(request).map(drop),
@@ -124,6 +125,7 @@ pub(super) fn decodes(request: &Request) -> Result<(), Malformed> {
         }
         ApiKey::DescribeConfigs => decode::<messages::DescribeConfigsRequest>(request).map(drop),
         ApiKey::AlterConfigs => decode::<messages::AlterConfigsRequest>(request).map(drop),
+        ApiKey::DescribeLogDirs => decode::<messages::DescribeLogDirsRequest>(request).map(drop),
         ApiKey::CreatePartitions => decode::<messages::CreatePartitionsRequest>(request).map(drop),
         ApiKey::IncrementalAlterConfigs => {
             decode::<messages::IncrementalAlterConfigsRequest>(request).map(drop)
@@ -146,6 +148,7 @@ pub(super) fn decodes(request: &Request) -> Result<(), Malformed> {
         ApiKey::AddOffsetsToTxn => decode::<messages::AddOffsetsToTxnRequest>(request).map(drop),
         ApiKey::EndTxn => decode::<messages::EndTxnRequest>(request).map(drop),
         ApiKey::TxnOffsetCommit => decode::<messages::TxnOffsetCommitRequest>(request).map(drop),
+        ApiKey::WriteTxnMarkers => decode::<messages::WriteTxnMarkersRequest>(request).map(drop),
         ApiKey::DescribeProducers => {
             decode::<messages::DescribeProducersRequest>(request).map(drop)
         }
@@ -153,6 +156,13 @@ pub(super) fn decodes(request: &Request) -> Result<(), Malformed> {
             decode::<messages::DescribeTransactionsRequest>(request).map(drop)
         }
         ApiKey::ListTransactions => decode::<messages::ListTransactionsRequest>(request).map(drop),
+        ApiKey::ElectLeaders => decode::<messages::ElectLeadersRequest>(request).map(drop),
+        ApiKey::AlterPartitionReassignments => {
+            decode::<messages::AlterPartitionReassignmentsRequest>(request).map(drop)
+        }
+        ApiKey::ListPartitionReassignments => {
+            decode::<messages::ListPartitionReassignmentsRequest>(request).map(drop)
+        }
         ApiKey::ConsumerGroupHeartbeat => {
             decode::<messages::ConsumerGroupHeartbeatRequest>(request).map(drop)
         }

@@ -183,6 +183,11 @@ impl Io for SimIo {
         self.at_once(Asked::RemoveDir, dir, remove).await
     }
 
+    async fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
+        let free = |state: &mut State, _| state.list(dir).map(|_| state.free());
+        self.at_once(Asked::List, dir, free).await
+    }
+
     async fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let (stamp, ()) = self.disk.issue(Asked::SyncDir, dir, 0, |_, _| ()).await;
         self.disk.pass(stamp).await;

@@ -443,8 +443,14 @@ impl State {
 
     /// Bytes that can be written from `pos` within the quota.
     fn room(&self, file: FileId, pos: u64) -> io::Result<u64> {
+        let len = self.inode(file)?.content.len();
+        Ok(self.free().saturating_add(len).saturating_sub(pos))
+    }
+
+    /// Bytes that can be written within the quota.
+    pub(super) fn free(&self) -> u64 {
         let Some(quota) = self.config.quota_bytes else {
-            return Ok(u64::MAX);
+            return u64::MAX;
         };
         // A file without a name takes room only while somebody has it open.
         let named: BTreeSet<FileId> = self.names.files().map(|(_, file)| file).collect();
@@ -456,8 +462,7 @@ impl State {
             .filter(taking)
             .map(|(_, inode)| inode.content.len())
             .sum();
-        let len = self.inode(file)?.content.len();
-        Ok((len + quota.saturating_sub(used)).saturating_sub(pos))
+        quota.saturating_sub(used)
     }
 
     fn chance(&mut self, per_million: u32) -> bool {

@@ -1,6 +1,8 @@
 //! Logs that are compacted: held against a map of what was written, with a crash at every
 //! operation, and copied from one replica to another.
 
+mod limits;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -13,7 +15,7 @@ use super::copies::{copy, copy_all, descriptor, follow};
 use super::*;
 use crate::inspect::inspect;
 use crate::io::sim::{PowerLoss, SimConfig, SimImage, block_on};
-use crate::log::{CleanPlan, CleanReport, ReadError};
+use crate::log::{CleanError, CleanPlan, CleanReport, ReadError};
 
 /// A record, by its offset: key and value, none for a deletion marker.
 type Records = BTreeMap<Offset, (u8, Option<u64>)>;
@@ -266,8 +268,11 @@ async fn by_time(log: &GroupLog, left: &Records) {
     for offset in 0..offsets.last().unwrap().get() {
         let frames = log.read_offsets(Offset(offset), all, 1).await.unwrap();
         let next = left.range(Offset(offset)..).next().unwrap().0;
-        assert!(frames[0].header.next_offset() > *next || frames[0].header.base_offset <= *next);
         assert!(frames[0].header.base_offset <= *next, "nothing is skipped");
+        assert!(
+            frames[0].header.next_offset() > Offset(offset),
+            "it begins too early"
+        );
     }
 }
 
@@ -479,7 +484,7 @@ fn a_replica_copies_from_cleaned_ones_whatever_they_have_left() {
             // One whose X lies within what the others rewrote.
             let x = rng.random_range(40..BATCHES - 10);
             let start = descriptor(&log, x, 0).await;
-            let (_late, late) = beginner(seed + 300).await;
+            let (_late, late) = beginner(&disk(seed + 300)).await;
             late.set_log_start(start).await.unwrap();
             follow(&late, read_all(&log, x + 1, 1 << 20).await).await;
             late.commit(log.state().last.unwrap().index);
@@ -490,8 +495,6 @@ fn a_replica_copies_from_cleaned_ones_whatever_they_have_left() {
             assert!(late.is_whole());
             let left = records(&late, Offset(0)).await;
             assert_eq!(view(&left), view(&given.records), "seed {seed}");
-            assert_clean(&left, &given, clean_end(&late), "copied");
-            copy_all(&a, &late).await;
             clean(&late, 0).await;
             let again = records(&late, Offset(0)).await;
             assert_eq!(view(&again), view(&given.records), "seed {seed}");
@@ -501,8 +504,59 @@ fn a_replica_copies_from_cleaned_ones_whatever_they_have_left() {
     }
 }
 
-async fn beginner(seed: u64) -> (Store, GroupLog) {
-    let (store, _) = open(&disk(seed), small()).await;
+#[test]
+fn what_was_copied_from_a_cleaned_log_is_repaired_from_any_other() {
+    for seed in 0..10 {
+        block_on(async {
+            let rng = &mut SmallRng::seed_from_u64(seed);
+            let (_store, log, given) = written(&disk(seed), small(), rng).await;
+            let (_a, a) = twin_of(&log, seed + 100, 9_000).await;
+            let (_b, b) = twin_of(&log, seed + 200, 23_000).await;
+            for twin in [&a, &b] {
+                raise_x(twin).await;
+                clean(twin, 0).await;
+            }
+            let disk = disk(seed + 300);
+            let (store, late) = beginner(&disk).await;
+            let x = BATCHES - 10;
+            late.set_log_start(descriptor(&log, x, 0).await)
+                .await
+                .unwrap();
+            follow(&late, read_all(&log, x + 1, 1 << 20).await).await;
+            late.commit(log.state().last.unwrap().index);
+            copy_all(&a, &late).await;
+            let left = records(&late, Offset(0)).await;
+            let copied = late.state().log_start.unwrap().next_offset;
+            assert_clean(&left, &given, clean_end(&a).min(copied), "copied");
+            store.checkpoint().await.unwrap();
+            for from in [&b, &log, &a] {
+                let links = late.0.state.lock().segments.links.clone();
+                for link in links.iter().filter(|link| link.sealed) {
+                    damage(&disk, &late, &link.segment.path).await;
+                    eventually("it is set aside", || !late.gaps().is_empty()).await;
+                    copy_all(from, &late).await;
+                    assert!(late.is_whole());
+                }
+                let left = records(&late, Offset(0)).await;
+                assert_eq!(view(&left), view(&given.records), "seed {seed}");
+            }
+            clean(&late, 0).await;
+            let left = records(&late, Offset(0)).await;
+            assert_eq!(view(&left), view(&given.records), "seed {seed}");
+            assert_clean(&left, &given, clean_end(&late), "cleaned");
+            store.close().await.unwrap();
+            let disk = disk.reopen();
+            assert_sound(&disk).await;
+            let (store, _) = open(&disk, small()).await;
+            let late = store.group(GROUP).unwrap();
+            assert!(late.is_whole());
+            assert_eq!(records(&late, Offset(0)).await, left);
+        });
+    }
+}
+
+async fn beginner(disk: &SimDisk) -> (Store, GroupLog) {
+    let (store, _) = open(disk, small()).await;
     let log = store.create_group(GROUP, ReplicaId(72)).await.unwrap();
     (store, log)
 }
@@ -545,10 +599,8 @@ fn a_damaged_segment_is_repaired_from_one_that_was_cleaned_otherwise() {
 
 /// Flips a byte of a segment and has a reader come across it.
 async fn damage(disk: &SimDisk, log: &GroupLog, path: &Path) {
-    let mut bytes = disk.read(path).unwrap();
-    let at = bytes.len() - 20;
-    bytes[at] ^= 1;
-    disk.write(path, &bytes);
+    let len = disk.read(path).unwrap().len() as u64;
+    disk.flip_bit(path, len - 20, 0);
     log.0.evict(LogIndex(1 << 40));
     let mut next = LogIndex(0);
     loop {
@@ -558,4 +610,167 @@ async fn damage(disk: &SimDisk, log: &GroupLog, path: &Path) {
             Err(error) => panic!("{error}"),
         }
     }
+}
+
+#[test]
+fn a_replica_that_lacks_something_is_not_clean() {
+    block_on(async {
+        let rng = &mut SmallRng::seed_from_u64(18);
+        let (store, log, _) = written(&disk(18), small(), rng).await;
+        clean(&log, 0).await;
+        store.checkpoint().await.unwrap();
+        let before = log.cleanness().clean;
+        assert!(before > Offset(0));
+        log.0.state.lock().receiving = true;
+        assert_eq!(log.cleanness().clean, Offset(0), "something is coming in");
+        log.0.state.lock().receiving = false;
+        assert_eq!(log.cleanness().clean, before);
+
+        let (store, late) = beginner(&disk(318)).await;
+        let start = descriptor(&log, BATCHES - 10, 0).await;
+        late.set_log_start(start).await.unwrap();
+        // As if somebody had said so.
+        late.0.state.lock().rewrites.cleaned(Offset(9));
+        store.checkpoint().await.unwrap();
+        assert_eq!(late.cleanness().clean, Offset(0), "it is short");
+        copy_all(&log, &late).await;
+        assert_eq!(clean_end(&late), Offset(0), "nothing is known of a copy");
+    });
+}
+
+#[test]
+fn a_crash_at_any_operation_of_a_repair_leaves_a_log_that_can_be_repaired() {
+    let images: Arc<Mutex<Vec<SimImage>>> = Arc::default();
+    let seen = Arc::clone(&images);
+    let before: Arc<Mutex<Option<(SimImage, Given)>>> = Arc::default();
+    let kept = Arc::clone(&before);
+    block_on(async move {
+        let rng = &mut SmallRng::seed_from_u64(19);
+        let disk = disk(19);
+        let (store, log, given) = written(&disk, small(), rng).await;
+        *kept.lock() = Some((disk.fork(), given));
+        let (_twin, twin) = twin_of(&log, 119, 9_000).await;
+        clean(&log, 0).await;
+        store.checkpoint().await.unwrap();
+        let damaged = Arc::clone(&log.0.state.lock().segments.links[0].segment);
+        damage(&disk, &log, &damaged.path).await;
+        let aside = |(path, _): &(std::path::PathBuf, u64)| {
+            let kind = path.extension().and_then(|kind| kind.to_str());
+            kind.is_some_and(|kind| kind.starts_with("damaged-"))
+        };
+        eventually("it is set aside", || disk.files().iter().any(aside)).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        disk.observe(move |disk| seen.lock().push(disk.fork()));
+        copy_all(&twin, &log).await;
+        store.checkpoint().await.unwrap();
+        disk.kill();
+    });
+    let images = std::mem::take(&mut *images.lock());
+    let (source, given) = before.lock().take().unwrap();
+    assert!(images.len() > 5, "{} moments", images.len());
+    for (n, image) in (0..).zip(images) {
+        for loss in [PowerLoss::Lose, PowerLoss::Keep, PowerLoss::Scatter] {
+            let place = format!("moment {n}, {loss:?}");
+            block_on(async {
+                let disk = image.power_loss(loss, n);
+                let found = inspect(&disk.backend(), Path::new("/data"), Box::new(|_, _| {})).await;
+                let mut damage = found.unwrap().damage.into_iter();
+                let unknown = damage.find(|damage| !damage.what.contains("set aside"));
+                assert!(unknown.is_none(), "{place}: {unknown:?}");
+                let (_source, source) = reopened(&source.kill(n)).await;
+                let (store, log) = reopened(&disk).await;
+                while let Err(error) = read_through(&log).await {
+                    assert!(
+                        matches!(error, ReadError::Damaged { .. }),
+                        "{place}: {error}"
+                    );
+                    eventually("its gap is known", || !log.gaps().is_empty()).await;
+                    copy_all(&source, &log).await;
+                }
+                let left = records(&log, Offset(0)).await;
+                assert_eq!(view(&left), view(&given.records), "{place}");
+                store.close().await.unwrap();
+                assert_sound(&disk.reopen()).await;
+            });
+        }
+    }
+}
+
+async fn reopened(disk: &SimDisk) -> (Store, GroupLog) {
+    let (store, report) = open(disk, small()).await;
+    assert!(!report.step_aside, "{report:?}");
+    let log = store.group(GROUP).unwrap();
+    (store, log)
+}
+
+async fn read_through(log: &GroupLog) -> Result<(), ReadError> {
+    let mut next = LogIndex(0);
+    loop {
+        let frames = log.read(next, LogIndex(1 << 40), 3_000).await?;
+        let Some(last) = frames.last() else {
+            return Ok(());
+        };
+        next = last.header.next_index();
+    }
+}
+
+/// A batch of two records of which the second one cannot be read, whatever its checksum says.
+fn half_readable(id: EntryId, records: &[(u8, Option<u64>); 2]) -> Frame {
+    let mut frame = keyed(id, Compression::None, records, Flags::Plain);
+    let mut batch = frame.records.to_vec();
+    let second = 61 + (batch.len() - 61) / 2;
+    batch[second..second + 5].copy_from_slice(&[0xff, 0xff, 0xff, 0xff, 0x0f]);
+    let crc = crc32c::crc32c(&batch[21..]);
+    batch[17..21].copy_from_slice(&crc.to_be_bytes());
+    frame.header.records_crc = crc;
+    frame.records = batch.into();
+    frame
+}
+
+#[test]
+fn what_cannot_be_read_supersedes_nothing_and_keeps_the_markers_behind_it() {
+    block_on(async {
+        let (store, _) = open(&disk(20), small()).await;
+        let log = store.create_group(GROUP, REPLICA).await.unwrap();
+        let mut index = 0;
+        let mut put = async |make: &dyn Fn(EntryId) -> Frame| {
+            append(&log, vec![make(EntryId::new(1, index))]).await;
+            log.commit(LogIndex(index));
+            index += 1;
+        };
+        let plain = |records: &[(u8, Option<u64>)]| {
+            let records = records.to_vec();
+            move |id| keyed(id, Compression::None, &records, Flags::Plain)
+        };
+        put(&plain(&[(1, Some(1)), (2, Some(2)), (4, Some(4))])).await;
+        put(&plain(&[(4, None)])).await;
+        put(&|id| half_readable(id, &[(2, Some(5)), (1, Some(6))])).await;
+        put(&plain(&[(1, None)])).await;
+        for filler in 0..250 {
+            put(&plain(&[(3, Some(filler))])).await;
+        }
+        store.checkpoint().await.unwrap();
+        raise_x(&log).await;
+        clean(&log, 1_000).await;
+        clean(&log, 1_000).await;
+        let mut left = Vec::new();
+        for index in 0..4 {
+            let at = LogIndex(index);
+            let frame = log.read(at, at.next(), 1).await.unwrap().remove(0);
+            let header = frame.header;
+            if !header.has_records() {
+                continue;
+            }
+            let batch = BatchHeader::parse(&frame.records).unwrap();
+            for record in &batch.records(&frame.records, 1 << 20).unwrap() {
+                let Ok(record) = record else { break };
+                left.push((
+                    header.index.get(),
+                    record.key.unwrap()[0],
+                    record.value.is_none(),
+                ));
+            }
+        }
+        assert_eq!(left, [(0, 2, false), (2, 2, false), (3, 1, true)]);
+    });
 }

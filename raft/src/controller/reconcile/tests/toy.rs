@@ -111,6 +111,10 @@ struct ToyNode {
     identity: u8,
     up: bool,
     map: ClusterMap,
+    /// Maps from before, which it may see again when it starts.
+    seen: Vec<ClusterMap>,
+    /// Read from the controller since it started.
+    current: Option<u64>,
     local: BTreeMap<GroupId, ReplicaId>,
     /// Of those, the ones that run: none after a start.
     running: BTreeSet<GroupId>,
@@ -119,6 +123,20 @@ struct ToyNode {
 }
 
 impl ToyNode {
+    fn learn(&mut self, map: ClusterMap) {
+        self.seen.push(std::mem::replace(&mut self.map, map));
+    }
+
+    /// Stops, or starts again and folds the controller's log from somewhere in the past.
+    fn toggle(&mut self, draw: usize) {
+        self.up = !self.up;
+        self.running.clear();
+        self.current = None;
+        if let Some(before) = self.seen.get(draw % self.seen.len().max(1)) {
+            self.map = before.clone();
+        }
+    }
+
     fn runs(&self, group: GroupId) -> bool {
         self.up && self.running.contains(&group)
     }
@@ -158,6 +176,8 @@ impl World {
             identity,
             up: true,
             map: self.state.map(),
+            seen: Vec::new(),
+            current: None,
             local: BTreeMap::new(),
             running: BTreeSet::new(),
             confirmed: BTreeMap::new(),
@@ -229,6 +249,7 @@ impl World {
         let me = Myself {
             node: id,
             identity: NodeIdentity::from_bytes([node.identity; 16]).unwrap(),
+            confirmed: node.current,
         };
         let Ok(plan) = plan_node(&node.map, me, &self.local(id), &limits()) else {
             return 0;
@@ -347,7 +368,8 @@ impl World {
         let version = map.version();
         let groups = &self.groups;
         let node = self.nodes.get_mut(&id).unwrap();
-        node.map = map;
+        node.learn(map);
+        node.current = Some(version);
         for (group, replica) in &node.local {
             let toy = groups.get(group);
             if let Some(toy) = toy.filter(|toy| toy.leader == Some(*replica)) {
@@ -507,7 +529,8 @@ impl World {
             }
             10..=13 => {
                 let node = self.pick_node(a);
-                self.nodes.get_mut(&node).unwrap().map = self.state.map();
+                let map = self.state.map();
+                self.nodes.get_mut(&node).unwrap().learn(map);
             }
             14..=18 => self.live(self.pick_group(a), u64::from(b % 30)),
             19..=22 => {
@@ -531,8 +554,7 @@ impl World {
             27 => {
                 let node = self.pick_node(a);
                 let node = self.nodes.get_mut(&node).unwrap();
-                node.up = !node.up;
-                node.running.clear();
+                node.toggle(b as usize);
             }
             28 => {
                 let group = self.pick_group(a);

@@ -8,21 +8,30 @@ use futures::future::{BoxFuture, select_all};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use trilog_model::batch::{BatchHeader, Compression};
-use trilog_model::{Offset, Term};
+use trilog_model::{NodeId, Offset, Term};
 use trilog_storage::frame::Frame;
 use trilog_wire::kafka::{
     AbortedTransaction, EpochEnd, ErrorCode, FetchPartition, FetchedBatch, FetchedPartition,
+    StrBytes,
 };
 
 use super::bounded;
+use crate::cluster::Cluster;
 use crate::kafka::errors;
 use crate::kafka::fetch_sessions::Part;
+use crate::kafka::handlers::metadata::broker_id;
+use crate::kafka::hints;
 use crate::kafka::session::{Place, Target, check_epoch};
 use crate::meter::TopicMeter;
 use crate::partition::{Partition, ReadError, Settled};
 
+/// What an aborted transaction takes in an answer, and on the way into it.
+const ABORTED_BYTES: usize = 64;
 /// The first version whose readers know zstd.
 const ZSTD_SINCE: i16 = 10;
+
+/// The first version that tells of leaders.
+const HINTS_SINCE: i16 = 16;
 
 /// What a fetch wants beside its partitions.
 pub(super) struct Reading {
@@ -32,6 +41,9 @@ pub(super) struct Reading {
     pub(super) deadline: Instant,
     /// Only what is settled, with what was aborted of it.
     pub(super) committed: bool,
+    /// Where the reader is, if it says so.
+    pub(super) rack: Option<StrBytes>,
+    pub(super) cluster: Cluster,
     pub(super) budget: Arc<Semaphore>,
 }
 
@@ -97,14 +109,26 @@ impl Reading {
             ErrorCode::UnknownTopicId,
         ];
         let known = !matches!(read, Err(code) if unknown.contains(&code));
-        let answered = read.unwrap_or_else(|code| {
-            FetchedPartition::refused(part.topic.clone(), part.from.index, code.code())
-        });
+        let answered = read.unwrap_or_else(|code| self.refused(part, code));
         pass.known += usize::from(known);
         // As at a broker, what does not exist holds nobody up and hurries nobody.
-        pass.urgent |= known && answered.error_code != 0 || answered.diverging.is_some();
+        pass.urgent |= known && answered.error_code != 0
+            || answered.diverging.is_some()
+            || answered.preferred_replica.is_some();
         pass.bytes += answered.bytes();
         answered
+    }
+
+    fn refused(&self, part: &Part<Place>, code: ErrorCode) -> FetchedPartition {
+        let mut refused =
+            FetchedPartition::refused(part.topic.clone(), part.from.index, code.code());
+        let moved = [ErrorCode::NotLeaderOrFollower, ErrorCode::FencedLeaderEpoch];
+        if let (Ok(target), true) = (&part.place.target, moved.contains(&code))
+            && self.version >= HINTS_SINCE
+        {
+            refused.current_leader = hints::leader(&self.cluster, &target.partition);
+        }
+        refused
     }
 
     async fn read_one(
@@ -114,16 +138,24 @@ impl Reading {
         pass: &mut Pass,
     ) -> Result<FetchedPartition, ErrorCode> {
         let (from, partition) = (&part.from, &target.partition);
-        if !partition.leader().1 {
+        check_epoch(partition, from.leader_epoch)?;
+        let leads = partition.leader().1;
+        if !leads && self.rack.is_none() {
             return Err(ErrorCode::NotLeaderOrFollower);
         }
-        check_epoch(partition, from.leader_epoch)?;
         let offset = u64::try_from(from.offset).map_err(|_| ErrorCode::OffsetOutOfRange)?;
+        let preferred = leads.then(|| self.nearer(partition, Offset(offset)));
+        let preferred = preferred.flatten();
+        if !leads && partition.watch().borrow().offset < Offset(offset) {
+            return ahead(part, partition, Offset(offset));
+        }
         let diverging = diverging(partition, from);
         // The first batch of an answer comes whatever its size; others only if they fit.
         let left = self.max_bytes.saturating_sub(pass.bytes);
         let bytes = bounded(from.max_bytes, left);
-        let nothing = diverging.is_some() || partition.watch().borrow().offset <= Offset(offset);
+        let nothing = diverging.is_some()
+            || preferred.is_some()
+            || partition.watch().borrow().offset <= Offset(offset);
         let room = match pass.bytes {
             _ if nothing => None,
             0 => self.room(bytes).await,
@@ -135,20 +167,15 @@ impl Reading {
             // Only where the log begins and ends.
             None => bounds(partition, Offset(offset)),
         };
-        let settled = fetched.map_err(|error| errors::read(&error))?;
-        let mut fetched = settled.fetched;
+        let mut settled = fetched.map_err(|error| errors::read(&error))?;
         if pass.bytes > 0 {
-            keep_within(&mut fetched.frames, bytes);
+            keep_within(&mut settled.fetched.frames, bytes);
         }
-        self.refuse_zstd(&fetched.frames)?;
-        if let Some(mut room) = room {
-            // What was claimed and is not there goes back at once.
-            let used: usize = fetched.frames.iter().map(|frame| frame.records.len()).sum();
-            drop(room.split(room.num_permits().saturating_sub(used)));
-            if used > 0 {
-                pass.room.push(room);
-            }
+        self.refuse_zstd(&settled.fetched.frames)?;
+        if let Some(room) = room {
+            self.hold(room, &mut settled, pass);
         }
+        let fetched = &settled.fetched;
         let frames = &fetched.frames;
         let records = frames
             .iter()
@@ -171,10 +198,46 @@ impl Reading {
             log_start: fetched.log_start.get().cast_signed(),
             diverging,
             current_leader: None,
-            preferred_replica: None,
+            preferred_replica: preferred.map(|node| broker_id(node).0),
             aborted: self.committed.then(|| aborted.collect()),
             batches: fetched.frames.iter().filter_map(batch).collect(),
         })
+    }
+
+    /// Holds the room of what is there until it is sent; what was claimed beyond it goes back at
+    /// once. Where there is none for what goes with the records there are none this time.
+    fn hold(&self, mut room: OwnedSemaphorePermit, settled: &mut Settled, pass: &mut Pass) {
+        if !settled.aborted.is_empty() {
+            if let Some(room) = self.room_at_once(settled.aborted.len() * ABORTED_BYTES) {
+                pass.room.push(room);
+            } else {
+                settled.fetched.frames.clear();
+                settled.aborted.clear();
+            }
+        }
+        let frames = settled.fetched.frames.iter();
+        let used: usize = frames.map(|frame| frame.records.len()).sum();
+        drop(room.split(room.num_permits().saturating_sub(used)));
+        if used > 0 {
+            pass.room.push(room);
+        }
+    }
+
+    /// A node with a replica in the rack of the reader, if this one is in another: the reader saves
+    /// its way, and what it gives is committed all the same.
+    fn nearer(&self, partition: &Partition, offset: Offset) -> Option<NodeId> {
+        let rack = Some(&**self.rack.as_ref()?);
+        let map = self.cluster.map();
+        let is_near = |node: NodeId| {
+            let node = map.node(node);
+            node.is_some_and(|node| node.rack.as_deref() == rack)
+        };
+        if is_near(self.cluster.node()) {
+            return None;
+        }
+        let place = map.group(partition.group().id())?;
+        let mut near = place.voter_nodes().filter(|node| is_near(*node));
+        near.find(|node| self.cluster.is_alive(*node) && partition.is_held_by(*node, offset))
     }
 
     async fn read_from(
@@ -232,15 +295,35 @@ fn bounds(partition: &Partition, from: Offset) -> Result<Settled, ReadError> {
     })
 }
 
+/// What a follower says of an offset that is beyond what it knows to be committed: it waits for
+/// what it holds already, and the rest its reader has to ask somebody else for.
+fn ahead(
+    part: &Part<Place>,
+    partition: &Partition,
+    offset: Offset,
+) -> Result<FetchedPartition, ErrorCode> {
+    if offset > partition.log_end() {
+        return Err(ErrorCode::OffsetNotAvailable);
+    }
+    let end = partition.watch().borrow().offset;
+    let mut empty = FetchedPartition::refused(part.topic.clone(), part.from.index, 0);
+    empty.high_watermark = end.get().cast_signed();
+    empty.last_stable_offset = partition.stable_offset().get().cast_signed();
+    empty.log_start = partition.log_start().get().cast_signed();
+    Ok(empty)
+}
+
 /// Ends when the partition has more to read, or another leader.
 fn change(part: &Part<Place>) -> Option<BoxFuture<'static, ()>> {
     let partition = &part.place.target.as_ref().ok()?.partition;
     let (mut watermark, mut leadership) = (partition.watch(), partition.leadership());
     watermark.mark_unchanged();
+    let leads = leadership.borrow().ready;
     let change = async move {
         tokio::select! {
             _ = watermark.changed() => {}
-            _ = leadership.wait_for(|now| !now.ready) => {}
+            // A follower reads on, whoever leads.
+            _ = leadership.wait_for(|now| now.ready != leads) => {}
         }
     };
     Some(change.boxed())

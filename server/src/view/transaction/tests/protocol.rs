@@ -10,7 +10,7 @@ use rand::{Rng, SeedableRng};
 use trilog_model::Offset;
 
 use super::*;
-use crate::view::isolation::{self, Isolation, MarkerVerdict};
+use crate::view::isolation::{self, Ender, Inclusion, Isolation, MarkerVerdict, Open};
 use crate::view::producers::{self, Producers, Publisher, Verdict};
 use crate::view::{Aborted, Marker};
 
@@ -47,7 +47,7 @@ impl Partition {
     }
 
     /// True if the batch is in the log.
-    fn admit(&mut self, batch: &Batch, shown: Option<Offset>, time: Timestamp) -> bool {
+    fn admit(&mut self, batch: &Batch, shown: Option<Inclusion>, time: Timestamp) -> bool {
         let publisher = Publisher {
             producer_id: batch.producer.producer_id,
             epoch: batch.producer.epoch,
@@ -64,9 +64,13 @@ impl Partition {
             return false;
         }
         let offset = self.end();
-        if drain.accept(&publisher) {
-            let id = publisher.producer_id;
-            self.isolation.opened(id, publisher.epoch, offset);
+        if let Some(transaction) = drain.accept(&publisher, shown) {
+            let open = Open {
+                epoch: publisher.epoch,
+                transaction,
+                first_offset: offset,
+            };
+            self.isolation.opened(publisher.producer_id, open);
         }
         self.producers.replay(&publisher, offset, time);
         self.log.push(Entry::Data(publisher.producer_id, batch.tag));
@@ -74,18 +78,24 @@ impl Partition {
     }
 
     /// True if the marker, or a later one, is in the log.
-    fn mark(&mut self, marker: &Marker, time: Timestamp) -> bool {
-        match isolation::Drain::over(&self.isolation).judge_marker(marker) {
+    fn mark(&mut self, mut marker: Marker, ender: Ender, time: Timestamp) -> bool {
+        let drain = isolation::Drain::over(&self.isolation);
+        let verdict = match ender {
+            Ender::Coordinator => drain.judge_marker(&marker),
+            Ender::Operator { begins } => drain.judge_operators(&mut marker, begins),
+        };
+        match verdict {
             MarkerVerdict::Append => {}
             MarkerVerdict::Done(_) | MarkerVerdict::Pending(_) => return true,
-            MarkerVerdict::Stale => return false,
+            MarkerVerdict::Stale | MarkerVerdict::NotOpen => return false,
         }
+        let decided = ender == Ender::Coordinator && drain.ends(&marker);
         let (id, epoch) = (marker.producer_id, i16::try_from(marker.epoch).unwrap());
         let fenced = producers::Drain::over(&self.producers).judge_epoch(id, epoch);
-        if fenced != Verdict::Accept {
+        if fenced != Verdict::Accept && !decided {
             return true;
         }
-        self.isolation.ended(marker, self.end());
+        self.isolation.ended(&marker, self.end());
         self.producers.mark(id, epoch, time);
         self.log.push(Entry::End);
         true
@@ -113,7 +123,7 @@ impl Partition {
 enum Late {
     Batch(usize, Batch),
     /// The coordinator has said yes; the batch is yet to be admitted.
-    Shown(usize, Batch, Offset),
+    Shown(usize, Batch, Inclusion),
     Marker(usize, Marker),
 }
 
@@ -142,6 +152,9 @@ struct World {
     late: Vec<Late>,
     fresh: i64,
     told: BTreeMap<Tag, (Told, usize)>,
+    /// What is left of the coordinator if it loses its newest entries; and whether it does.
+    old: Vec<u8>,
+    loses: bool,
     trace: DefaultHasher,
     tags: Tag,
 }
@@ -161,6 +174,8 @@ impl World {
             late: Vec::new(),
             fresh: 0,
             told: BTreeMap::new(),
+            old: Vec::new(),
+            loses: false,
             trace: DefaultHasher::new(),
             tags: 0,
         }
@@ -168,6 +183,10 @@ impl World {
 
     fn now(&self) -> Timestamp {
         at(self.second).time
+    }
+
+    fn least(&self) -> u64 {
+        u64::from(self.coordinator.unsigned_abs()) << 32
     }
 
     fn known(&self, id: usize) -> Option<Transaction> {
@@ -200,7 +219,8 @@ impl World {
             }
             let written = self.rng.random_bool(0.8);
             let now = self.now();
-            all &= written && self.partitions[index].mark(&marker, now);
+            let partition = &mut self.partitions[index];
+            all &= written && partition.mark(marker, Ender::Coordinator, now);
         }
         if all {
             self.put(id, machine::complete(&decided));
@@ -211,10 +231,10 @@ impl World {
         let now = self.now();
         match late {
             Late::Marker(index, marker) => {
-                self.partitions[index].mark(&marker, now);
+                self.partitions[index].mark(marker, Ender::Coordinator, now);
             }
-            Late::Shown(index, batch, since) => {
-                self.partitions[index].admit(&batch, Some(since), now);
+            Late::Shown(index, batch, shown) => {
+                self.partitions[index].admit(&batch, Some(shown), now);
             }
             Late::Batch(index, batch) => {
                 self.append(index, &batch);
@@ -234,15 +254,17 @@ impl World {
             let known = self.known(batch.id);
             let asked = machine::shows(known.as_ref(), batch.producer, &[index as u64]);
             match asked {
-                Ok((_, within)) if within == [true] => Some(since),
+                Ok((transaction, within)) if within == [true] => {
+                    Some(Inclusion { since, transaction })
+                }
                 Err(Refused::Concurrent) => return None,
                 Ok(_) | Err(_) => return Some(false),
             }
         };
-        if let Some(since) = shown
+        if let Some(shown) = shown
             && self.rng.random_bool(0.2)
         {
-            self.late.push(Late::Shown(index, *batch, since));
+            self.late.push(Late::Shown(index, *batch, shown));
             return None;
         }
         let now = self.now();
@@ -285,7 +307,7 @@ impl World {
     fn write(&mut self, client: &mut Client, producer: Identity) {
         let index = self.rng.random_range(0..PARTITIONS);
         let known = self.known(client.id);
-        match machine::add(known.as_ref(), producer, &[index as u64]) {
+        match machine::add(known.as_ref(), producer, &[index as u64], self.least()) {
             Ok(Next::Is) => {}
             Ok(Next::Put(next)) => self.put(client.id, next),
             Err(Refused::Concurrent) => return,
@@ -409,6 +431,7 @@ impl World {
                     let restored = Transactions::restore(&self.transactions.snapshot());
                     self.transactions = restored.unwrap();
                 }
+                94 if self.loses => self.lose(),
                 94..97 => self.second += self.rng.random_range(1..15),
                 _ => self.time_out(),
             }
@@ -431,6 +454,68 @@ impl World {
         for late in std::mem::take(&mut self.late) {
             self.deliver(late);
         }
+    }
+
+    /// A recovery that accepts a loss: the coordinator is as it was some time ago, in a far later
+    /// term. The next one begins from what there is now.
+    fn lose(&mut self) {
+        self.transactions = Transactions::restore(&self.old).unwrap();
+        self.coordinator += 1 << 16;
+        self.old = self.transactions.snapshot();
+    }
+
+    /// Every id has a transaction with all partitions, and operators end the rest.
+    fn clear(&mut self) {
+        for id in 0..2 {
+            for _ in 0..3 {
+                let mut client = Client {
+                    id,
+                    ..Client::default()
+                };
+                self.begin(&mut client);
+                self.finish(id);
+                let Some(producer) = client.producer else {
+                    continue;
+                };
+                let all: Vec<u64> = (0..PARTITIONS as u64).collect();
+                let known = self.known(id);
+                let next = machine::add(known.as_ref(), producer, &all, self.least());
+                self.put(id, put(next.unwrap()).unwrap());
+                let known = self.known(id);
+                let next = machine::end(known.as_ref(), producer, false);
+                self.put(id, put(next.unwrap()).unwrap());
+                while self.known(id).unwrap().phase().is_ending() {
+                    self.finish(id);
+                }
+            }
+        }
+    }
+
+    /// Ends what is left open of producers that no coordinator knows, as an operator would.
+    fn end_orphans(&mut self) -> usize {
+        let mut ended = 0;
+        let known: Vec<i64> = (0..2)
+            .filter_map(|id| Some(self.known(id)?.producer_id))
+            .collect();
+        let now = self.now();
+        for partition in &mut self.partitions {
+            let open: Vec<(i64, Open)> = partition.isolation.all_open().collect();
+            for (producer_id, open) in open {
+                assert!(!known.contains(&producer_id), "it is in no transaction");
+                let mark = partition.isolation.mark(producer_id);
+                let marker = Marker {
+                    producer_id,
+                    epoch: i32::from(open.epoch),
+                    coordinator_epoch: mark.map_or(0, |mark| mark.coordinator_epoch),
+                    transaction: 0,
+                    commit: false,
+                };
+                let begins = Some(open.first_offset);
+                assert!(partition.mark(marker, Ender::Operator { begins }, now));
+                ended += 1;
+            }
+        }
+        ended
     }
 
     fn check(&mut self, seed: u64) -> u64 {
@@ -479,4 +564,24 @@ fn transactions_are_whole_and_none_hangs_whatever_comes_late_or_again() {
         committed += commits;
     }
     assert!(committed > 3_000, "only {committed}");
+}
+
+/// What the coordinator lost may be lost; but nothing stays open that it knows the producer of, and
+/// what it does not can be ended.
+#[test]
+fn nothing_hangs_though_the_coordinator_loses_its_newest_entries() {
+    let mut orphans = 0;
+    for seed in 0..200 {
+        let mut world = World::new(seed);
+        world.loses = true;
+        world.old = world.transactions.snapshot();
+        world.run();
+        world.clear();
+        orphans += world.end_orphans();
+        for (index, partition) in world.partitions.iter().enumerate() {
+            let open = partition.isolation.first_open();
+            assert_eq!(open, None, "seed {seed}: a transaction hangs in {index}");
+        }
+    }
+    assert!(orphans > 0, "no producer was lost");
 }
