@@ -15,6 +15,8 @@ const SERVER_LAYERS: &[(&str, &[&str], &[&str])] = &[
     ("listen", &[], &[]),
     // What edges count.
     ("meter", &[], &[]),
+    // Who somebody is, and what they may do.
+    ("access", &[], &["trilog_model", "trilog_raft::controller"]),
     (
         "view",
         &[],
@@ -71,6 +73,7 @@ const SERVER_LAYERS: &[(&str, &[&str], &[&str])] = &[
     (
         "admin",
         &[
+            "access",
             "cluster",
             "partition",
             "group",
@@ -89,6 +92,7 @@ const SERVER_LAYERS: &[(&str, &[&str], &[&str])] = &[
     (
         "kafka",
         &[
+            "access",
             "cluster",
             "partition",
             "group",
@@ -110,6 +114,7 @@ const SERVER_LAYERS: &[(&str, &[&str], &[&str])] = &[
         &[
             "config",
             "listen",
+            "access",
             "view",
             "partition",
             "cluster",
@@ -131,10 +136,11 @@ const SERVER_LAYERS: &[(&str, &[&str], &[&str])] = &[
     // Talks to nodes as any client does, and reads the files of stopped ones.
     (
         "cli",
-        &["config", "boot", "dev"],
+        &["config", "access", "boot", "dev"],
         &[
             "trilog_model",
             "trilog_client",
+            "trilog_raft::controller",
             "trilog_storage",
             "trilog_wire",
         ],

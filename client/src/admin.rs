@@ -8,16 +8,18 @@ use trilog_wire::v1::groups_client::GroupsClient;
 use trilog_wire::v1::offsets_client::OffsetsClient;
 use trilog_wire::v1::producer_client::ProducerClient;
 use trilog_wire::v1::topics_client::TopicsClient;
+use trilog_wire::v1::users_client::UsersClient;
 use trilog_wire::v1::{
     AlterTopicRequest, BalanceRequest, BalanceResponse, ConfigureRequest, CreateTopicRequest,
     CreateTopicResponse, DeleteGroupRequest, DeleteOffsetsRequest, DeleteTopicRequest,
     DescribeGroupRequest, DescribeGroupResponse, DescribeTopicsRequest, DescribeTopicsResponse,
     DescribedTopic, DrainRequest, DrainResponse, GroupSummary, ListGroupsRequest,
-    ListGroupsResponse, ListTopicsRequest, MoveRequest, OffsetDeletion, OffsetReset,
-    PublishRequest, PublishResponse, RemoveRequest, RemoveResponse, ReplaceRequest,
-    ReplaceResponse, ResetOffsetsRequest, ResolveRequest, ResolveResponse, Setting, Start,
-    StatusRequest, StatusResponse, TopicDescription, TopicSummary, TransferRequest,
-    TransferResponse, UpgradeRequest, UpgradeResponse, described_topic, start,
+    ListGroupsResponse, ListTopicsRequest, ListUsersRequest, MoveRequest, OffsetDeletion,
+    OffsetReset, PublishRequest, PublishResponse, PutUserRequest, RemoveRequest, RemoveResponse,
+    RemoveUserRequest, ReplaceRequest, ReplaceResponse, ResetOffsetsRequest, ResolveRequest,
+    ResolveResponse, Setting, Start, StatusRequest, StatusResponse, TopicDescription, TopicSummary,
+    TransferRequest, TransferResponse, UpgradeRequest, UpgradeResponse, UserSummary,
+    described_topic, start,
 };
 
 use crate::client::{Client, Repeat};
@@ -74,6 +76,22 @@ impl Admin {
         request: CreateTopicRequest,
     ) -> Result<CreateTopicResponse, Error> {
         call!(self, Unsafe, TopicsClient::create, request)
+    }
+
+    /// Who can prove who they are, by name.
+    pub async fn list_users(&self) -> Result<Vec<UserSummary>, Error> {
+        let listed = call!(self, Safe, UsersClient::list, ListUsersRequest {})?;
+        Ok(listed.users)
+    }
+
+    /// Makes a user, or gives one other credentials.
+    pub async fn put_user(&self, request: PutUserRequest) -> Result<(), Error> {
+        call!(self, Unsafe, UsersClient::put, request).map(drop)
+    }
+
+    pub async fn remove_user(&self, name: impl Into<String>) -> Result<(), Error> {
+        let request = RemoveUserRequest { name: name.into() };
+        call!(self, Unsafe, UsersClient::remove, request).map(drop)
     }
 
     pub async fn alter_topic(&self, request: AlterTopicRequest) -> Result<TopicDescription, Error> {

@@ -5,7 +5,6 @@ use std::future::Future;
 use std::sync::Arc;
 
 use tokio::time::{Instant, timeout_at};
-use tonic::transport::Channel;
 use tonic::{Response, Status};
 use tracing::debug;
 use trilog_wire::v1::topics_client::TopicsClient;
@@ -14,7 +13,7 @@ use trilog_wire::v1::{DescribeTopicsRequest, Leader};
 use crate::admin::Admin;
 use crate::backoff::{Backoff, Chance};
 use crate::config::{ClientConfig, ProducerConfig};
-use crate::connections::Connections;
+use crate::connections::{Channel, Connections};
 use crate::consumer::ConsumerBuilder;
 use crate::error::{Error, Failure};
 use crate::metadata::{Metadata, TopicView, check_partition};
@@ -59,7 +58,7 @@ impl Client {
             return Err(Error::Unreachable("no seed address was given".to_owned()));
         }
         let inner = Inner {
-            connections: Connections::new(config.connect_timeout),
+            connections: Connections::new(config.connect_timeout, config.credentials.clone()),
             metadata: Metadata::default(),
             chance: Chance::new(config.seed),
             config,

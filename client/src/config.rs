@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use trilog_model::batch::Compression;
 
+use crate::credentials::Credentials;
+
 /// How a client finds its cluster and how patient it is.
 #[derive(Clone, Debug)]
 pub struct ClientConfig {
@@ -18,6 +20,8 @@ pub struct ClientConfig {
     /// After how long the partitions of a topic are asked for anew without a reason.
     pub metadata_max_age: Duration,
     pub backoff: BackoffConfig,
+    /// Who the client is, where that is asked.
+    pub credentials: Option<Credentials>,
     /// Makes jitter and the choice of partitions repeatable.
     pub seed: Option<u64>,
 }
@@ -31,6 +35,7 @@ impl Default for ClientConfig {
             attempt_timeout: Duration::from_secs(5),
             metadata_max_age: Duration::from_mins(5),
             backoff: BackoffConfig::default(),
+            credentials: None,
             seed: None,
         }
     }

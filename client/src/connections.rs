@@ -4,9 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tonic::transport::{Channel, Endpoint};
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Endpoint;
 
+use crate::credentials::{Credentials, Naming};
 use crate::error::Error;
+
+/// A connection on which each call says who makes it.
+pub(crate) type Channel = InterceptedService<tonic::transport::Channel, Naming>;
 
 /// Bytes of an HTTP/2 frame that this side takes.
 const FRAME: u32 = 256 << 10;
@@ -21,20 +26,22 @@ const KEEP_ALIVE: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub(crate) struct Connections {
     connect_timeout: Duration,
+    naming: Naming,
     channels: Arc<Mutex<BTreeMap<String, Channel>>>,
 }
 
 impl Connections {
-    pub(crate) fn new(connect_timeout: Duration) -> Self {
+    pub(crate) fn new(connect_timeout: Duration, credentials: Option<Credentials>) -> Self {
         Self {
             connect_timeout,
+            naming: Naming(credentials),
             channels: Arc::default(),
         }
     }
 
     /// The same settings, none of the connections.
     pub(crate) fn fresh(&self) -> Self {
-        Self::new(self.connect_timeout)
+        Self::new(self.connect_timeout, self.naming.0.clone())
     }
 
     /// A connection that is up, or was when last looked at; else the reason why there is none.
@@ -56,6 +63,7 @@ impl Connections {
             .connect()
             .await
             .map_err(|error| format!("{address}: {}", cause(&error)))?;
+        let channel = InterceptedService::new(channel, self.naming.clone());
         self.lock().insert(address.to_owned(), channel.clone());
         Ok(channel)
     }

@@ -4,6 +4,7 @@
 //! it the edges (`http` and the dialects), which never import one another; `config`, `listen` and `meter`
 //! see none of them.
 
+pub mod access;
 pub mod admin;
 pub mod boot;
 pub mod cli;

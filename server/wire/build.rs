@@ -5,7 +5,7 @@ use std::path::Path;
 
 use protox::prost::Message;
 
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "cluster.proto",
     "error.proto",
     "fetch.proto",
@@ -14,6 +14,7 @@ const FILES: [&str; 8] = [
     "record.proto",
     "topics.proto",
     "transactions.proto",
+    "users.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

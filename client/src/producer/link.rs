@@ -182,7 +182,7 @@ async fn run(address: String, connections: Connections, queue: mpsc::Receiver<Jo
 }
 
 async fn read(
-    mut client: ProducerClient<tonic::transport::Channel>,
+    mut client: ProducerClient<crate::connections::Channel>,
     requests: Requests,
     pending: &SharedPending,
 ) -> Result<(), tonic::Status> {

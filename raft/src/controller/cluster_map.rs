@@ -4,10 +4,13 @@
 //! serves requests keeps the newest behind an atomic pointer and answers from it alone.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::{Arc, OnceLock};
 
+use bytes::Bytes;
 use trilog_model::{GroupId, NodeId, ReplicaId, Term, Timestamp};
 
+use super::access::{AclTable, User};
 use super::cluster_config::ClusterConfigView;
 use super::command::{Endpoint, Purpose, TopicKind};
 use super::ids::{ClusterId, NodeIdentity, TopicId};
@@ -214,7 +217,7 @@ pub enum GroupPlace {
 pub type Retired = BTreeSet<(GroupId, ReplicaId)>;
 
 /// The tables behind a map; shared with the controller's state, which copies what it changes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(super) struct Tables {
     pub(super) version: u64,
     pub(super) cluster: Option<ClusterId>,
@@ -227,6 +230,27 @@ pub(super) struct Tables {
     pub(super) configs: Arc<BTreeMap<String, String>>,
     pub(super) silent: Arc<BTreeSet<NodeId>>,
     pub(super) losses: Arc<Vec<AcceptedLoss>>,
+    pub(super) users: Arc<BTreeMap<Arc<str>, Arc<User>>>,
+    pub(super) acls: Arc<AclTable>,
+    pub(super) secret: Bytes,
+}
+
+/// Without what is secret, and without tables that fill pages.
+impl fmt::Debug for Tables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tables")
+            .field("version", &self.version)
+            .field("cluster", &self.cluster)
+            .field("level", &self.level)
+            .field("nodes", &self.nodes)
+            .field("topics", &self.topics)
+            .field("controller", &self.controller)
+            .field("retired", &self.retired)
+            .field("configs", &self.configs)
+            .field("users", &self.users)
+            .field("acls", &self.acls)
+            .finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -373,6 +397,28 @@ impl ClusterMap {
     #[must_use]
     pub fn retired(&self, node: NodeId) -> Option<&Retired> {
         self.tables().retired.get(&node).map(Arc::as_ref)
+    }
+
+    #[must_use]
+    pub fn user(&self, name: &str) -> Option<&Arc<User>> {
+        self.tables().users.get(name)
+    }
+
+    /// Every user, by name.
+    pub fn users(&self) -> impl Iterator<Item = &Arc<User>> {
+        self.tables().users.values()
+    }
+
+    /// Who may do what.
+    #[must_use]
+    pub fn acls(&self) -> &Arc<AclTable> {
+        &self.tables().acls
+    }
+
+    /// Known to the nodes and nobody else; empty until there has been a user.
+    #[must_use]
+    pub fn secret(&self) -> &Bytes {
+        &self.tables().secret
     }
 
     /// The cluster's settings.

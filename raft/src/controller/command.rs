@@ -11,10 +11,13 @@
 //! Tags are never reused. Tag 7 of `CreateTopic` and tag 5 of `AlterTopic` are set aside for
 //! subject bindings.
 
+use std::fmt;
+
 use bytes::Bytes;
 use prost::Message;
 
-use super::level::{BASE_LEVEL, INTERNAL_LEVEL};
+use super::access::{Acl, Credential, Mechanism};
+use super::level::{ACCESS_LEVEL, BASE_LEVEL, INTERNAL_LEVEL};
 
 /// The longest command that is read, in bytes.
 pub const MAX_COMMAND_BYTES: usize = 1 << 20;
@@ -40,7 +43,7 @@ struct Envelope {
 struct CommandBody {
     #[prost(
         oneof = "Command",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 25, 26"
     )]
     command: Option<Command>,
 }
@@ -107,6 +110,12 @@ pub enum Command {
     /// this: `trilog recover` writes it into the log of a stopped node.
     #[prost(message, tag = "21")]
     AcceptLoss(AcceptLoss),
+    /// A user comes, changes or goes.
+    #[prost(message, tag = "25")]
+    AlterUser(AlterUser),
+    /// Rules are added and taken away.
+    #[prost(message, tag = "26")]
+    AlterAcls(AlterAcls),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -428,6 +437,54 @@ pub struct AllocateProducerIds {
     pub node: u32,
 }
 
+#[derive(Clone, PartialEq, Message)]
+#[prost(skip_debug)]
+pub struct AlterUser {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    #[prost(enumeration = "Expect", tag = "2")]
+    pub expect: i32,
+    /// In place of those of the same mechanisms.
+    #[prost(message, repeated, tag = "3")]
+    pub set: Vec<Credential>,
+    /// Taken from the user first; one who has none left is no user any more.
+    #[prost(enumeration = "Mechanism", repeated, tag = "4")]
+    pub remove: Vec<i32>,
+    /// Drawn by the proposer, or empty; the first one stays the cluster's.
+    #[prost(bytes = "bytes", tag = "5")]
+    pub secret: Bytes,
+}
+
+/// Without the secret.
+impl fmt::Debug for AlterUser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AlterUser")
+            .field("name", &self.name)
+            .field("expect", &self.expect)
+            .field("set", &self.set)
+            .field("remove", &self.remove)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whether the user of a command is to be there. The numbers are on disk: never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, prost::Enumeration)]
+#[repr(i32)]
+pub enum Expect {
+    Any = 0,
+    New = 1,
+    Present = 2,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct AlterAcls {
+    #[prost(message, repeated, tag = "1")]
+    pub add: Vec<Acl>,
+    /// Taken away before others are added.
+    #[prost(message, repeated, tag = "2")]
+    pub remove: Vec<Acl>,
+}
+
 impl Command {
     /// The level everything in this command needs.
     #[must_use]
@@ -436,6 +493,7 @@ impl Command {
             Self::CreateTopic(topic) if topic.kind == i32::from(TopicKind::Internal) => {
                 INTERNAL_LEVEL
             }
+            Self::AlterUser(_) | Self::AlterAcls(_) => ACCESS_LEVEL,
             Self::Bootstrap(_)
             | Self::RegisterNode(_)
             | Self::ReplaceNode(_)

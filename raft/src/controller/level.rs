@@ -26,8 +26,11 @@ pub const TRANSACTION_LEVEL: u32 = 3;
 /// there is a newer one.
 pub const PLACEMENT_LEVEL: u32 = 4;
 
+/// From here on the cluster has users and rights.
+pub const ACCESS_LEVEL: u32 = 4;
+
 /// The newest level this build can follow.
-pub const BUILD_LEVEL: u32 = PLACEMENT_LEVEL;
+pub const BUILD_LEVEL: u32 = ACCESS_LEVEL;
 
 /// The levels a build can follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

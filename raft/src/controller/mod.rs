@@ -10,6 +10,7 @@
 //!               +--- reports, decisions (commands) ----+
 //! ```
 
+mod access;
 pub mod balance;
 pub mod bootstrap;
 mod cluster_config;
@@ -31,6 +32,11 @@ pub mod silence;
 mod state;
 mod topic_config;
 
+pub use access::{
+    ANY, Acl, AclTable, CLUSTER_RESOURCE, Credential, MAX_ACLS, MAX_ITERATIONS, MAX_SALT,
+    MAX_USER_NAME, MAX_USERS, MIN_ITERATIONS, Mechanism, Operation, PatternKind, Permission,
+    ResourceKind, USER_PREFIX, User, Verdict, Who, check_user_name,
+};
 pub use cluster_config::{ClusterConfigView, cluster_key, cluster_keys};
 pub use cluster_map::{
     AcceptedLoss, ClusterMap, GroupPlace, Node, NodeState, Partition, Replica, Replication,
@@ -40,8 +46,8 @@ pub use config_key::{ConfigKey, ConfigSource, ConfigType, ConfigValue, Effect};
 pub use ids::{ClusterId, InvalidIdentity, NodeIdentity, TopicId};
 pub use internal::InternalTopic;
 pub use level::{
-    BASE_LEVEL, BUILD_LEVEL, COMPACTION_LEVEL, CONSUMERS_LEVEL, INTERNAL_LEVEL, LevelRange,
-    PLACEMENT_LEVEL, TRANSACTION_LEVEL,
+    ACCESS_LEVEL, BASE_LEVEL, BUILD_LEVEL, COMPACTION_LEVEL, CONSUMERS_LEVEL, INTERNAL_LEVEL,
+    LevelRange, PLACEMENT_LEVEL, TRANSACTION_LEVEL,
 };
 pub use names::{MAX_NAME_LEN, check_topic_name, collision_key};
 pub use reassignment::Reassignment;

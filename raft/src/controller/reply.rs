@@ -156,6 +156,14 @@ refusals! {
     /// Giving a replica up deletes its log, which may hold what no other has.
     27 ("group {group} has no intact majority without replica {replica}: what that one holds is kept")
     LastCopies { group: number in number, replica: number in limit }
+    40 ("user '{name}' is invalid: {reason}")
+    InvalidUser { name: text in first, reason: text in second }
+    41 ("user '{name}' already exists")
+    UserExists { name: text in first }
+    42 ("there is no user '{name}', or not with this mechanism")
+    UnknownUser { name: text in first }
+    43 ("the rule is invalid: {reason}")
+    InvalidAcl { reason: text in first }
 }
 
 fn hint(nearest: Option<&str>) -> String {

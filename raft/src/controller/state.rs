@@ -3,6 +3,7 @@
 //! Pure: no I/O, no clock, no chance. Random identities arrive inside commands, time arrives
 //! with the entry. A refused command changes nothing.
 
+mod access;
 mod assignment;
 mod loss;
 mod nodes;
@@ -86,6 +87,9 @@ impl ControllerState {
                 configs: Arc::default(),
                 silent: Arc::default(),
                 losses: Arc::default(),
+                users: Arc::default(),
+                acls: Arc::default(),
+                secret: Bytes::new(),
             },
             next_group: GroupId::CONTROLLER.next().get(),
             next_incarnation: 1,
@@ -141,6 +145,8 @@ impl ControllerState {
             Command::PreferByHand(command) => self.prefer_leader(*command, Origin::Operator),
             Command::SetClusterConfig(command) => self.set_cluster_config(command),
             Command::ActivateLevel(command) => self.activate_level(command.level),
+            Command::AlterUser(command) => self.alter_user(command),
+            Command::AlterAcls(command) => self.alter_acls(command),
             Command::AllocateProducerIds(command) => {
                 self.allocate_producer_ids(NodeId(command.node))
             }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tonic::{Request, Response, Status};
 use trilog_model::{GroupId, NodeId};
+use trilog_raft::controller::Operation;
 use trilog_raft::controller::balance::plan_moves;
 use trilog_raft::controller::commands::{
     ActivateLevel, AssignReplicas, Command, ConfigChange, NodeRef, PreferLeader, Purpose,
@@ -21,6 +22,7 @@ use trilog_wire::v1::{
     UpgradeRequest, UpgradeResponse,
 };
 
+use super::door::Caller;
 use super::{Api, errors};
 
 #[tonic::async_trait]
@@ -60,6 +62,7 @@ impl ClusterService for Api {
         &self,
         request: Request<DrainRequest>,
     ) -> Result<Response<DrainResponse>, Status> {
+        self.check_cluster(&Caller::of(&request), Operation::Alter)?;
         let request = request.into_inner();
         let node = NodeRef { node: request.node };
         let command = if request.undo {
@@ -76,6 +79,7 @@ impl ClusterService for Api {
         &self,
         request: Request<RemoveRequest>,
     ) -> Result<Response<RemoveResponse>, Status> {
+        self.check_cluster(&Caller::of(&request), Operation::Alter)?;
         let request = request.into_inner();
         let node = NodeRef { node: request.node };
         let held = replicas_on(&self.cluster.map(), NodeId(request.node));
@@ -99,6 +103,7 @@ impl ClusterService for Api {
         &self,
         request: Request<ReplaceRequest>,
     ) -> Result<Response<ReplaceResponse>, Status> {
+        self.check_cluster(&Caller::of(&request), Operation::Alter)?;
         let request = request.into_inner();
         let (old, new) = (NodeId(request.node), NodeId(request.replacement));
         self.check_replacement(old, new)?;
@@ -127,6 +132,7 @@ impl ClusterService for Api {
         &self,
         request: Request<TransferRequest>,
     ) -> Result<Response<TransferResponse>, Status> {
+        self.check_cluster(&Caller::of(&request), Operation::Alter)?;
         let request = request.into_inner();
         let place = self.place(&request.topic, request.partition)?;
         let leader = self.cluster.leader(place.group);
@@ -152,6 +158,7 @@ impl ClusterService for Api {
         &self,
         request: Request<MoveRequest>,
     ) -> Result<Response<MoveResponse>, Status> {
+        self.check_cluster(&Caller::of(&request), Operation::Alter)?;
         let request = request.into_inner();
         let place = self.place(&request.topic, request.partition)?;
         let command = substitute(&place, NodeId(request.from), NodeId(request.to))?;
@@ -163,6 +170,7 @@ impl ClusterService for Api {
         &self,
         request: Request<BalanceRequest>,
     ) -> Result<Response<BalanceResponse>, Status> {
+        self.check_cluster(&Caller::of(&request), Operation::Alter)?;
         let request = request.into_inner();
         let map = self.cluster.map();
         let mut counts = Counts::default();
@@ -197,6 +205,7 @@ impl ClusterService for Api {
         &self,
         request: Request<ConfigureRequest>,
     ) -> Result<Response<ConfigureResponse>, Status> {
+        self.check_cluster(&Caller::of(&request), Operation::AlterConfigs)?;
         let request = request.into_inner();
         let set = request.set.iter();
         let set = set.map(|(key, value)| ConfigChange::set(key, value));
@@ -222,6 +231,7 @@ impl ClusterService for Api {
         &self,
         request: Request<UpgradeRequest>,
     ) -> Result<Response<UpgradeResponse>, Status> {
+        self.check_cluster(&Caller::of(&request), Operation::Alter)?;
         let map = self.cluster.map();
         let (before, possible) = (map.level(), possible_level(&map));
         let best = map.nodes().map(|node| node.levels.max).max();

@@ -288,6 +288,11 @@ fn controller(error: &ControllerError) -> Error {
         ControllerError::AlreadyBootstrapped {} | ControllerError::ForeignCluster { .. } => {
             ErrorCode::ClusterMismatch
         }
+        ControllerError::InvalidUser { .. } | ControllerError::InvalidAcl { .. } => {
+            ErrorCode::InvalidRequest
+        }
+        ControllerError::UserExists { .. } => ErrorCode::UserExists,
+        ControllerError::UnknownUser { .. } => ErrorCode::UnknownUser,
         ControllerError::UnknownNode { .. } => ErrorCode::UnknownNode,
         ControllerError::NodeIdTaken { .. } => ErrorCode::NodeExists,
         ControllerError::NodeHoldsReplicas { .. }

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use trilog_model::{Offset, Timestamp};
+use trilog_raft::controller::Operation;
 use trilog_raft::controller::Topic;
 use trilog_storage::frame::Frame;
 use trilog_wire::v1::fetch_server::Fetch;
@@ -16,6 +17,7 @@ use trilog_wire::v1::{
     Error, ErrorCode, FetchRequest, FetchResponse, FetchedBatch, ResolveRequest, ResolveResponse,
 };
 
+use super::door::Caller;
 use super::{Api, DIALECT, errors, plain};
 use crate::meter::{ApiMeter, TopicMeter};
 use crate::partition::{Partition, ReadError, Settled, Start};
@@ -36,7 +38,9 @@ impl Fetch for Api {
         &self,
         request: Request<FetchRequest>,
     ) -> Result<Response<Self::FetchStream>, Status> {
+        let caller = Caller::of(&request);
         let request = request.into_inner();
+        self.check_topic(&caller, Operation::Read, &request.topic)?;
         let meant = errors::topic_id(request.topic_id.as_deref())?;
         let topic = self.cluster.topic_meant(&request.topic, meant).await;
         let topic = topic.map_err(|error| errors::lookup(&self.cluster, &error))?;
@@ -52,6 +56,11 @@ impl Fetch for Api {
             max_wait: bounded_wait(request.max_wait_ms),
             plain: request.plain_records,
             topic: self.meters.topic(&request.topic),
+            granted: Granted {
+                caller,
+                topic: request.topic,
+                version: *self.cluster.changes().borrow(),
+            },
             meter: ApiMeter::new(DIALECT, "fetch"),
             api: self.clone(),
             partition,
@@ -69,7 +78,9 @@ impl Offsets for Api {
         &self,
         request: Request<ResolveRequest>,
     ) -> Result<Response<ResolveResponse>, Status> {
+        let caller = Caller::of(&request);
         let request = request.into_inner();
+        self.check_topic(&caller, Operation::Describe, &request.topic)?;
         let topic = self.cluster.topic(&request.topic);
         let topic = topic.map_err(|error| errors::lookup(&self.cluster, &error))?;
         let partition = self.led_partition(&topic, request.partition)?;
@@ -137,10 +148,18 @@ fn bounded_wait(asked_ms: u32) -> Duration {
     }
 }
 
+/// To whom what may be read, as of a version of the map.
+struct Granted {
+    caller: Caller,
+    topic: String,
+    version: u64,
+}
+
 /// One fetch stream.
 struct Reader {
     api: Api,
     topic: TopicMeter,
+    granted: Granted,
     meter: ApiMeter,
     partition: Partition,
     next: Offset,
@@ -161,7 +180,10 @@ impl Reader {
                 return;
             };
             let since = Instant::now();
-            let read = self.read().await;
+            let read = match self.still_granted() {
+                Ok(()) => self.read().await,
+                Err(error) => Err(error),
+            };
             match read.and_then(|settled| self.response(settled)) {
                 Ok(response) => {
                     self.meter.answered(since);
@@ -184,6 +206,21 @@ impl Reader {
             }
             self.wait().await;
         }
+    }
+
+    /// Rights may be taken away while a stream goes on.
+    fn still_granted(&mut self) -> Result<(), Error> {
+        let granted = &mut self.granted;
+        if !granted.caller.is_known() {
+            return Ok(());
+        }
+        let version = *self.api.cluster.changes().borrow();
+        if version != granted.version {
+            granted.version = version;
+            let (caller, topic) = (&granted.caller, &granted.topic);
+            self.api.check_topic(caller, Operation::Read, topic)?;
+        }
+        Ok(())
     }
 
     async fn read(&self) -> Result<Settled, Error> {

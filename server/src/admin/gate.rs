@@ -30,6 +30,7 @@ use tonic::codegen::{Service, http};
 use tonic::server::NamedService;
 use trilog_wire::v1::{Error, ErrorCode};
 
+use super::door::Door;
 use crate::listen::{Crowded, RequestClaim, RequestMemory};
 
 /// Before each message: whether it is compressed, and its length.
@@ -47,14 +48,16 @@ pub(super) struct Gate<S> {
     memory: RequestMemory,
     /// The longest message that the service takes.
     message_max: usize,
+    door: Door,
 }
 
 impl<S> Gate<S> {
-    pub(super) fn new(inner: S, memory: RequestMemory, message_max: usize) -> Self {
+    pub(super) fn new(inner: S, memory: RequestMemory, message_max: usize, door: Door) -> Self {
         Self {
             inner,
             memory,
             message_max,
+            door,
         }
     }
 }
@@ -65,9 +68,9 @@ impl<S: NamedService> NamedService for Gate<S> {
 
 impl<S> Service<http::Request<Body>> for Gate<S>
 where
-    S: Service<http::Request<Body>, Error = Infallible>,
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
+    S: Clone + Send + 'static,
     S::Future: Send + 'static,
-    S::Response: Send,
 {
     type Response = S::Response;
     type Error = Infallible;
@@ -93,6 +96,21 @@ where
                 pause: None,
             })
         });
+        if !self.door.is_open() {
+            // The one that is ready goes along, and another takes its place.
+            let next = self.inner.clone();
+            let mut inner = std::mem::replace(&mut self.inner, next);
+            let (door, mut request) = (self.door.clone(), request);
+            return async move {
+                if let Err(status) = door.admit(&mut request).await {
+                    return Ok(status.into_http());
+                }
+                let answer = inner.call(request).await;
+                *kept.lock() = Kept::Answered;
+                answer
+            }
+            .boxed();
+        }
         let answering = self.inner.call(request);
         async move {
             let answer = answering.await;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use tonic::{Request, Response, Status};
 use trilog_model::{Offset, Timestamp};
+use trilog_raft::controller::{Operation, ResourceKind};
 use trilog_wire::v1::groups_server::Groups;
 use trilog_wire::v1::reset_offsets_request::To;
 use trilog_wire::v1::{
@@ -13,6 +14,7 @@ use trilog_wire::v1::{
     ResetOffsetsRequest, ResetOffsetsResponse, TopicPartitions,
 };
 
+use super::door::Caller;
 use super::{Api, errors};
 use crate::group::{
     DescribedMember, FetchRequest, GroupError, Listing, Place, Reset, ResetRequest, ResetTo,
@@ -23,9 +25,14 @@ use crate::partition::Start;
 impl Groups for Api {
     async fn list(
         &self,
-        _: Request<ListGroupsRequest>,
+        request: Request<ListGroupsRequest>,
     ) -> Result<Response<ListGroupsResponse>, Status> {
-        let listed = self.coordinator.list_led();
+        let caller = Caller::of(&request);
+        let all = self.check_cluster(&caller, Operation::Describe).is_ok();
+        let may =
+            |name: &str| all || self.may(&caller, Operation::Describe, ResourceKind::Group, name);
+        let mut listed = self.coordinator.list_led();
+        listed.groups.retain(|group| may(&group.group));
         Ok(Response::new(ListGroupsResponse {
             groups: listed.groups.into_iter().map(summary).collect(),
             partitions: listed.partitions,
@@ -37,7 +44,9 @@ impl Groups for Api {
         &self,
         request: Request<DescribeGroupRequest>,
     ) -> Result<Response<DescribeGroupResponse>, Status> {
+        let caller = Caller::of(&request);
         let group = request.into_inner().group;
+        self.check_group(&caller, Operation::Describe, &group)?;
         let surveyed = self.coordinator.survey(&group).await;
         let (described, places) = surveyed.map_err(|error| self.group_error(&group, &error))?;
         Ok(Response::new(DescribeGroupResponse {
@@ -60,7 +69,12 @@ impl Groups for Api {
         &self,
         request: Request<ResetOffsetsRequest>,
     ) -> Result<Response<ResetOffsetsResponse>, Status> {
+        let caller = Caller::of(&request);
         let request = request.into_inner();
+        self.check_group(&caller, Operation::Read, &request.group)?;
+        for topic in &request.topics {
+            self.check_topic(&caller, Operation::Read, &topic.topic)?;
+        }
         let group = request.group.clone();
         let request = ResetRequest {
             to: reset_to(request.to)?,
@@ -79,7 +93,9 @@ impl Groups for Api {
         &self,
         request: Request<DeleteOffsetsRequest>,
     ) -> Result<Response<DeleteOffsetsResponse>, Status> {
+        let caller = Caller::of(&request);
         let DeleteOffsetsRequest { group, topics } = request.into_inner();
+        self.check_group(&caller, Operation::Delete, &group)?;
         let failed = |error: GroupError| self.group_error(&group, &error);
         self.coordinator.check_used().await.map_err(failed)?;
         let meant = self.offsets_of(&group, topics).await.map_err(failed)?;
@@ -100,7 +116,9 @@ impl Groups for Api {
         &self,
         request: Request<DeleteGroupRequest>,
     ) -> Result<Response<DeleteGroupResponse>, Status> {
+        let caller = Caller::of(&request);
         let group = request.into_inner().group;
+        self.check_group(&caller, Operation::Delete, &group)?;
         let failed = |error: GroupError| self.group_error(&group, &error);
         self.coordinator.check_used().await.map_err(failed)?;
         self.coordinator.delete(&group).await.map_err(failed)?;

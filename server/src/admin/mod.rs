@@ -2,6 +2,7 @@
 //! of the partition and cluster layers and knows neither Raft nor files.
 
 mod cluster;
+mod door;
 mod errors;
 mod fetch;
 mod gate;
@@ -11,6 +12,7 @@ mod plain;
 mod producer;
 mod topics;
 mod transactions;
+mod users;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -27,12 +29,15 @@ use trilog_wire::v1::offsets_server::OffsetsServer;
 use trilog_wire::v1::producer_server::ProducerServer;
 use trilog_wire::v1::topics_server::TopicsServer;
 use trilog_wire::v1::transactions_server::TransactionsServer;
+use trilog_wire::v1::users_server::UsersServer;
 
+use crate::access::Access;
 use crate::cluster::Cluster;
 use crate::group::Coordinator;
 use crate::listen::RequestMemory;
 use crate::meter::Meters;
 use crate::transaction;
+use door::Door;
 use gate::Gate;
 
 /// The value of the label `dialect`.
@@ -74,6 +79,7 @@ pub struct Api {
     cluster: Cluster,
     coordinator: Coordinator,
     transactions: transaction::Coordinator,
+    access: Access,
     clock: Arc<dyn Clock>,
     entropy: Entropy,
     limits: Limits,
@@ -81,25 +87,39 @@ pub struct Api {
     meters: Meters,
 }
 
+/// What the dialect stands on.
+#[derive(Debug)]
+pub struct Parts {
+    pub cluster: Cluster,
+    pub groups: Coordinator,
+    pub transactions: transaction::Coordinator,
+    pub access: Access,
+    pub clock: Arc<dyn Clock>,
+    pub entropy: Entropy,
+    pub requests: RequestMemory,
+}
+
 impl Api {
     #[must_use]
-    pub fn new(
-        cluster: Cluster,
-        coordinator: Coordinator,
-        transactions: transaction::Coordinator,
-        clock: Arc<dyn Clock>,
-        entropy: Entropy,
-        limits: Limits,
-        memory: RequestMemory,
-    ) -> Self {
+    pub fn new(parts: Parts, limits: Limits) -> Self {
+        let Parts {
+            cluster,
+            groups,
+            transactions,
+            access,
+            clock,
+            entropy,
+            requests,
+        } = parts;
         Self {
             cluster,
-            coordinator,
+            coordinator: groups,
             transactions,
+            access,
             clock,
             entropy,
             limits,
-            memory,
+            memory: requests,
             meters: Meters::new(DIALECT),
         }
     }
@@ -119,6 +139,8 @@ impl Api {
         let reflection = reflection.map_err(|error| ServeError::Descriptors(error.to_string()))?;
         let older = older.map_err(|error| ServeError::Descriptors(error.to_string()))?;
         let memory = self.memory.clone();
+        let door = Door::new(&self.access, &self.cluster);
+        let small = Small(memory.clone(), door.clone());
         let topics = TopicsServer::new(self.clone()).max_decoding_message_size(MAX_REQUEST);
         let producer = ProducerServer::new(self.clone()).max_decoding_message_size(message);
         let fetch = FetchServer::new(self.clone()).max_decoding_message_size(MAX_REQUEST);
@@ -126,6 +148,7 @@ impl Api {
         let groups = GroupsServer::new(self.clone()).max_decoding_message_size(MAX_REQUEST);
         let transactions = TransactionsServer::new(self.clone());
         let transactions = transactions.max_decoding_message_size(MAX_REQUEST);
+        let users = UsersServer::new(self.clone()).max_decoding_message_size(MAX_REQUEST);
         let cluster = ClusterServer::new(self).max_decoding_message_size(MAX_REQUEST);
         Server::builder()
             .initial_stream_window_size(STREAM_WINDOW)
@@ -135,24 +158,29 @@ impl Api {
             .http2_max_header_list_size(MAX_HEADERS)
             .http2_max_pending_accept_reset_streams(Some(MAX_RESETS))
             .http2_keepalive_interval(Some(KEEPALIVE))
-            .add_service(small(topics, &memory))
-            .add_service(Gate::new(producer, memory.clone(), message))
-            .add_service(small(fetch, &memory))
-            .add_service(small(offsets, &memory))
-            .add_service(small(groups, &memory))
-            .add_service(small(transactions, &memory))
-            .add_service(small(cluster, &memory))
-            .add_service(small(reflection, &memory))
-            .add_service(small(older, &memory))
+            .add_service(small.gate(topics))
+            .add_service(Gate::new(producer, memory.clone(), message, door))
+            .add_service(small.gate(fetch))
+            .add_service(small.gate(offsets))
+            .add_service(small.gate(groups))
+            .add_service(small.gate(transactions))
+            .add_service(small.gate(users))
+            .add_service(small.gate(cluster))
+            .add_service(small.gate(reflection))
+            .add_service(small.gate(older))
             .serve_with_incoming_shutdown(incoming, stop)
             .await?;
         Ok(())
     }
 }
 
-/// A service that takes no records.
-fn small<S>(service: S, memory: &RequestMemory) -> Gate<S> {
-    Gate::new(service, memory.clone(), MAX_REQUEST)
+/// What services that take no records are given.
+struct Small(RequestMemory, Door);
+
+impl Small {
+    fn gate<S>(&self, service: S) -> Gate<S> {
+        Gate::new(service, self.0.clone(), MAX_REQUEST, self.1.clone())
+    }
 }
 
 /// Why the API is not served.

@@ -14,12 +14,14 @@ use tonic::{Request, Response, Status, Streaming};
 use trilog_model::batch::{BatchBuilder, BatchHeader, Compression, Header as RecordHeader};
 use trilog_model::partitioner::partition_of_key;
 use trilog_raft::controller::TopicId;
+use trilog_raft::controller::{Operation, ResourceKind};
 use trilog_wire::v1::producer_server::Producer;
 use trilog_wire::v1::{
     Error, ErrorCode, InitProducerRequest, InitProducerResponse, ProduceRequest, ProduceResponse,
     PublishRequest, PublishResponse,
 };
 
+use super::door::Caller;
 use super::{Api, DIALECT, errors};
 use crate::cluster::LookupError;
 use crate::meter::{ApiMeter, TopicMeter};
@@ -36,8 +38,11 @@ impl Producer for Api {
 
     async fn init_producer(
         &self,
-        _: Request<InitProducerRequest>,
+        request: Request<InitProducerRequest>,
     ) -> Result<Response<InitProducerResponse>, Status> {
+        let caller = Caller::of(&request);
+        self.check_cluster(&caller, Operation::IdempotentWrite)
+            .or_else(|error| self.may_write_any(&caller).then_some(()).ok_or(error))?;
         let id = self.cluster.producer_id().await;
         let producer_id = id.map_err(|error| errors::propose(&error))?;
         Ok(Response::new(InitProducerResponse {
@@ -52,7 +57,7 @@ impl Producer for Api {
         request: Request<Streaming<ProduceRequest>>,
     ) -> Result<Response<Self::ProduceStream>, Status> {
         let (answers, responses) = mpsc::channel(RESPONSES);
-        let stream = ProduceStream::new(self.clone(), answers);
+        let stream = ProduceStream::new(self.clone(), Caller::of(&request), answers);
         tokio::spawn(stream.run(request.into_inner()));
         Ok(Response::new(ReceiverStream::new(responses)))
     }
@@ -62,7 +67,8 @@ impl Producer for Api {
         request: Request<PublishRequest>,
     ) -> Result<Response<PublishResponse>, Status> {
         let (meter, since) = (ApiMeter::new(DIALECT, "publish"), Instant::now());
-        let published = self.publish_one(request.into_inner()).await;
+        let caller = Caller::of(&request);
+        let published = self.publish_one(&caller, request.into_inner()).await;
         let published = published.inspect_err(|error| meter.refused(errors::reason(error)))?;
         meter.answered(since);
         Ok(Response::new(published))
@@ -70,7 +76,17 @@ impl Producer for Api {
 }
 
 impl Api {
-    async fn publish_one(&self, request: PublishRequest) -> Result<PublishResponse, Error> {
+    /// Whether there may be a topic that the caller may write to.
+    fn may_write_any(&self, caller: &Caller) -> bool {
+        self.may_any(caller, Operation::Write, ResourceKind::Topic)
+    }
+
+    async fn publish_one(
+        &self,
+        caller: &Caller,
+        request: PublishRequest,
+    ) -> Result<PublishResponse, Error> {
+        self.check_topic(caller, Operation::Write, &request.topic)?;
         let index = self.choose_partition(&request).await?;
         let batch = self.single_record(&request)?;
         let bytes = batch.len() as u64;
@@ -138,6 +154,9 @@ where
 /// One produce stream: batches are queued in the order they come and answered as they commit.
 struct ProduceStream {
     api: Api,
+    caller: Caller,
+    /// The version of the map that rights were looked up in.
+    version: u64,
     answers: mpsc::Sender<Result<ProduceResponse, Status>>,
     /// Partitions met so far, so that a batch costs no look-up by name. A topic that was deleted
     /// and created anew has other groups: its closed partition is looked up again.
@@ -172,9 +191,15 @@ struct Receipt {
 type Done = (Receipt, Result<Appended, AppendError>);
 
 impl ProduceStream {
-    fn new(api: Api, answers: mpsc::Sender<Result<ProduceResponse, Status>>) -> Self {
+    fn new(
+        api: Api,
+        caller: Caller,
+        answers: mpsc::Sender<Result<ProduceResponse, Status>>,
+    ) -> Self {
         Self {
             api,
+            caller,
+            version: 0,
             answers,
             partitions: BTreeMap::new(),
             meter: ApiMeter::new(DIALECT, "produce"),
@@ -254,12 +279,21 @@ impl ProduceStream {
         place: (String, u32),
         meant: Option<TopicId>,
     ) -> Result<Known, Error> {
+        if self.caller.is_known() {
+            let version = *self.api.cluster.changes().borrow();
+            if version != self.version {
+                self.version = version;
+                self.partitions.clear();
+            }
+        }
         if let Some(known) = self.partitions.get(&place)
             && !known.partition.is_closed()
             && meant.is_none_or(|meant| meant == known.topic)
         {
             return Ok(known.clone());
         }
+        let (caller, topic) = (&self.caller, &place.0);
+        self.api.check_topic(caller, Operation::Write, topic)?;
         let cluster = &self.api.cluster;
         let wrong = |error: LookupError| errors::lookup(cluster, &error);
         let topic = cluster.topic_meant(&place.0, meant).await.map_err(wrong)?;

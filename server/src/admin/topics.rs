@@ -9,6 +9,7 @@ use trilog_raft::controller::commands::{
     AlterTopic, Command, ConfigChange, ConfigEntry as Setting, CreateTopic, DeleteTopic, TopicKind,
 };
 use trilog_raft::controller::{ClusterMap, ConfigSource, Standing, Topic, TopicId};
+use trilog_raft::controller::{Operation, ResourceKind};
 use trilog_wire::v1::described_topic::Result as Described;
 use trilog_wire::v1::topics_server::Topics;
 use trilog_wire::v1::{
@@ -18,6 +19,7 @@ use trilog_wire::v1::{
     PartitionDescription, TopicDescription, TopicSummary,
 };
 
+use super::door::Caller;
 use super::{Api, errors};
 
 #[tonic::async_trait]
@@ -26,7 +28,10 @@ impl Topics for Api {
         &self,
         request: Request<CreateTopicRequest>,
     ) -> Result<Response<CreateTopicResponse>, Status> {
+        let caller = Caller::of(&request);
         let request = request.into_inner();
+        self.check_cluster(&caller, Operation::Create)
+            .or_else(|_| self.check_topic(&caller, Operation::Create, &request.name))?;
         refuse_subjects(&request.subjects)?;
         if request.if_not_exists
             && let Ok(topic) = self.cluster.topic(&request.name)
@@ -69,7 +74,12 @@ impl Topics for Api {
         &self,
         request: Request<AlterTopicRequest>,
     ) -> Result<Response<AlterTopicResponse>, Status> {
+        let caller = Caller::of(&request);
         let request = request.into_inner();
+        if request.partitions.is_some() || request.replication.is_some() {
+            self.check_topic(&caller, Operation::Alter, &request.name)?;
+        }
+        self.check_topic(&caller, Operation::AlterConfigs, &request.name)?;
         if let Some(subjects) = &request.subjects {
             refuse_subjects(&subjects.filters)?;
         }
@@ -104,7 +114,11 @@ impl Topics for Api {
         &self,
         request: Request<DeleteTopicRequest>,
     ) -> Result<Response<DeleteTopicResponse>, Status> {
-        let topic = self.topic(&request.into_inner().name)?;
+        let caller = Caller::of(&request);
+        let name = request.into_inner().name;
+        self.check_cluster(&caller, Operation::Delete)
+            .or_else(|_| self.check_topic(&caller, Operation::Delete, &name))?;
+        let topic = self.topic(&name)?;
         let command = Command::DeleteTopic(DeleteTopic {
             id: topic.id.to_wire(),
         });
@@ -119,18 +133,26 @@ impl Topics for Api {
         &self,
         request: Request<DescribeTopicsRequest>,
     ) -> Result<Response<DescribeTopicsResponse>, Status> {
+        let caller = Caller::of(&request);
+        let may = |name: &str| self.may(&caller, Operation::Describe, ResourceKind::Topic, name);
         let request = request.into_inner();
         let map = self.cluster.map();
         let names = if request.names.is_empty() {
             let shown = map
                 .topics_by_name()
-                .filter(|t| request.include_internal || !internal(t));
+                .filter(|t| request.include_internal || !internal(t))
+                .filter(|topic| may(&topic.name));
             shown.map(|topic| topic.name.to_string()).collect()
         } else {
             request.names
         };
         let mut topics = Vec::with_capacity(names.len());
         for name in names {
+            if let Err(error) = self.check_topic(&caller, Operation::Describe, &name) {
+                let result = Some(Described::Error(error));
+                topics.push(DescribedTopic { name, result });
+                continue;
+            }
             let result = match self.cluster.current_topic(&name).await {
                 Ok(topic) => Described::Topic(self.describe_topic(&topic, request.with_config)),
                 Err(error) => Described::Error(errors::lookup(&self.cluster, &error)),
@@ -157,11 +179,14 @@ impl Topics for Api {
         &self,
         request: Request<ListTopicsRequest>,
     ) -> Result<Response<ListTopicsResponse>, Status> {
+        let caller = Caller::of(&request);
+        let may = |name: &str| self.may(&caller, Operation::Describe, ResourceKind::Topic, name);
         let with_internal = request.into_inner().include_internal;
         let map = self.cluster.map();
         let shown = map
             .topics_by_name()
-            .filter(|topic| with_internal || !internal(topic));
+            .filter(|topic| with_internal || !internal(topic))
+            .filter(|topic| may(&topic.name));
         let topics = shown.map(|topic| TopicSummary {
             name: topic.name.to_string(),
             id: topic.id.to_wire(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tonic::{Request, Response, Status};
 use trilog_model::{Offset, Timestamp};
-use trilog_raft::controller::GroupPlace;
+use trilog_raft::controller::{GroupPlace, Operation, ResourceKind};
 use trilog_wire::v1::transactions_server::Transactions;
 use trilog_wire::v1::{
     AbortTransactionRequest, AbortTransactionResponse, DescribeTransactionRequest,
@@ -14,6 +14,7 @@ use trilog_wire::v1::{
     OpenTransaction, TransactionPlace, TransactionSummary,
 };
 
+use super::door::Caller;
 use super::{Api, errors};
 use crate::partition::AppendError;
 use crate::transaction::{Description, EndOpen, Identity, Listing, TransactionError};
@@ -27,24 +28,44 @@ impl Transactions for Api {
         &self,
         request: Request<ListTransactionsRequest>,
     ) -> Result<Response<ListTransactionsResponse>, Status> {
+        let caller = Caller::of(&request);
+        let may = |id: &str| {
+            self.may(
+                &caller,
+                Operation::Describe,
+                ResourceKind::TransactionalId,
+                id,
+            )
+        };
         let request = request.into_inner();
         let longer_than = Duration::from_millis(request.longer_than_ms);
         let now = self.clock.now();
         let wanted = |one: &Listing| {
             let states = &request.states;
             let state = states.iter().any(|state| state == one.phase.as_kafka());
-            (states.is_empty() || state) && age(now, one.started) >= longer_than
+            (states.is_empty() || state) && age(now, one.started) >= longer_than && may(&one.id)
         };
-        let listed = self
-            .transactions
-            .list_page(request.partition, &request.after, wanted);
-        let (page, partition_count) = listed.map_err(|error| {
-            let place = format!("partition {} of transactions", request.partition);
-            errors::transaction(&self.cluster, &place, &error)
-        })?;
+        let mut after = request.after;
+        let (page, partition_count) = loop {
+            let coordinator = &self.transactions;
+            let listed = coordinator.list_page(request.partition, &after, wanted);
+            let (page, count) = listed.map_err(|error| {
+                let place = format!("partition {} of transactions", request.partition);
+                errors::transaction(&self.cluster, &place, &error)
+            })?;
+            match &page.last {
+                // A page ends at an id that the caller may see, or it would tell of another.
+                Some(last) if page.listed.is_empty() && !may(last) => after.clone_from(last),
+                _ => break (page, count),
+            }
+        };
+        let next = page.last.map(|last| match page.listed.last() {
+            Some(listed) if !may(&last) => listed.id.clone(),
+            _ => last,
+        });
         Ok(Response::new(ListTransactionsResponse {
             transactions: page.listed.into_iter().map(summary).collect(),
-            next: page.last,
+            next,
             partition_count,
         }))
     }
@@ -53,10 +74,12 @@ impl Transactions for Api {
         &self,
         request: Request<DescribeTransactionRequest>,
     ) -> Result<Response<DescribeTransactionResponse>, Status> {
+        let caller = Caller::of(&request);
         let id = request.into_inner().id;
+        self.check_transaction(&caller, Operation::Describe, &id)?;
         let described = self.transactions.describe(&id);
         let described = described.map_err(|error| self.transaction_error(&id, &error))?;
-        let places = self.places(&described);
+        let places = self.places(&caller, &described);
         Ok(Response::new(DescribeTransactionResponse {
             timeout_ms: u64::try_from(described.timeout.as_millis()).unwrap_or(u64::MAX),
             coordinator: self.cluster.node().get(),
@@ -69,7 +92,10 @@ impl Transactions for Api {
         &self,
         request: Request<AbortTransactionRequest>,
     ) -> Result<Response<AbortTransactionResponse>, Status> {
+        let caller = Caller::of(&request);
         let id = request.into_inner().id;
+        // As for a producer that shuts out the one before it, which aborts as well.
+        self.check_transaction(&caller, Operation::Write, &id)?;
         let aborted = self.transactions.abort(&id).await;
         aborted.map_err(|error| self.transaction_error(&id, &error))?;
         Ok(Response::new(AbortTransactionResponse {}))
@@ -79,13 +105,19 @@ impl Transactions for Api {
         &self,
         request: Request<ListOpenRequest>,
     ) -> Result<Response<ListOpenResponse>, Status> {
+        let caller = Caller::of(&request);
+        let may = |topic: &str| self.may(&caller, Operation::Read, ResourceKind::Topic, topic);
         let request = request.into_inner();
+        if !request.topic.is_empty() {
+            self.check_topic(&caller, Operation::Read, &request.topic)?;
+        }
         let longer_than = Duration::from_millis(request.longer_than_ms);
         let now = self.clock.now();
         let map = self.cluster.map();
         let topics = map.topics_by_name();
         let topics =
             topics.filter(|topic| request.topic.is_empty() || *topic.name == request.topic);
+        let topics = topics.filter(|topic| may(&topic.name));
         let places = topics.flat_map(|topic| (0..).zip(&topic.partitions).map(move |p| (topic, p)));
         let mut open = Vec::new();
         for (topic, (index, place)) in places {
@@ -115,6 +147,10 @@ impl Transactions for Api {
         &self,
         request: Request<EndOpenRequest>,
     ) -> Result<Response<EndOpenResponse>, Status> {
+        let caller = Caller::of(&request);
+        // As for Kafka's WriteTxnMarkers.
+        self.check_cluster(&caller, Operation::Alter)
+            .or_else(|_| self.check_cluster(&caller, Operation::ClusterAction))?;
         let request = request.into_inner();
         let topic = self.cluster.topic(&request.topic);
         let topic = topic.map_err(|error| errors::lookup(&self.cluster, &error))?;
@@ -147,13 +183,20 @@ impl Api {
         errors::transaction(&self.cluster, &format!("transactional id '{id}'"), error)
     }
 
-    fn places(&self, described: &Description) -> Vec<TransactionPlace> {
+    /// Those of topics that the caller may see.
+    fn places(&self, caller: &Caller, described: &Description) -> Vec<TransactionPlace> {
         let map = self.cluster.map();
         let mut topics: BTreeMap<String, Vec<u32>> = BTreeMap::new();
         for group in &described.partitions {
             // One that was deleted meanwhile has no name any more.
             if let Some(GroupPlace::Partition { topic, index }) = map.place(*group)
                 && let Some(topic) = map.topic(topic)
+                && self.may(
+                    caller,
+                    Operation::Describe,
+                    ResourceKind::Topic,
+                    &topic.name,
+                )
             {
                 topics
                     .entry(topic.name.to_string())

@@ -20,14 +20,16 @@ use trilog_storage::env::{Clock, Entropy};
 use trilog_storage::kv::Kv;
 use trilog_storage::store::Store;
 
+use super::first_admin;
 use super::ground::Ground;
 use super::joining;
-use crate::admin::{Api, Limits as ApiLimits};
+use crate::access::{Access, Settings as AccessSettings};
+use crate::admin::{Api, Limits as ApiLimits, Parts as ApiParts};
 use crate::cluster::{
     Agent, Cluster, Identity, Leaders, Liveness, Parts as ClusterParts, PeerFile, Receptionist,
     Timekeeper, find_peers, kinds,
 };
-use crate::config::Config;
+use crate::config::{Authentication, Config};
 use crate::group::{Coordinator, LagMeter, Settings as GroupSettings};
 use crate::kafka::{Kafka, Limits as KafkaLimits, Parts as KafkaParts};
 use crate::listen::RequestMemory;
@@ -75,6 +77,7 @@ pub struct Server {
     coordinator: Coordinator,
     pub(super) lag: LagMeter,
     transactions: transaction::Coordinator,
+    access: Access,
     pub(super) uring_fallback: bool,
     pub(super) timekeeper: Timekeeper,
     /// What the requests of all dialects share.
@@ -96,6 +99,7 @@ impl Server {
         config.listen.kafka = listeners.kafka.local_addr()?;
         let ground = Ground::open(&config, listeners.peer).await?;
         let server = Box::pin(Self::start_on(&config, ground)).await?;
+        first_admin::make(&config, &server.cluster).await?;
         server.run_api(&config, listeners.grpc);
         server.run_kafka(&config, listeners.kafka);
         Ok(server)
@@ -192,6 +196,7 @@ impl Server {
             coordinator,
             lag: LagMeter::default(),
             transactions,
+            access: access(config),
             uring_fallback,
             timekeeper: Timekeeper::new(steady, config.raft.clock_skew_max.get()),
             requests: RequestMemory::new(config.limits.request_memory.as_usize()),
@@ -272,19 +277,16 @@ impl Server {
             inflight_bytes: config.limits.inflight_size.as_usize(),
             connections: usize::try_from(config.limits.connections).unwrap_or(usize::MAX),
         };
-        let clock = Arc::clone(&self.clock);
-        let (cluster, entropy) = (self.cluster.clone(), self.entropy.clone());
-        let (groups, requests) = (self.coordinator.clone(), self.requests.clone());
-        let transactions = self.transactions.clone();
-        let api = Api::new(
-            cluster,
-            groups,
-            transactions,
-            clock,
-            entropy,
-            limits,
-            requests,
-        );
+        let parts = ApiParts {
+            cluster: self.cluster.clone(),
+            groups: self.coordinator.clone(),
+            transactions: self.transactions.clone(),
+            access: self.access.clone(),
+            clock: Arc::clone(&self.clock),
+            entropy: self.entropy.clone(),
+            requests: self.requests.clone(),
+        };
+        let api = Api::new(parts, limits);
         let stopped = self.stop.clone().cancelled_owned();
         self.tasks.spawn(async move {
             if let Err(error) = api.serve(listener, stopped).await {
@@ -307,6 +309,7 @@ impl Server {
             cluster: self.cluster.clone(),
             groups: self.coordinator.clone(),
             transactions: self.transactions.clone(),
+            access: self.access.clone(),
             clock: Arc::clone(&self.clock),
             entropy: self.entropy.clone(),
             requests: self.requests.clone(),
@@ -431,6 +434,16 @@ fn group_settings(config: &Config) -> GroupSettings {
         offset_retention: groups.offset_retention.get(),
         offset_metadata_max: groups.offset_metadata_max.as_usize(),
     }
+}
+
+fn access(config: &Config) -> Access {
+    let access = &config.access;
+    Access::new(AccessSettings {
+        required: access.authentication == Authentication::Required,
+        super_users: access.super_users.clone(),
+        allow_unruled: access.allow_unruled,
+        session_lifetime: access.session_lifetime.get(),
+    })
 }
 
 fn transaction_settings(config: &Config) -> TransactionSettings {

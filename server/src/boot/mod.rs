@@ -1,6 +1,7 @@
 //! Puts a node together from its configuration and runs it; the only module that sees all others.
 
 mod assemble;
+mod first_admin;
 mod ground;
 mod joining;
 pub mod recover;

@@ -25,6 +25,7 @@ mod scrape;
 mod server;
 mod topic;
 mod txn;
+mod user;
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -63,6 +64,8 @@ enum Command {
     Group(group::GroupArgs),
     /// List transactions of Kafka producers, find those that nobody ends, and abort them
     Txn(txn::TxnArgs),
+    /// List, make, change and remove users
+    User(user::UserArgs),
     /// Show and change the nodes of a cluster
     Cluster(cluster::ClusterArgs),
     /// Show the whole thing working, and check it: three nodes, real data, a killed leader
@@ -114,6 +117,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Replay(args) => runtime()?.block_on(replay::run(args)),
         Command::Group(args) => runtime()?.block_on(group::run(args)),
         Command::Txn(args) => runtime()?.block_on(txn::run(args)),
+        Command::User(args) => runtime()?.block_on(user::run(args)),
         Command::Cluster(args) => runtime()?.block_on(cluster::run(args)),
         Command::Bench(args) => runtime()?.block_on(bench::run(args)),
         Command::Recover(args) => runtime()?.block_on(recover::run(args)),

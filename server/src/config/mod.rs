@@ -20,7 +20,8 @@ pub use error::{ConfigError, Problem};
 pub use load::{Loaded, Origin, Sources, load};
 pub use nearest::nearest;
 pub use schema::{
-    Advertise, Cluster, Config, IoChoice, Limits, Listen, Log, LogFormat, Node, Raft, Storage,
+    Access, Advertise, Authentication, Cluster, Config, IoChoice, Limits, Listen, Log, LogFormat,
+    Node, Raft, Storage,
 };
 pub use section::{Field, Section};
 pub use show::{annotated, as_json, commented};

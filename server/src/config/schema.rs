@@ -71,6 +71,24 @@ section! {
 }
 
 section! {
+    /// Who clients are, and what they may do. All nodes of a cluster are to be told the same.
+    Access {
+        /// `none`: nobody is asked who they are, and only loopback addresses are listened on.
+        /// `required`: everybody is, in every dialect, and may do what the rules allow.
+        authentication: Authentication = Authentication::None,
+        /// Users who may do everything.
+        super_users: Vec<String> = Vec::new(),
+        /// A file with one line `user:password` that nobody else can read: unless there is such a
+        /// user, it is made when the node starts. It has to be one of the super users.
+        admin_file: Option<PathBuf> = None,
+        /// Whether everybody may use what no rule is about.
+        allow_unruled: bool = false,
+        /// After how long a client has to prove anew who it is; 0s: never.
+        session_lifetime: Duration = Duration::from_secs(0),
+    }
+}
+
+section! {
     /// The log on disk, and the memory before it.
     Storage {
         /// How files are written: `uring`, `threads`, or `auto` for io_uring where a probe at
@@ -241,6 +259,16 @@ choice! {
 }
 
 choice! {
+    /// Whether clients are asked who they are.
+    Authentication {
+        /// Nobody is asked.
+        None = "none",
+        /// Everybody is.
+        Required = "required",
+    }
+}
+
+choice! {
     /// How log lines look.
     LogFormat {
         /// Text on a terminal, JSON elsewhere.
@@ -284,6 +312,7 @@ config! {
     cluster: Cluster,
     listen: Listen,
     advertise: Advertise,
+    access: Access,
     storage: Storage,
     raft: Raft,
     groups: Groups,

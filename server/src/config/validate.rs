@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use super::error::Problem;
-use super::{ByteSize, Config, Duration, Loaded};
+use super::{Authentication, ByteSize, Config, Duration, Loaded};
 
 /// Rounds of the write-ahead log are padded to this, and so must its files be.
 const WAL_BLOCK: u64 = 4096;
@@ -26,6 +26,7 @@ pub(super) fn problems(loaded: &Loaded) -> Vec<Problem> {
     check.node(config);
     check.listeners(config);
     check.addresses(config);
+    check.access(config);
     check.storage(config);
     check.raft(config);
     check.groups(config);
@@ -94,12 +95,19 @@ impl Check<'_> {
             ("listen.nats", listen.nats),
             ("listen.mqtt", listen.mqtt),
         ] {
-            if !address.ip().is_loopback() {
+            // Kafka's clients prove who they are without showing a password; elsewhere passwords
+            // would cross the network in the open, or nobody is asked at all.
+            let asked = config.access.authentication == Authentication::Required;
+            let may_be_reached = asked && key == "listen.kafka";
+            if !address.ip().is_loopback() && !may_be_reached {
+                let why = if asked && key == "listen.grpc" {
+                    "passwords would be sent there in the open"
+                } else {
+                    "nobody is asked who they are"
+                };
                 self.refuse_with_hint(
                     key,
-                    format_args!(
-                        "is {address}, which others can reach, and nobody is asked who they are"
-                    ),
+                    format_args!("is {address}, which others can reach, and {why}"),
                     format!(
                         "use 127.0.0.1:{port}; from elsewhere, tunnel to it: \
                          ssh -L {port}:127.0.0.1:{port} HOST",
@@ -114,6 +122,31 @@ impl Check<'_> {
                 self.refuse(key, format_args!("is {address}, as is {other}"));
             }
         }
+    }
+
+    fn access(&mut self, config: &Config) {
+        let access = &config.access;
+        if access.authentication == Authentication::Required && access.super_users.is_empty() {
+            self.refuse_with_hint(
+                "access.super_users",
+                "names nobody: who would allow anything to anybody?",
+                "name one, and have access.admin_file make it, or make it with `trilog user add` \
+                 before access.authentication is required"
+                    .to_owned(),
+            );
+        }
+        let bad = |name: &String| name.is_empty() || name.len() > 255;
+        if access.super_users.iter().any(bad) {
+            self.refuse("access.super_users", "names have 1 to 255 bytes");
+        }
+        let year = Duration::from_secs(86_400 * 365);
+        let lifetime = access.session_lifetime;
+        self.span(
+            "access.session_lifetime",
+            lifetime,
+            Duration::from_secs(0),
+            year,
+        );
     }
 
     fn transactions(&mut self, config: &Config) {

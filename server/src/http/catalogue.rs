@@ -43,6 +43,7 @@ pub const CATALOGUE: &[Metric] = &[
     metric("trilog_build_info", Gauge, &["version", "commit"], "What was built; always 1."),
     metric("trilog_connections", Gauge, &["dialect"], "Client connections open now."),
     metric("trilog_connections_closed_total", Counter, &["dialect", "reason"], "Connections closed, by why."),
+    metric("trilog_authentications_total", Counter, &["dialect", "op", "state"], "Attempts of clients to prove who they are, by mechanism and outcome."),
     metric("trilog_requests_total", Counter, &["dialect", "api"], "Requests answered."),
     metric("trilog_request_errors_total", Counter, &["dialect", "api", "reason"], "Requests answered with an error."),
     metric("trilog_request_duration_seconds", Histogram, &["dialect", "api"], "From a request's last byte to its answer."),

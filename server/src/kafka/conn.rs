@@ -10,7 +10,6 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
@@ -27,6 +26,7 @@ use trilog_wire::kafka::{
 
 use super::handlers;
 use super::input::{Arrived, Input};
+use super::sasl;
 use super::session::Session;
 use super::{Kafka, handlers::Begun};
 use crate::listen::{Connection, Crowded, RequestClaim};
@@ -54,6 +54,14 @@ pub(super) enum Ended {
     Unread,
     #[error("the node stops")]
     Stopped,
+    #[error("it asked for something before it said who it is")]
+    Stranger,
+    #[error("it failed to prove who it is")]
+    Unauthenticated,
+    #[error("it may not ask this")]
+    Forbidden,
+    #[error("it did not prove again in time who it is")]
+    Expired,
     #[error("a produce without acknowledgement failed")]
     Unacknowledged,
     #[error(transparent)]
@@ -74,6 +82,8 @@ pub(super) enum Outcome {
     Records(Answer, Vec<OwnedSemaphorePermit>),
     /// There is nothing to say, as with a produce that wants no acknowledgement.
     Silence,
+    /// An answer, and the end.
+    Last(Answer, Ended),
     Close(Ended),
 }
 
@@ -102,7 +112,11 @@ struct Receipt {
     api: Option<usize>,
 }
 
-type Beginning = Pin<Box<dyn Future<Output = (Session, Begun, Receipt)> + Send>>;
+/// A request whose turn is not over.
+struct Beginning {
+    future: BoxFuture<'static, (Session, Begun)>,
+    receipt: Receipt,
+}
 
 /// Serves a connection until either side ends it.
 pub(super) async fn serve(kafka: Kafka, connection: Connection) -> Result<(), Ended> {
@@ -112,9 +126,12 @@ pub(super) async fn serve(kafka: Kafka, connection: Connection) -> Result<(), En
     let peer = connection.stream().peer_addr().ok();
     let limits = kafka.inner.limits;
     let memory = kafka.inner.requests.clone();
+    let session = Session::new(kafka.clone(), local, peer);
     let mut serving = Serving {
         input: Input::new(connection, limits.request_bytes, memory),
-        session: Some(Session::new(kafka.clone(), local, peer)),
+        session: None,
+        since: Instant::now(),
+        stranger: true,
         beginning: None,
         waiting: FuturesOrdered::new(),
         alone: false,
@@ -122,6 +139,7 @@ pub(super) async fn serve(kafka: Kafka, connection: Connection) -> Result<(), En
         output: VecDeque::new(),
         kafka,
     };
+    serving.take_back(session);
     serving.run().await
 }
 
@@ -138,7 +156,9 @@ pub(super) async fn answer(kafka: Kafka, message: &Bytes) -> Result<Option<Bytes
                 Begun::Later(outcome) | Begun::Alone(outcome) => outcome.await,
             };
             match outcome {
-                Outcome::Answer(answer) | Outcome::Records(answer, _) => answer,
+                Outcome::Answer(answer)
+                | Outcome::Records(answer, _)
+                | Outcome::Last(answer, _) => answer,
                 Outcome::Silence => return Ok(None),
                 Outcome::Close(ended) => return Err(ended),
             }
@@ -154,6 +174,10 @@ struct Serving {
     input: Input,
     /// Here unless a request is being begun with it.
     session: Option<Session>,
+    /// When the connection began.
+    since: Instant,
+    /// It was not known yet who the client is, when last looked.
+    stranger: bool,
     beginning: Option<Beginning>,
     waiting: FuturesOrdered<BoxFuture<'static, Done>>,
     /// The last of those is one that later requests wait for.
@@ -176,10 +200,11 @@ impl Serving {
                 Some(done) = self.waiting.next(), if !self.waiting.is_empty() => {
                     self.send_ready(done).await?;
                 }
-                (session, begun, receipt) = poll_beginning(&mut self.beginning) => {
-                    self.beginning = None;
-                    self.session = Some(session);
-                    self.await_outcome(begun, receipt);
+                (session, begun) = poll_beginning(&mut self.beginning) => {
+                    self.take_back(session);
+                    if let Some(Beginning { receipt, .. }) = self.beginning.take() {
+                        self.await_outcome(begun, receipt);
+                    }
                 }
                 heard = listen(&mut self.input, reading), if reading || self.alone => {
                     match heard? {
@@ -200,6 +225,21 @@ impl Serving {
         let bytes = room.bytes();
         self.unanswered_bytes += bytes;
         let since = Instant::now();
+        if self.stranger && self.session.as_ref().is_some_and(|s| s.login.is_raw()) {
+            let receipt = Receipt {
+                room: Some(room),
+                bytes,
+                since,
+                api: None,
+            };
+            return self.begin_with(receipt, |mut session| {
+                async move {
+                    let outcome = sasl::token(&mut session, message).await;
+                    (session, Begun::Done(outcome))
+                }
+                .boxed()
+            });
+        }
         let request = match Request::open(&message)? {
             Opened::Request(request) => request,
             Opened::VersionsUnsupported { correlation_id } => {
@@ -220,21 +260,51 @@ impl Serving {
             since,
             api: Some(request.api.place()),
         };
-        let Some(mut session) = self.session.take() else {
+        self.begin_with(receipt, |mut session| {
+            Box::pin(async move {
+                let begun = handlers::begin(&mut session, request).await;
+                (session, begun)
+            })
+        })
+    }
+
+    fn begin_with(
+        &mut self,
+        receipt: Receipt,
+        begin: impl FnOnce(Session) -> BoxFuture<'static, (Session, Begun)>,
+    ) -> Result<(), Ended> {
+        let Some(session) = self.session.take() else {
             return Err(Ended::Stopped);
         };
-        let mut beginning: Beginning = Box::pin(async move {
-            let begun = handlers::begin(&mut session, request).await;
-            (session, begun, receipt)
-        });
+        let mut beginning = begin(session);
         match (&mut beginning).now_or_never() {
-            Some((session, begun, receipt)) => {
-                self.session = Some(session);
+            Some((session, begun)) => {
+                self.take_back(session);
                 self.await_outcome(begun, receipt);
             }
-            None => self.beginning = Some(beginning),
+            None => {
+                self.beginning = Some(Beginning {
+                    future: beginning,
+                    receipt,
+                });
+            }
         }
         Ok(())
+    }
+
+    /// The request is begun. As long as it is not known who the client is, little is taken from it.
+    fn take_back(&mut self, session: Session) {
+        if self.stranger {
+            self.stranger = session.login.is_stranger();
+            let (limit, until) = if self.stranger {
+                let until = self.since + sasl::PATIENCE;
+                (sasl::STRANGER_BYTES, Some(until))
+            } else {
+                (self.kafka.inner.limits.request_bytes, None)
+            };
+            self.input.expect(limit, session.login.is_raw(), until);
+        }
+        self.session = Some(session);
     }
 
     fn await_outcome(&mut self, begun: Begun, mut receipt: Receipt) {
@@ -265,6 +335,11 @@ impl Serving {
                     records.extend(room);
                 }
                 Outcome::Silence => {}
+                Outcome::Last(answer, ended) => {
+                    self.output.extend(answer.0);
+                    self.write_out().await?;
+                    return Err(ended);
+                }
                 Outcome::Close(ended) => {
                     self.write_out().await?;
                     return Err(ended);
@@ -323,9 +398,9 @@ async fn listen(input: &mut Input, reading: bool) -> Result<Option<Arrived>, End
     Ok(None)
 }
 
-async fn poll_beginning(beginning: &mut Option<Beginning>) -> (Session, Begun, Receipt) {
+async fn poll_beginning(beginning: &mut Option<Beginning>) -> (Session, Begun) {
     match beginning {
-        Some(beginning) => beginning.await,
+        Some(beginning) => (&mut beginning.future).await,
         None => std::future::pending().await,
     }
 }

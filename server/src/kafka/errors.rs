@@ -104,6 +104,7 @@ fn controller(error: &ControllerError) -> ErrorCode {
     match error {
         ControllerError::Malformed { .. }
         | ControllerError::InvalidNode { .. }
+        | ControllerError::InvalidAcl { .. }
         | ControllerError::UnknownGroup { .. } => ErrorCode::InvalidRequest,
         ControllerError::LevelNotActive { .. } | ControllerError::LevelNotSupported { .. } => {
             ErrorCode::UnsupportedVersion
@@ -133,6 +134,9 @@ fn controller(error: &ControllerError) -> ErrorCode {
         ControllerError::StaleGeneration { .. } | ControllerError::NotSettled { .. } => {
             ErrorCode::InvalidUpdateVersion
         }
+        ControllerError::InvalidUser { .. } => ErrorCode::UnacceptableCredential,
+        ControllerError::UserExists { .. } => ErrorCode::DuplicateResource,
+        ControllerError::UnknownUser { .. } => ErrorCode::ResourceNotFound,
         ControllerError::Exhausted { .. } | ControllerError::Other { .. } => {
             ErrorCode::UnknownServerError
         }

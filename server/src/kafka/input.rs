@@ -13,7 +13,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
-use trilog_wire::kafka::{LENGTH_BYTES, frame_length};
+use trilog_wire::kafka::{LENGTH_BYTES, frame_length, token_length};
 
 use super::conn::Ended;
 use crate::listen::{Connection, Crowded, RequestClaim, RequestMemory};
@@ -48,6 +48,10 @@ pub(super) struct Input {
     prefix_filled: usize,
     body: Option<Body>,
     deadline: Instant,
+    /// What comes has no header.
+    raw: bool,
+    /// When the client must be known by.
+    stranger_until: Option<Instant>,
 }
 
 struct Body {
@@ -70,7 +74,15 @@ impl Input {
             prefix_filled: 0,
             body: None,
             deadline: Instant::now() + IDLE,
+            raw: false,
+            stranger_until: None,
         }
+    }
+
+    /// What is taken from now on: requests of at most so many bytes or, if `raw`, what has no
+    /// header; and until when it is waited for.
+    pub(super) fn expect(&mut self, limit: usize, raw: bool, until: Option<Instant>) {
+        (self.limit, self.raw, self.stranger_until) = (limit, raw, until);
     }
 
     /// The client has not been idle: an answer was on its way to it.
@@ -102,7 +114,8 @@ impl Input {
     /// Nothing read is lost if the future is dropped.
     pub(super) async fn next(&mut self) -> Result<Option<Arrived>, Ended> {
         loop {
-            let deadline = self.deadline;
+            let latest = self.stranger_until.unwrap_or(self.deadline);
+            let deadline = self.deadline.min(latest);
             let step = tokio::time::timeout_at(deadline, self.step());
             match step.await.map_err(|_| Ended::Silent)?? {
                 Step::More => {}
@@ -159,7 +172,11 @@ impl Input {
     }
 
     async fn make_room(&mut self) -> Result<Step, Ended> {
-        let len = frame_length(self.prefix, self.limit)?;
+        let len = if self.raw {
+            token_length(self.prefix, self.limit)?
+        } else {
+            frame_length(self.prefix, self.limit)?
+        };
         let room = if self.known {
             len
         } else {

@@ -9,6 +9,8 @@ mod fetch_sessions;
 mod handlers;
 mod hints;
 mod input;
+mod rights;
+mod sasl;
 mod session;
 
 use std::path::PathBuf;
@@ -24,6 +26,7 @@ use tracing::debug;
 use trilog_storage::env::{Clock, Entropy};
 use trilog_wire::kafka::APIS;
 
+use crate::access::Access;
 use crate::cluster::Cluster;
 use crate::group::Coordinator;
 use crate::listen::{Bounds, Listener, RequestMemory};
@@ -65,6 +68,7 @@ struct Inner {
     cluster: Cluster,
     groups: Coordinator,
     transactions: transaction::Coordinator,
+    access: Access,
     clock: Arc<dyn Clock>,
     entropy: Entropy,
     data_dir: PathBuf,
@@ -87,6 +91,7 @@ pub struct Parts {
     pub cluster: Cluster,
     pub groups: Coordinator,
     pub transactions: transaction::Coordinator,
+    pub access: Access,
     pub clock: Arc<dyn Clock>,
     pub entropy: Entropy,
     pub requests: RequestMemory,
@@ -101,6 +106,7 @@ impl Kafka {
             cluster,
             groups,
             transactions,
+            access,
             clock,
             entropy,
             requests,
@@ -108,6 +114,7 @@ impl Kafka {
         } = parts;
         let (slots, memory) = (limits.fetch_sessions, limits.fetch_session_memory);
         let sessions = FetchSessions::new(slots, memory, entropy.clone());
+        sasl::show_counts();
         let api_meters = APIS
             .iter()
             .map(|api| ApiMeter::new(DIALECT, api.name))
@@ -117,6 +124,7 @@ impl Kafka {
                 cluster,
                 groups,
                 transactions,
+                access,
                 clock,
                 entropy,
                 data_dir,

@@ -5,11 +5,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use trilog_raft::controller::{Topic, TopicId};
+use trilog_raft::controller::{Operation, Topic, TopicId};
 use trilog_wire::kafka::{ErrorCode, TopicRef, Uuid};
 
 use super::fetch_sessions::Owner;
+use super::rights::Remembered;
+use super::sasl::Login;
 use super::{Kafka, errors};
+use crate::access::Identity;
 use crate::meter::TopicMeter;
 use crate::partition::Partition;
 
@@ -29,6 +32,10 @@ pub(super) struct Session {
     pub(super) peer: Option<SocketAddr>,
     /// The fetch sessions it has.
     pub(super) fetches: Owner<Place>,
+    /// Whether nobody on the way can read what is said.
+    pub(super) secure: bool,
+    pub(super) login: Login,
+    pub(super) remembered: Remembered,
     version: u64,
     topics: HashMap<String, Known>,
 }
@@ -52,6 +59,8 @@ pub(super) struct Target {
 pub(super) struct Place {
     pub(super) target: Result<Target, ErrorCode>,
     version: u64,
+    /// Who reads, where that is asked.
+    reader: Option<Arc<Identity>>,
 }
 
 impl Place {
@@ -62,11 +71,30 @@ impl Place {
             return;
         }
         self.version = version;
-        self.target = kafka.find(topic, index, self.target.as_ref().ok());
+        let allowed = kafka.may_read(self.reader.as_deref(), topic);
+        let found = allowed.and_then(|()| kafka.find(topic, index, self.target.as_ref().ok()));
+        self.target = found;
     }
 }
 
 impl Kafka {
+    /// Whether somebody may read a topic; everybody may where nobody is asked.
+    fn may_read(&self, reader: Option<&Identity>, topic: &TopicRef) -> Result<(), ErrorCode> {
+        let Some(reader) = reader else {
+            return Ok(());
+        };
+        let map = self.inner.cluster.map();
+        let rights = self.inner.access.rights(reader, &map);
+        let may = match topic {
+            TopicRef::Name(name) => rights.may_topic(Operation::Read, name),
+            TopicRef::Id(id) => {
+                let topic = self.topic_of_id(*id)?;
+                rights.may_topic(Operation::Read, &topic.name)
+            }
+        };
+        may.then_some(()).ok_or(ErrorCode::TopicAuthorizationFailed)
+    }
+
     /// A replica here, with the meter of one that was found before, if it is of the same topic.
     fn find(
         &self,
@@ -101,11 +129,15 @@ fn partition_index(index: i32) -> Result<u32, ErrorCode> {
 
 impl Session {
     pub(super) fn new(kafka: Kafka, local: Option<SocketAddr>, peer: Option<SocketAddr>) -> Self {
+        let login = Login::new(kafka.inner.access.is_required());
         Self {
             fetches: kafka.inner.sessions.owner(),
             kafka,
             local,
             peer,
+            secure: peer.is_some_and(|peer| peer.ip().to_canonical().is_loopback()),
+            login,
+            remembered: Remembered::default(),
             version: 0,
             topics: HashMap::new(),
         }
@@ -128,18 +160,22 @@ impl Session {
     /// As [`Session::replica`], for a fetch.
     pub(super) fn place(&mut self, topic: &TopicRef, index: i32) -> Place {
         let target = match topic {
-            TopicRef::Name(name) => self.replica(name, index),
+            TopicRef::Name(name) => self
+                .check_often(Operation::Read, name)
+                .and_then(|()| self.replica(name, index)),
             TopicRef::Id(id) => self.replica_of_id(*id, index),
         };
         Place {
             target,
             version: self.version,
+            reader: self.login.identity().cloned(),
         }
     }
 
     fn replica_of_id(&mut self, id: Uuid, index: i32) -> Result<Target, ErrorCode> {
         self.renew();
         let topic = self.kafka.topic_of_id(id)?;
+        self.check_often(Operation::Read, &topic.name)?;
         let known = self.topics.get(&*topic.name);
         if known.is_none_or(|known| known.topic.id != topic.id) {
             self.remember(&topic);

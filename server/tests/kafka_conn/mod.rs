@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub(crate) mod sasl;
+
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -92,6 +94,17 @@ impl KafkaConn {
     ) -> R {
         self.send(key, version, message).await;
         self.receive(key, version).await
+    }
+
+    /// The next bytes that stand behind their length, whatever they are.
+    pub(crate) async fn receive_raw(&mut self) -> Vec<u8> {
+        let receiving = async {
+            let len = self.stream.read_u32().await.unwrap();
+            let mut answer = vec![0; usize::try_from(len).unwrap()];
+            self.stream.read_exact(&mut answer).await.unwrap();
+            answer
+        };
+        timeout(PATIENCE, receiving).await.unwrap()
     }
 
     /// Whether nothing comes for a while.

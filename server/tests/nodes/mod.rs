@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use trilog_client::proto::StatusResponse;
-use trilog_client::{Admin, Client};
+use trilog_client::{Admin, Client, ClientConfig, Credentials};
 
 #[path = "../ports/mod.rs"]
 mod ports;
@@ -25,6 +25,8 @@ const POLL: Duration = Duration::from_millis(50);
 pub(crate) struct Nodes {
     dir: tempfile::TempDir,
     members: Vec<Node>,
+    /// Who calls the nodes, where they ask.
+    caller: Option<(String, String)>,
     _ports: Ports,
 }
 
@@ -46,6 +48,15 @@ impl Nodes {
     /// As [`Nodes::start`], with more lines in the section on storage.
     pub(crate) async fn start_with(count: usize, storage: &str) -> Self {
         let mut all = Self::prepare(count, count, storage);
+        all.restart_all();
+        all.await_ready().await;
+        all
+    }
+
+    /// As [`Nodes::start_with`], a cluster that asks who calls it: this user, by this password.
+    pub(crate) async fn start_as(count: usize, more: &str, user: &str, password: &str) -> Self {
+        let mut all = Self::prepare(count, count, more);
+        all.caller = Some((user.to_owned(), password.to_owned()));
         all.restart_all();
         all.await_ready().await;
         all
@@ -77,6 +88,7 @@ impl Nodes {
         Self {
             dir,
             members: nodes,
+            caller: None,
             _ports: ports,
         }
     }
@@ -190,12 +202,17 @@ impl Nodes {
 
     /// Runs a command of the binary to its end.
     pub(crate) fn trilog(&self, arguments: &[&str]) -> Output {
-        Command::new(BINARY)
+        let mut command = Command::new(BINARY);
+        command
             .args(arguments)
             .env_remove("TRILOG_CONFIG")
-            .env("TRILOG_SERVER", self.addresses().join(","))
-            .output()
-            .unwrap()
+            .env("TRILOG_SERVER", self.addresses().join(","));
+        if let Some((user, password)) = &self.caller {
+            command
+                .env("TRILOG_USER", user)
+                .env("TRILOG_PASSWORD", password);
+        }
+        command.output().unwrap()
     }
 
     /// Runs a command that must succeed; what it printed.
@@ -227,11 +244,22 @@ impl Nodes {
     /// What one node says of the cluster, if it answers.
     pub(crate) async fn status_of(&self, node: usize) -> Result<StatusResponse, String> {
         let address = [format!("127.0.0.1:{}", self.members[node].grpc)];
-        let asked = async { Client::connect(address).await?.admin().status().await };
+        let asked = async { self.connect(address).await?.admin().status().await };
         let answered = tokio::time::timeout(Duration::from_secs(2), asked).await;
         answered
             .map_err(|_| "no answer".to_owned())?
             .map_err(|error| error.to_string())
+    }
+
+    async fn connect(&self, address: [String; 1]) -> Result<Client, trilog_client::Error> {
+        let caller = self.caller.as_ref();
+        let credentials = caller.map(|(user, password)| Credentials::new(user, password));
+        Client::connect_with(ClientConfig {
+            seeds: address.to_vec(),
+            credentials,
+            ..ClientConfig::default()
+        })
+        .await
     }
 
     /// A page of a node's HTTP port, whatever its status.
@@ -297,7 +325,8 @@ impl Nodes {
             .count();
         for node in self.members.iter().filter(|node| node.process.is_some()) {
             let address = [format!("127.0.0.1:{}", node.grpc)];
-            let client = Client::connect(address)
+            let client = self
+                .connect(address)
                 .await
                 .map_err(|error| error.to_string())?;
             let status = client

@@ -6,6 +6,7 @@ use kafka_protocol::messages::{
     ApiKey, ProduceRequest, ProduceResponse, ResponseHeader, TopicName, TransactionalId,
 };
 use kafka_protocol::protocol::Decodable;
+use trilog_server::access::{Access, Settings as AccessSettings};
 use trilog_server::group::GroupError;
 use trilog_server::kafka::{Kafka, Limits, Parts};
 use trilog_server::listen::RequestMemory;
@@ -122,6 +123,12 @@ impl Stage {
             cluster: node.cluster,
             groups: node.groups,
             transactions: node.transactions,
+            access: Access::new(AccessSettings {
+                required: false,
+                super_users: Vec::new(),
+                allow_unruled: false,
+                session_lifetime: Duration::ZERO,
+            }),
             clock: self.all.machine(number).clock.clone(),
             entropy: Entropy::from_seed(1),
             requests: RequestMemory::new(16 << 20),

@@ -129,8 +129,11 @@ fn status_code(code: ErrorCode) -> Code {
         ErrorCode::UnknownTopic
         | ErrorCode::UnknownPartition
         | ErrorCode::UnknownNode
-        | ErrorCode::UnknownGroup => Code::NotFound,
-        ErrorCode::TopicExists | ErrorCode::NodeExists => Code::AlreadyExists,
+        | ErrorCode::UnknownGroup
+        | ErrorCode::UnknownUser => Code::NotFound,
+        ErrorCode::TopicExists | ErrorCode::NodeExists | ErrorCode::UserExists => {
+            Code::AlreadyExists
+        }
         ErrorCode::OffsetOutOfRange => Code::OutOfRange,
         ErrorCode::OutOfOrderSequence
         | ErrorCode::ProducerFenced

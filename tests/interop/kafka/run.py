@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 
+import access
 import consumers
 import elsewhere
 import groups
@@ -25,7 +26,7 @@ from capture import Capture
 from cluster import Cluster, Given
 from common import Missing, end_when_told
 
-MODULES = [records, groups, consumers, transactions, elsewhere, jvm]
+MODULES = [records, groups, consumers, transactions, elsewhere, jvm, access]
 CLIENTS = [client for module in MODULES for client in module.CLIENTS]
 # Of one check, or of getting a client, unless it says that it may take longer.
 DEADLINE = 300
@@ -113,6 +114,7 @@ def main():
         if capture:
             print("captured:", *capture.stop(args.capture))
     finally:
+        access.Secured.stop()
         cluster.stop()
         status = report(rows)
     return status

@@ -41,6 +41,13 @@ fn cold(request: &Request) -> Result<(), Malformed> {
         };
     }
     decode_one! {
+        SaslHandshake => SaslHandshakeRequest,
+        SaslAuthenticate => SaslAuthenticateRequest,
+        DescribeAcls => DescribeAclsRequest,
+        CreateAcls => CreateAclsRequest,
+        DeleteAcls => DeleteAclsRequest,
+        DescribeUserScramCredentials => DescribeUserScramCredentialsRequest,
+        AlterUserScramCredentials => AlterUserScramCredentialsRequest,
         ListOffsets => ListOffsetsRequest,
         Metadata => MetadataRequest,
         ApiVersions => ApiVersionsRequest,

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use prost::Message;
 use trilog_model::{GroupId, NodeId, ReplicaId, Term, Timestamp};
 
+use super::super::access::{Acl, AclTable, Credential, User};
 use super::super::cluster_map::{
     AcceptedLoss, GroupPlace, Node, NodeState, Partition, Replica, Replication, Standing, Tables,
     Topic,
@@ -69,6 +70,20 @@ struct SnapshotMessage {
     silent: Vec<u32>,
     #[prost(message, repeated, tag = "14")]
     losses: Vec<LossMessage>,
+    #[prost(message, repeated, tag = "20")]
+    users: Vec<UserMessage>,
+    #[prost(message, repeated, tag = "21")]
+    acls: Vec<Acl>,
+    #[prost(bytes = "bytes", tag = "22")]
+    secret: Bytes,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct UserMessage {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(message, repeated, tag = "2")]
+    credentials: Vec<Credential>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -183,6 +198,9 @@ impl ControllerState {
             configs: write_configs(&tables.configs),
             silent: tables.silent.iter().map(|node| node.get()).collect(),
             losses: tables.losses.iter().map(write_loss).collect(),
+            users: tables.users.values().map(|user| write_user(user)).collect(),
+            acls: tables.acls.all().collect(),
+            secret: tables.secret.clone(),
         }
         .encode_to_vec()
         .into()
@@ -258,6 +276,23 @@ fn read_loss(message: &LossMessage) -> Result<AcceptedLoss, RestoreError> {
         nodes: message.nodes.iter().copied().map(NodeId).collect(),
         cluster: ClusterId::from_wire(&message.cluster)?,
     })
+}
+
+fn write_user(user: &User) -> UserMessage {
+    UserMessage {
+        name: user.name.to_string(),
+        credentials: user.credentials.values().cloned().collect(),
+    }
+}
+
+fn read_user(message: &UserMessage) -> Result<User, RestoreError> {
+    let mut user = User {
+        name: message.name.as_str().into(),
+        credentials: BTreeMap::new(),
+    };
+    let learnt = user.learn(&message.credentials);
+    learnt.map_err(|_| RestoreError::Damaged("a user's credential is invalid"))?;
+    Ok(user)
 }
 
 fn write_configs(configs: &BTreeMap<String, String>) -> Vec<ConfigEntry> {
@@ -357,9 +392,22 @@ fn read_tables(message: &SnapshotMessage) -> Result<Tables, RestoreError> {
         let of_node = retired.entry(id.node()).or_default();
         of_node.insert((GroupId(replica.group), id));
     }
+    let mut users = BTreeMap::new();
+    for user in &message.users {
+        let user = read_user(user)?;
+        users.insert(Arc::clone(&user.name), Arc::new(user));
+    }
+    let mut acls = AclTable::default();
+    for acl in &message.acls {
+        acl.check()
+            .map_err(|_| RestoreError::Damaged("a rule is invalid"))?;
+        acls.insert(acl);
+    }
     if names.len() != message.topics.len()
         || topics.len() != message.topics.len()
         || nodes.len() != message.nodes.len()
+        || users.len() != message.users.len()
+        || acls.len() != message.acls.len()
     {
         return Err(RestoreError::Damaged("something is in it twice"));
     }
@@ -384,6 +432,9 @@ fn read_tables(message: &SnapshotMessage) -> Result<Tables, RestoreError> {
                 .collect(),
         ),
         configs: Arc::new(read_configs(&message.configs)),
+        users: Arc::new(users),
+        acls: Arc::new(acls),
+        secret: message.secret.clone(),
         silent: Arc::new(message.silent.iter().copied().map(NodeId).collect()),
     })
 }

@@ -744,6 +744,7 @@ fn damaged_snapshots_are_refused_and_change_nothing() {
     assert_eq!(state.hash(), hash);
 }
 
+mod access;
 mod by_hand;
 mod levels;
 mod loss;

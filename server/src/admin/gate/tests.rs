@@ -111,7 +111,7 @@ impl Node {
         let address = format!("http://{}", listener.local_addr().unwrap());
         let (slow, memory) = (Slow::new(), RequestMemory::new(MEMORY));
         let service = ProducerServer::new(slow.clone()).max_decoding_message_size(MESSAGE_MAX);
-        let service = Gate::new(service, memory.clone(), MESSAGE_MAX);
+        let service = Gate::new(service, memory.clone(), MESSAGE_MAX, Door::OPEN);
         let serving = tokio::spawn(async move {
             let router = Server::builder().add_service(service);
             let incoming = TcpIncoming::from(listener);

@@ -181,6 +181,28 @@ fn without_authentication_only_loopback_is_accepted() {
 }
 
 #[test]
+fn with_authentication_kafka_clients_may_come_from_elsewhere_and_others_may_not() {
+    let with = |listen: &str| {
+        let access = "[access]\nauthentication = \"required\"\nsuper_users = [\"admin\"]\n";
+        check(&format!("{access}[listen]\n{listen}\n"), &[], &[])
+    };
+    assert!(with("kafka = \"0.0.0.0:9092\"").is_ok());
+    for (listen, why) in [
+        ("grpc = \"0.0.0.0:7400\"", "in the open"),
+        ("peer = \"0.0.0.0:7401\"", "nobody is asked"),
+        ("http = \"0.0.0.0:8222\"", "nobody is asked"),
+    ] {
+        let message = with(listen).unwrap_err();
+        assert!(message.contains(why), "{message}");
+    }
+    let nobody = refused("[access]\nauthentication = \"required\"\n");
+    assert!(
+        nobody.contains("access.super_users names nobody"),
+        "{nobody}"
+    );
+}
+
+#[test]
 fn values_out_of_bounds_or_at_odds_are_refused() {
     for (text, expected) in [
         ("[node]\nid = 0\n", "numbered from 1"),

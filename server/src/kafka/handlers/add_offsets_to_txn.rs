@@ -1,5 +1,6 @@
 //! AddOffsetsToTxn: the offsets of a group come into a producer's transaction.
 
+use trilog_raft::controller::Operation;
 use trilog_wire::kafka::messages::{AddOffsetsToTxnRequest, AddOffsetsToTxnResponse};
 use trilog_wire::kafka::{Answer, Request, Writer, decode};
 
@@ -18,11 +19,18 @@ pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<A
         epoch: asked.producer_epoch,
     };
     let id = asked.transactional_id.to_string();
+    let allowed = session
+        .check_transaction(Operation::Write, &id)
+        .and_then(|()| session.check_group(Operation::Read, &asked.group_id));
     let transactions = &session.kafka.inner.transactions;
-    let added = transactions.add_group(id, producer, &asked.group_id).await;
-    let code = added.err().map_or(0, |error| {
-        errors::transaction_since(&error, request.version, FENCED_SINCE).code()
-    });
+    let added = match allowed {
+        Ok(()) => {
+            let added = transactions.add_group(id, producer, &asked.group_id).await;
+            added.map_err(|error| errors::transaction_since(&error, request.version, FENCED_SINCE))
+        }
+        Err(code) => Err(code),
+    };
+    let code = added.map_or_else(|code| code.code(), |()| 0);
     session.count_error(request, code);
     let response = AddOffsetsToTxnResponse::default().with_error_code(code);
     Ok(Writer::message(request, &response)?)

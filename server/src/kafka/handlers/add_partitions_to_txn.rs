@@ -1,6 +1,7 @@
 //! AddPartitionsToTxn: partitions come into a producer's transaction, all or none.
 
 use trilog_model::GroupId;
+use trilog_raft::controller::Operation;
 use trilog_raft::controller::commands::TopicKind;
 use trilog_wire::kafka::messages::add_partitions_to_txn_response::{
     AddPartitionsToTxnPartitionResult, AddPartitionsToTxnTopicResult,
@@ -21,9 +22,18 @@ type Found = Vec<(i32, Result<GroupId, ErrorCode>)>;
 
 pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<Answer, Ended> {
     let asked: AddPartitionsToTxnRequest = decode(request)?;
+    let id = &asked.v3_and_below_transactional_id;
+    let forbidden = session.check_transaction(Operation::Write, id).err();
     let mut topics = Vec::with_capacity(asked.v3_and_below_topics.len());
     for topic in &asked.v3_and_below_topics {
-        let found = find(session, &topic.name, &topic.partitions).await;
+        let found = match forbidden {
+            Some(code) => topic
+                .partitions
+                .iter()
+                .map(|index| (*index, Err(code)))
+                .collect(),
+            None => find(session, &topic.name, &topic.partitions).await,
+        };
         topics.push((topic.name.clone(), found));
     }
     let all = topics.iter().flat_map(|(_, found)| found);
@@ -63,11 +73,14 @@ pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<A
 }
 
 async fn find(session: &Session, topic: &str, indexes: &[i32]) -> Found {
-    let found = match session.topic(topic).await {
-        Ok(topic) if topic.kind == TopicKind::Internal => Err(ErrorCode::InvalidTopicException),
-        Ok(topic) => Ok(topic),
-        Err((code, _)) => Err(code),
+    let found = match session.check_topic(Operation::Write, topic) {
+        Ok(()) => session.topic(topic).await.map_err(|(code, _)| code),
+        Err(code) => Err(code),
     };
+    let found = found.and_then(|topic| match topic.kind {
+        TopicKind::Internal => Err(ErrorCode::InvalidTopicException),
+        TopicKind::User | TopicKind::BuiltIn => Ok(topic),
+    });
     let each = indexes.iter().map(|index| {
         let group = found.as_ref().map_err(|code| *code).and_then(|topic| {
             let place = usize::try_from(*index).ok();

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use trilog_raft::controller::Operation;
 use trilog_raft::controller::commands::{
     AlterTopic, Command, ConfigChange, ConfigOp, SetClusterConfig,
 };
@@ -143,6 +144,7 @@ async fn replace(
     if kind != TOPIC {
         return Err(unknown_kind(kind));
     }
+    check(session, kind, name)?;
     let topic = session.topic(name).await?;
     let named: BTreeSet<&str> = values.iter().map(|(key, _)| key.as_str()).collect();
     let set = topic.configs.keys();
@@ -154,6 +156,15 @@ async fn replace(
     change(session, kind, name, steps, only_validate).await
 }
 
+/// Whether the client may change the configuration.
+fn check(session: &Session, kind: i8, name: &str) -> Result<(), Refusal> {
+    let checked = match kind {
+        TOPIC => session.check_topic(Operation::AlterConfigs, name),
+        _ => session.check_cluster(Operation::AlterConfigs),
+    };
+    checked.map_err(|code| (code, None))
+}
+
 async fn change(
     session: &Session,
     kind: i8,
@@ -161,6 +172,7 @@ async fn change(
     steps: Vec<ConfigChange>,
     only_validate: bool,
 ) -> Result<(), Refusal> {
+    check(session, kind, name)?;
     let command = match kind {
         TOPIC => Command::AlterTopic(AlterTopic {
             id: session.topic(name).await?.id.to_wire(),

@@ -3,6 +3,7 @@
 
 use futures::{StreamExt, stream};
 use trilog_model::NodeId;
+use trilog_raft::controller::Operation;
 use trilog_wire::kafka::messages::alter_partition_reassignments_request::ReassignablePartition;
 use trilog_wire::kafka::messages::alter_partition_reassignments_response::{
     ReassignablePartitionResponse, ReassignableTopicResponse,
@@ -30,7 +31,9 @@ pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<A
         .with_allow_replication_factor_change(any_replication);
     let topics = asked.topics.iter();
     let few = are_few(topics.map(|topic| (topic.name.len(), topic.partitions.len())));
+    let allowed = session.check_cluster(Operation::Alter);
     let refused = match few {
+        _ if allowed.is_err() => allowed.err(),
         false => Some(ErrorCode::InvalidRequest),
         // What is decided on an old map may be called unknown, or not in progress.
         true if !cluster.is_current().await => Some(ErrorCode::NotController),

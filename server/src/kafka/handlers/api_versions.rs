@@ -18,7 +18,7 @@ const FEATURES_SINCE: i16 = 3;
 const GROUP_VERSION: &str = "group.version";
 const GROUP_LEVEL: i16 = 1;
 
-pub(super) fn answer(session: &Session, request: &Request) -> Result<Answer, Ended> {
+pub(in crate::kafka) fn answer(session: &Session, request: &Request) -> Result<Answer, Ended> {
     let asked: ApiVersionsRequest = decode(request)?;
     let wrong = request.version >= 3
         && !(is_name(&asked.client_software_name) && is_name(&asked.client_software_version));

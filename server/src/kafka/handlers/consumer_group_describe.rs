@@ -3,17 +3,17 @@
 
 use std::collections::BTreeSet;
 
-use trilog_raft::controller::TopicId;
+use trilog_raft::controller::{Operation, TopicId};
 use trilog_wire::kafka::messages::consumer_group_describe_response::{
     Assignment, DescribedGroup, Member, TopicPartitions,
 };
 use trilog_wire::kafka::messages::{
     ConsumerGroupDescribeRequest, ConsumerGroupDescribeResponse, TopicName,
 };
-use trilog_wire::kafka::{Answer, Request, StrBytes, Writer, decode};
+use trilog_wire::kafka::{Answer, ErrorCode, Request, StrBytes, Writer, decode};
 
 use super::consumer_group_heartbeat::by_topic;
-use super::describe_groups::GROUP_OPERATIONS;
+use super::describe_groups::group_operations;
 use super::{AnswerRoom, text};
 use crate::group::{ConsumerDescription, DescribedConsumer, GroupError};
 use crate::kafka::conn::Ended;
@@ -36,24 +36,39 @@ pub(super) fn answer(session: &mut Session, request: &Request) -> Result<Answer,
             continue;
         }
         let described = if room.is_used_up() {
-            Err(GroupError::Loading)
+            Ok(Err(GroupError::Loading))
         } else {
-            session.kafka.inner.groups.describe_consumers(&id)
+            described(session, &id)
         };
         let mut group = match described {
-            Ok(description) => describe(session, description, request.version),
-            Err(error) => DescribedGroup::default()
+            Ok(Ok(description)) => describe(session, description, request.version),
+            Err(code) => DescribedGroup::default().with_error_code(code.code()),
+            Ok(Err(error)) => DescribedGroup::default()
                 .with_error_code(errors::group(&error).code())
                 .with_error_message(Some(text(error.to_string()))),
         };
         room.take(&group, request.version);
         session.count_error(request, group.error_code);
         if asked.include_authorized_operations && group.error_code == 0 {
-            group.authorized_operations = GROUP_OPERATIONS;
+            group.authorized_operations = group_operations(session, &id);
         }
         response.groups.push(group.with_group_id(id));
     }
     Ok(Writer::message(request, &response)?)
+}
+
+/// The group, if the client may see it and whatever its members read.
+fn described(
+    session: &Session,
+    id: &str,
+) -> Result<Result<ConsumerDescription, GroupError>, ErrorCode> {
+    session.check_group(Operation::Describe, id)?;
+    let described = session.kafka.inner.groups.describe_consumers(id);
+    if let Ok(group) = &described {
+        let mut topics = group.members.iter().flat_map(|member| &member.topics);
+        topics.try_for_each(|topic| session.check_topic(Operation::Describe, topic))?;
+    }
+    Ok(described)
 }
 
 fn describe(session: &Session, group: ConsumerDescription, version: i16) -> DescribedGroup {

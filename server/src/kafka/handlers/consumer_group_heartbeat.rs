@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use trilog_raft::controller::TopicId;
+use trilog_raft::controller::{Operation, TopicId};
 use trilog_wire::kafka::messages::consumer_group_heartbeat_response::{
     Assignment, TopicPartitions,
 };
@@ -21,6 +21,11 @@ use crate::kafka::session::Session;
 pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<Answer, Ended> {
     let asked: ConsumerGroupHeartbeatRequest = decode(request)?;
     let (member, epoch) = (asked.member_id.clone(), asked.member_epoch);
+    if let Err(code) = check(session, &asked) {
+        session.count_error(request, code.code());
+        let response = ConsumerGroupHeartbeatResponse::default().with_error_code(code.code());
+        return Ok(Writer::message(request, &response)?);
+    }
     let told = match translate(session, request, asked) {
         Ok(beat) => session.kafka.inner.groups.consumer_heartbeat(beat).await,
         Err(error) => Err(error),
@@ -35,6 +40,13 @@ pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<A
     };
     session.count_error(request, response.error_code);
     Ok(Writer::message(request, &response)?)
+}
+
+/// Whether the client may be a member, and know of what it subscribes to.
+fn check(session: &Session, asked: &ConsumerGroupHeartbeatRequest) -> Result<(), ErrorCode> {
+    session.check_group(Operation::Read, &asked.group_id)?;
+    let mut topics = asked.subscribed_topic_names.iter().flatten();
+    topics.try_for_each(|topic| session.check_topic(Operation::Describe, topic))
 }
 
 /// A group whose members assign themselves is none of these.

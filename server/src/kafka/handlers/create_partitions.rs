@@ -1,5 +1,6 @@
 //! CreatePartitions: more of them, never fewer; one result for each topic asked for.
 
+use trilog_raft::controller::Operation;
 use trilog_raft::controller::commands::{AlterTopic, Assignment, Command};
 use trilog_wire::kafka::messages::create_partitions_request::CreatePartitionsTopic;
 use trilog_wire::kafka::messages::create_partitions_response::CreatePartitionsTopicResult;
@@ -31,6 +32,8 @@ async fn grow(
     wanted: &CreatePartitionsTopic,
     only_validate: bool,
 ) -> Result<(), Refusal> {
+    let checked = session.check_topic(Operation::Alter, &wanted.name);
+    checked.map_err(|code| (code, None))?;
     let topic = session.topic(&wanted.name).await?;
     let count = usize::try_from(wanted.count).unwrap_or(0);
     let had = topic.partitions.len();

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use trilog_raft::controller::TopicId;
 use trilog_raft::controller::commands::{Assignment, Command, ConfigEntry, CreateTopic, TopicKind};
+use trilog_raft::controller::{Operation, Topic, TopicId};
 use trilog_wire::kafka::messages::create_topics_request::CreatableTopic;
 use trilog_wire::kafka::messages::create_topics_response::{
     CreatableTopicConfigs, CreatableTopicResult,
@@ -25,9 +25,10 @@ pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<A
     }
     let mut response = CreateTopicsResponse::default();
     for topic in &asked.topics {
-        let outcome = match names.get(&topic.name) {
-            Some(1) => create(session, topic, asked.validate_only).await,
-            _ => Err((
+        let outcome = match (names.get(&topic.name), forbidden(session, &topic.name)) {
+            (_, Some(code)) => Err((code, Some("Authorization failed.".to_owned()))),
+            (Some(1), None) => create(session, topic, asked.validate_only).await,
+            (_, None) => Err((
                 ErrorCode::InvalidRequest,
                 Some("the topic is asked for more than once".to_owned()),
             )),
@@ -46,6 +47,14 @@ pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<A
         response.topics.push(result.with_name(topic.name.clone()));
     }
     Ok(Writer::message(request, &response)?)
+}
+
+/// Whoever may create topics may create this one; so may whoever may create just this one.
+fn forbidden(session: &Session, topic: &str) -> Option<ErrorCode> {
+    let allowed = session
+        .check_cluster(Operation::Create)
+        .or_else(|_| session.check_topic(Operation::Create, topic));
+    allowed.err()
 }
 
 async fn create(
@@ -119,6 +128,14 @@ fn created(session: &Session, topic: &CreatableTopic, version: i16) -> Creatable
     let Some(made) = map.topic_named(&topic.name).filter(|_| version >= 5) else {
         return result;
     };
+    if let Err(code) = session.check_topic(Operation::DescribeConfigs, &topic.name) {
+        let result = result
+            .with_topic_config_error_code(code.code())
+            .with_num_partitions(-1)
+            .with_replication_factor(-1)
+            .with_configs(None);
+        return with_id(result, made, version);
+    }
     let view = map.topic_config_view(made);
     let configs = view.all().map(|entry| {
         CreatableTopicConfigs::default()
@@ -130,6 +147,10 @@ fn created(session: &Session, topic: &CreatableTopic, version: i16) -> Creatable
         .with_num_partitions(i32::try_from(made.partitions.len()).unwrap_or(i32::MAX))
         .with_replication_factor(i16::try_from(map.wanted_replication(made)).unwrap_or(i16::MAX))
         .with_configs(Some(configs.collect()));
+    with_id(result, made, version)
+}
+
+fn with_id(result: CreatableTopicResult, made: &Topic, version: i16) -> CreatableTopicResult {
     if version >= 7 {
         return result.with_topic_id(Uuid::from_bytes(*made.id.as_bytes()));
     }

@@ -1,5 +1,6 @@
 //! DeleteGroups: groups without members, and their offsets.
 
+use trilog_raft::controller::Operation;
 use trilog_wire::kafka::messages::delete_groups_response::DeletableGroupResult;
 use trilog_wire::kafka::messages::{DeleteGroupsRequest, DeleteGroupsResponse};
 use trilog_wire::kafka::{Answer, Request, Writer, decode};
@@ -12,8 +13,13 @@ pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<A
     let asked: DeleteGroupsRequest = decode(request)?;
     let mut response = DeleteGroupsResponse::default();
     for id in asked.groups_names {
-        let deleted = session.kafka.inner.groups.delete(&id).await;
-        let code = deleted.map_or_else(|error| errors::group(&error).code(), |()| 0);
+        let code = match session.check_group(Operation::Delete, &id) {
+            Ok(()) => {
+                let deleted = session.kafka.inner.groups.delete(&id).await;
+                deleted.map_or_else(|error| errors::group(&error).code(), |()| 0)
+            }
+            Err(code) => code.code(),
+        };
         session.count_error(request, code);
         let result = DeletableGroupResult::default().with_group_id(id);
         response.results.push(result.with_error_code(code));

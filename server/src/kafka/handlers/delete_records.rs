@@ -1,6 +1,7 @@
 //! DeleteRecords: moves the log start of partitions led here.
 
 use trilog_model::Offset;
+use trilog_raft::controller::Operation;
 use trilog_wire::kafka::messages::delete_records_response::{
     DeleteRecordsPartitionResult, DeleteRecordsTopicResult,
 };
@@ -43,6 +44,7 @@ async fn delete(
     index: i32,
     before: i64,
 ) -> Result<Offset, ErrorCode> {
+    session.check_topic(Operation::Delete, topic)?;
     let partition = session.led(topic, index)?.partition;
     let end = partition.watch().borrow().offset;
     let before = match before {

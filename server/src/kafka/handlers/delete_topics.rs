@@ -1,7 +1,7 @@
 //! DeleteTopics, by name or, from version 6 on, by id.
 
 use trilog_raft::controller::commands::{Command, DeleteTopic};
-use trilog_raft::controller::{Topic, TopicId};
+use trilog_raft::controller::{Operation, Topic, TopicId};
 use trilog_wire::kafka::messages::delete_topics_request::DeleteTopicState;
 use trilog_wire::kafka::messages::delete_topics_response::DeletableTopicResult;
 use trilog_wire::kafka::messages::{DeleteTopicsRequest, DeleteTopicsResponse, TopicName};
@@ -41,17 +41,30 @@ pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<A
     Ok(Writer::message(request, &response)?)
 }
 
+/// Whoever may delete topics may delete this one; so may whoever may delete just this one.
+fn may_delete(session: &Session, topic: &str) -> Result<(), Refusal> {
+    let allowed = session
+        .check_cluster(Operation::Delete)
+        .or_else(|_| session.check_topic(Operation::Delete, topic));
+    allowed.map_err(|code| (code, None))
+}
+
 async fn delete(
     session: &Session,
     wanted: &DeleteTopicState,
 ) -> Result<std::sync::Arc<Topic>, Refusal> {
     let topic = match (&wanted.name, wanted.topic_id.is_nil()) {
-        (Some(name), true) => session.topic(name).await?,
+        (Some(name), true) => {
+            may_delete(session, name)?;
+            session.topic(name).await?
+        }
         (None, false) => {
             let map = session.kafka.inner.cluster.map();
             let id = TopicId::from_bytes(wanted.topic_id.into_bytes()).ok();
             let topic = id.and_then(|id| map.topic(id).cloned());
-            topic.ok_or((ErrorCode::UnknownTopicId, None))?
+            let topic = topic.ok_or((ErrorCode::UnknownTopicId, None))?;
+            may_delete(session, &topic.name)?;
+            topic
         }
         (Some(_), false) | (None, true) => {
             let text = "a topic is named by its name or its id".to_owned();

@@ -4,7 +4,7 @@ use trilog_wire::kafka::messages::describe_cluster_response::DescribeClusterBrok
 use trilog_wire::kafka::messages::{DescribeClusterRequest, DescribeClusterResponse};
 use trilog_wire::kafka::{Answer, ErrorCode, Request, Writer, decode};
 
-use super::metadata::{CLUSTER_OPERATIONS, broker_id, controller, live_brokers};
+use super::metadata::{broker_id, cluster_operations, controller, live_brokers};
 use super::text;
 use crate::kafka::conn::Ended;
 use crate::kafka::session::Session;
@@ -40,7 +40,7 @@ pub(super) fn answer(session: &mut Session, request: &Request) -> Result<Answer,
         .unwrap_or_default();
     response.controller_id = controller(session);
     if asked.include_cluster_authorized_operations {
-        response.cluster_authorized_operations = CLUSTER_OPERATIONS;
+        response.cluster_authorized_operations = cluster_operations(session);
     }
     Ok(Writer::message(request, &response)?)
 }

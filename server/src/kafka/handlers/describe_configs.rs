@@ -1,7 +1,7 @@
 //! DescribeConfigs: every key of a topic, or of the cluster as brokers show it, with its value,
 //! its default and where the value comes from.
 
-use trilog_raft::controller::{ConfigKey, ConfigSource, ConfigType, ConfigValue};
+use trilog_raft::controller::{ConfigKey, ConfigSource, ConfigType, ConfigValue, Operation};
 use trilog_wire::kafka::messages::describe_configs_request::DescribeConfigsResource;
 use trilog_wire::kafka::messages::describe_configs_response::{
     DescribeConfigsResourceResult, DescribeConfigsResult, DescribeConfigsSynonym,
@@ -63,6 +63,8 @@ fn describe(
     };
     match resource.resource_type {
         TOPIC => {
+            let checked = session.check_topic(Operation::DescribeConfigs, &resource.resource_name);
+            checked.map_err(|code| (code, None))?;
             let topic = session.kafka.inner.cluster.topic(&resource.resource_name);
             let topic = topic.map_err(|error| (errors::lookup(&error), None))?;
             let view = map.topic_config_view(&topic);
@@ -70,6 +72,8 @@ fn describe(
             Ok(entries.map(|entry| result(&entry, with)).collect())
         }
         BROKER => {
+            let checked = session.check_cluster(Operation::DescribeConfigs);
+            checked.map_err(|code| (code, None))?;
             check_broker(session, &resource.resource_name)?;
             let view = map.config();
             let entries = view.all().filter(|entry| wanted(entry.key.name));

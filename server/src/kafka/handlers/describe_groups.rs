@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use trilog_raft::controller::{Operation, ResourceKind};
 use trilog_wire::kafka::messages::describe_groups_response::{
     DescribedGroup, DescribedGroupMember,
 };
@@ -17,8 +18,12 @@ use crate::kafka::session::Session;
 /// From here on a group that is not there is an error; before, it is dead.
 const UNKNOWN_SINCE: i16 = 6;
 const INSTANCE_SINCE: i16 = 4;
-/// What may be done with a group where nothing is forbidden: read, delete, describe.
-pub(super) const GROUP_OPERATIONS: i32 = 0b1_0100_1000;
+
+/// What the client may do to a group.
+pub(super) fn group_operations(session: &Session, id: &str) -> i32 {
+    let map = session.kafka.inner.cluster.map();
+    session.rights(&map).operations(ResourceKind::Group, id)
+}
 
 pub(super) fn answer(session: &mut Session, request: &Request) -> Result<Answer, Ended> {
     let asked: DescribeGroupsRequest = decode(request)?;
@@ -37,7 +42,7 @@ pub(super) fn answer(session: &mut Session, request: &Request) -> Result<Answer,
         room.take(&group, request.version);
         session.count_error(request, group.error_code);
         if asked.include_authorized_operations && group.error_code == 0 {
-            group.authorized_operations = GROUP_OPERATIONS;
+            group.authorized_operations = group_operations(session, &id);
         }
         response.groups.push(group.with_group_id(id));
     }
@@ -45,6 +50,9 @@ pub(super) fn answer(session: &mut Session, request: &Request) -> Result<Answer,
 }
 
 fn describe(session: &Session, id: &GroupId, version: i16) -> DescribedGroup {
+    if let Err(code) = session.check_group(Operation::Describe, id) {
+        return DescribedGroup::default().with_error_code(code.code());
+    }
     match session.kafka.inner.groups.describe(id) {
         Ok(description) => described(description, version),
         Err(GroupError::UnknownGroup) if version < UNKNOWN_SINCE => {

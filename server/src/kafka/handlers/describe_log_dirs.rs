@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use trilog_model::GroupId;
-use trilog_raft::controller::Topic;
+use trilog_raft::controller::{Operation, Topic};
 use trilog_wire::kafka::messages::describe_log_dirs_response::{
     DescribeLogDirsPartition, DescribeLogDirsResult, DescribeLogDirsTopic,
 };
@@ -14,11 +14,21 @@ use super::text;
 use crate::kafka::conn::Ended;
 use crate::kafka::session::Session;
 
+/// The first version that has a code for all of it; before, whoever may not ask is shown nothing.
+const CODE_SINCE: i16 = 3;
 /// Where it is not known.
 const UNKNOWN: i64 = -1;
 
 pub(super) fn answer(session: &mut Session, request: &Request) -> Result<Answer, Ended> {
     let asked: DescribeLogDirsRequest = decode(request)?;
+    if let Err(code) = session.check_cluster(Operation::Describe) {
+        session.count_error(request, code.code());
+        let mut response = DescribeLogDirsResponse::default();
+        if request.version >= CODE_SINCE {
+            response.error_code = code.code();
+        }
+        return Ok(Writer::message(request, &response)?);
+    }
     let wanted = asked.topics.map(|topics| {
         let mut wanted: BTreeMap<String, BTreeSet<i32>> = BTreeMap::new();
         for topic in topics {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use trilog_raft::controller::Operation;
 use trilog_wire::kafka::messages::describe_producers_response::{
     PartitionResponse, ProducerState, TopicResponse,
 };
@@ -30,7 +31,8 @@ pub(super) fn answer(session: &mut Session, request: &Request) -> Result<Answer,
                 continue;
             }
             let answer = PartitionResponse::default().with_partition_index(index);
-            let answer = match session.led(&topic.name, index) {
+            let checked = session.check_topic(Operation::Read, &topic.name);
+            let answer = match checked.and_then(|()| session.led(&topic.name, index)) {
                 Ok(target) => {
                     let producers = target.partition.producers(left);
                     left -= producers.len();

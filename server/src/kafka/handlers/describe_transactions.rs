@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use trilog_model::Timestamp;
-use trilog_raft::controller::GroupPlace;
+use trilog_raft::controller::{GroupPlace, Operation};
 use trilog_wire::kafka::messages::describe_transactions_response::{TopicData, TransactionState};
 use trilog_wire::kafka::messages::{
     DescribeTransactionsRequest, DescribeTransactionsResponse, ProducerId, TopicName,
@@ -26,10 +26,15 @@ pub(super) fn answer(session: &mut Session, request: &Request) -> Result<Answer,
         if !seen.insert(id.clone()) {
             continue;
         }
-        let state = match session.kafka.inner.transactions.describe(&id) {
+        let checked = session.check_transaction(Operation::Describe, &id);
+        let found = checked.and_then(|()| {
+            let found = session.kafka.inner.transactions.describe(&id);
+            found.map_err(|error| errors::transaction(&error))
+        });
+        let state = match found {
             Ok(description) => described(session, &description),
-            Err(error) => {
-                let code = errors::transaction(&error).code();
+            Err(code) => {
+                let code = code.code();
                 session.count_error(request, code);
                 TransactionState::default()
                     .with_error_code(code)
@@ -52,6 +57,9 @@ fn described(session: &Session, description: &Description) -> TransactionState {
         // One that was deleted meanwhile has no name any more.
         if let Some(GroupPlace::Partition { topic, index }) = map.place(*group)
             && let Some(topic) = map.topic(topic)
+            && session
+                .check_topic(Operation::Describe, &topic.name)
+                .is_ok()
         {
             let indexes = topics.entry(topic.name.to_string()).or_default();
             indexes.push(i32::try_from(index).unwrap_or(i32::MAX));

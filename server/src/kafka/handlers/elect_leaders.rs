@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 use trilog_model::{GroupId, NodeId};
+use trilog_raft::controller::Operation;
 use trilog_wire::kafka::messages::elect_leaders_response::{
     PartitionResult, ReplicaElectionResult,
 };
@@ -39,6 +40,9 @@ type Named = (TopicName, Vec<i32>);
 
 pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<Answer, Ended> {
     let asked: ElectLeadersRequest = decode(request)?;
+    if let Err(code) = session.check_cluster(Operation::Alter) {
+        return refused(session, request, asked, code);
+    }
     // Before anything is called unknown, or led by whom it should be.
     session.kafka.inner.cluster.is_current().await;
     let all = asked.topic_partitions.is_none();
@@ -90,6 +94,33 @@ pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<A
         }
         response.replica_election_results.push(results);
     }
+    Ok(Writer::message(request, &response)?)
+}
+
+/// The same code for all that is named.
+fn refused(
+    session: &Session,
+    request: &Request,
+    asked: ElectLeadersRequest,
+    code: ErrorCode,
+) -> Result<Answer, Ended> {
+    session.count_error(request, code.code());
+    let refused = |index| {
+        PartitionResult::default()
+            .with_partition_id(index)
+            .with_error_code(code.code())
+            .with_error_message(None)
+    };
+    let topics = asked.topic_partitions.unwrap_or_default().into_iter();
+    let topics = topics.map(|named| {
+        ReplicaElectionResult::default()
+            .with_partition_result(named.partitions.into_iter().map(refused).collect())
+            .with_topic(named.topic)
+    });
+    let mut response = ElectLeadersResponse::default();
+    response.replica_election_results = topics.collect();
+    // The first version has no place for it.
+    response.error_code = if request.version > 0 { code.code() } else { 0 };
     Ok(Writer::message(request, &response)?)
 }
 

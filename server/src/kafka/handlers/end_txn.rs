@@ -1,5 +1,6 @@
 //! EndTxn: a producer commits or aborts its transaction.
 
+use trilog_raft::controller::Operation;
 use trilog_wire::kafka::messages::{EndTxnRequest, EndTxnResponse};
 use trilog_wire::kafka::{Answer, Request, Writer, decode};
 
@@ -21,10 +22,14 @@ pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<A
         },
         commit: asked.committed,
     };
-    let ended = session.kafka.inner.transactions.end(ending).await;
-    let code = ended.err().map_or(0, |error| {
-        errors::transaction_since(&error, request.version, FENCED_SINCE).code()
-    });
+    let ended = match session.check_transaction(Operation::Write, &ending.id) {
+        Ok(()) => {
+            let ended = session.kafka.inner.transactions.end(ending).await;
+            ended.map_err(|error| errors::transaction_since(&error, request.version, FENCED_SINCE))
+        }
+        Err(code) => Err(code),
+    };
+    let code = ended.err().map_or(0, |code| code.code());
     session.count_error(request, code);
     let response = EndTxnResponse::default().with_error_code(code);
     Ok(Writer::message(request, &response)?)

@@ -1,6 +1,7 @@
 //! FindCoordinator: which node answers for a group, or for a producer's transactions.
 
 use trilog_model::NodeId;
+use trilog_raft::controller::Operation;
 use trilog_wire::kafka::messages::find_coordinator_response::Coordinator;
 use trilog_wire::kafka::messages::{BrokerId, FindCoordinatorRequest, FindCoordinatorResponse};
 use trilog_wire::kafka::{Answer, ErrorCode, Request, StrBytes, Writer, decode};
@@ -68,11 +69,15 @@ async fn find(session: &Session, request: &Request, kind: i8, key: &StrBytes) ->
 }
 
 async fn group_coordinator(session: &Session, group: &str) -> Result<NodeId, Refusal> {
+    let checked = session.check_group(Operation::Describe, group);
+    checked.map_err(|code| (code, None))?;
     let located = session.kafka.inner.groups.locate(group).await;
     located.map_err(|error| (errors::group(&error), Some(error.to_string())))
 }
 
 async fn transaction_coordinator(session: &Session, id: &str) -> Result<NodeId, Refusal> {
+    let checked = session.check_transaction(Operation::Describe, id);
+    checked.map_err(|code| (code, None))?;
     let located = session.kafka.inner.transactions.locate(id).await;
     located.map_err(|error| (errors::transaction(&error), Some(error.to_string())))
 }

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use trilog_raft::controller::{Operation, ResourceKind};
 use trilog_wire::kafka::messages::{InitProducerIdRequest, InitProducerIdResponse, ProducerId};
 use trilog_wire::kafka::{Answer, ErrorCode, Request, Writer, decode};
 
@@ -37,6 +38,15 @@ pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<A
 }
 
 async fn idempotent(session: &Session) -> Result<Identity, ErrorCode> {
+    session
+        .check_cluster(Operation::IdempotentWrite)
+        .or_else(|code| {
+            let map = session.kafka.inner.cluster.map();
+            let any = session
+                .rights(&map)
+                .may_any(Operation::Write, ResourceKind::Topic);
+            any.then_some(()).ok_or(code)
+        })?;
     let id = session.kafka.inner.cluster.producer_id().await;
     let producer_id = id.map_err(|error| match errors::propose(&error).0 {
         // Clients try again after these two only.
@@ -54,6 +64,8 @@ async fn begin(
     asked: &InitProducerIdRequest,
     version: i16,
 ) -> Result<Identity, ErrorCode> {
+    let id = asked.transactional_id.as_ref().map_or("", |id| id);
+    session.check_transaction(Operation::Write, id)?;
     let expected = match (asked.producer_id.0, asked.producer_epoch) {
         (-1, -1) => None,
         (producer_id, epoch) if producer_id >= 0 && epoch >= 0 => {

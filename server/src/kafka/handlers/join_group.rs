@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt;
+use trilog_raft::controller::Operation;
 use trilog_wire::kafka::messages::join_group_response::JoinGroupResponseMember;
 use trilog_wire::kafka::messages::{JoinGroupRequest, JoinGroupResponse};
-use trilog_wire::kafka::{Request, StrBytes, Writer, decode};
+use trilog_wire::kafka::{ErrorCode, Request, StrBytes, Writer, decode};
 
 use super::{Begun, text};
 use crate::group::{GroupError, JoinRequest, Joined, Protocol};
@@ -26,6 +27,12 @@ pub(super) fn begin(session: &mut Session, request: Request) -> Begun {
         Ok(asked) => asked,
         Err(error) => return Begun::Done(Outcome::Close(error.into())),
     };
+    if let Err(code) = session.check_group(Operation::Read, &asked.group_id) {
+        let response = refused(code, asked.member_id.to_string(), request.version);
+        session.count_error(&request, response.error_code);
+        let answer = Writer::message(&request, &response);
+        return Begun::Done(answer.map_err(Ended::from).into());
+    }
     let join = translate(session, &request, asked);
     let groups = session.kafka.inner.groups.clone();
     let meter = session.meter(&request);
@@ -100,9 +107,13 @@ fn refuse(error: &GroupError, asked: String, version: i16) -> JoinGroupResponse 
         GroupError::MemberIdRequired { member } => member.clone(),
         _ => asked,
     };
+    refused(errors::membership(error), member, version)
+}
+
+fn refused(code: ErrorCode, member: String, version: i16) -> JoinGroupResponse {
     let protocol = (version < NULLS_SINCE).then(StrBytes::default);
     JoinGroupResponse::default()
-        .with_error_code(errors::membership(error).code())
+        .with_error_code(code.code())
         .with_generation_id(-1)
         .with_protocol_name(protocol)
         .with_member_id(text(member))

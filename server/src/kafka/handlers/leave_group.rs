@@ -1,5 +1,6 @@
 //! LeaveGroup: a member leaves, or several are made to by whoever administers the group.
 
+use trilog_raft::controller::Operation;
 use trilog_wire::kafka::messages::leave_group_response::MemberResponse;
 use trilog_wire::kafka::messages::{LeaveGroupRequest, LeaveGroupResponse};
 use trilog_wire::kafka::{Answer, Request, Writer, decode};
@@ -27,10 +28,14 @@ pub(super) fn answer(session: &mut Session, request: &Request) -> Result<Answer,
         });
         leaving.collect()
     };
-    let left = session.kafka.inner.groups.leave(&asked.group_id, &leaving);
+    let allowed = session.check_group(Operation::Read, &asked.group_id);
+    let left = allowed.and_then(|()| {
+        let left = session.kafka.inner.groups.leave(&asked.group_id, &leaving);
+        left.map_err(|error| errors::group(&error))
+    });
     let mut response = LeaveGroupResponse::default();
     match left {
-        Err(error) => response.error_code = errors::group(&error).code(),
+        Err(code) => response.error_code = code.code(),
         Ok(outcomes) => {
             let codes = outcomes.into_iter().map(|outcome| match outcome {
                 Ok(()) => 0,

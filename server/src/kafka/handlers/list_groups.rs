@@ -1,5 +1,6 @@
 //! ListGroups: the groups that this node coordinates; a client asks every node.
 
+use trilog_raft::controller::Operation;
 use trilog_wire::kafka::messages::list_groups_response::ListedGroup;
 use trilog_wire::kafka::messages::{GroupId, ListGroupsRequest, ListGroupsResponse};
 use trilog_wire::kafka::{Answer, Request, StrBytes, Writer, decode};
@@ -18,8 +19,11 @@ pub(super) fn answer(session: &mut Session, request: &Request) -> Result<Answer,
     match session.kafka.inner.groups.list() {
         Err(error) => response.error_code = errors::group(&error).code(),
         Ok(groups) => {
+            let all = session.check_cluster(Operation::Describe).is_ok();
+            let may = |group: &str| session.check_group(Operation::Describe, group).is_ok();
             let listed = groups.into_iter().filter(|group| {
-                is_wanted(&asked.states_filter, group.state.as_str())
+                (all || may(&group.group))
+                    && is_wanted(&asked.states_filter, group.state.as_str())
                     && is_wanted(&asked.types_filter, group.kind.as_str())
             });
             response.groups.extend(listed.map(|group| {

@@ -1,6 +1,7 @@
 //! ListOffsets: what a time, or a word for one, means as an offset now.
 
 use trilog_model::Offset;
+use trilog_raft::controller::Operation;
 use trilog_wire::kafka::messages::list_offsets_request::ListOffsetsPartition;
 use trilog_wire::kafka::messages::list_offsets_response::{
     ListOffsetsPartitionResponse, ListOffsetsTopicResponse,
@@ -56,6 +57,7 @@ async fn find(
     committed: bool,
     version: i16,
 ) -> Result<ListOffsetsPartitionResponse, ErrorCode> {
+    session.check_often(Operation::Describe, topic)?;
     let target = session.led_at(topic, asked.partition_index, asked.current_leader_epoch)?;
     let partition = target.partition;
     let undated = |offset: Offset| {

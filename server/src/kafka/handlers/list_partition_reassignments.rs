@@ -1,7 +1,7 @@
 //! ListPartitionReassignments: replicas on their way from one node to another, whoever asked for
 //! that: an operator, or the cluster by itself.
 
-use trilog_raft::controller::{Partition as Place, Topic};
+use trilog_raft::controller::{Operation, Partition as Place, Topic};
 use trilog_wire::kafka::messages::list_partition_reassignments_response::{
     OngoingPartitionReassignment, OngoingTopicReassignment,
 };
@@ -20,7 +20,9 @@ pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<A
     let mut response = ListPartitionReassignmentsResponse::default().with_error_message(None);
     let named = asked.topics.iter().flatten();
     let few = are_few(named.map(|topic| (topic.name.len(), topic.partition_indexes.len())));
+    let allowed = session.check_cluster(Operation::Describe);
     let refused = match few {
+        _ if allowed.is_err() => allowed.err(),
         false => Some(ErrorCode::InvalidRequest),
         // What has just begun is not left out.
         true if !session.kafka.inner.cluster.is_current().await => Some(ErrorCode::NotController),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use trilog_raft::controller::Operation;
 use trilog_wire::kafka::messages::list_transactions_response::TransactionState;
 use trilog_wire::kafka::messages::{
     ListTransactionsRequest, ListTransactionsResponse, ProducerId, TransactionalId,
@@ -24,7 +25,8 @@ pub(super) fn answer(session: &mut Session, request: &Request) -> Result<Answer,
     response.unknown_state_filters = unknown.cloned().collect();
     let wanted = Wanted::new(&asked);
     let now = session.kafka.inner.clock.now().as_millis();
-    let wants = |one: &Listing| wanted.takes(one, now);
+    let may = |id: &str| session.check_transaction(Operation::Describe, id).is_ok();
+    let wants = |one: &Listing| wanted.takes(one, now) && may(&one.id);
     match session.kafka.inner.transactions.list(wants, MAX_BYTES) {
         Ok(all) => {
             let states = all.into_iter().map(|one| {

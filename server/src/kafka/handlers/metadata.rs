@@ -5,7 +5,10 @@ use std::sync::Arc;
 
 use trilog_model::NodeId;
 use trilog_raft::controller::commands::{Command, CreateTopic, Purpose, TopicKind};
-use trilog_raft::controller::{ClusterMap, ControllerError, Partition as Place, Topic, TopicId};
+use trilog_raft::controller::{
+    CLUSTER_RESOURCE, ClusterMap, ControllerError, Operation, Partition as Place, ResourceKind,
+    Topic, TopicId,
+};
 use trilog_wire::kafka::messages::metadata_response::{
     MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
 };
@@ -17,12 +20,16 @@ use crate::cluster::ProposeError;
 use crate::kafka::conn::Ended;
 use crate::kafka::session::Session;
 
-/// What may be done with a topic where nothing is forbidden: read, write, create, delete, alter,
-/// describe, and describe and alter its configuration.
-const TOPIC_OPERATIONS: i32 = 0b1101_1111_1000;
-/// The same of the cluster: create, alter, describe, act as a broker, configurations, idempotent
-/// writes.
-pub(super) const CLUSTER_OPERATIONS: i32 = 0b1_1111_1010_0000;
+/// What the client may do to the cluster, if it may see it.
+pub(super) fn cluster_operations(session: &Session) -> i32 {
+    let map = session.kafka.inner.cluster.map();
+    let rights = session.rights(&map);
+    if rights.may_cluster(Operation::Describe) {
+        rights.operations(ResourceKind::Cluster, CLUSTER_RESOURCE)
+    } else {
+        0
+    }
+}
 
 pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<Answer, Ended> {
     let asked: MetadataRequest = decode(request)?;
@@ -34,7 +41,9 @@ pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<A
     let map = session.kafka.inner.cluster.map();
     let mut topics = Vec::new();
     if all {
+        let rights = session.rights(&map);
         let shown = map.topics_by_name();
+        let shown = shown.filter(|topic| rights.may_topic(Operation::Describe, &topic.name));
         topics.extend(shown.map(|topic| describe(session, topic)));
     }
     for wanted in asked.topics.unwrap_or_default() {
@@ -53,7 +62,9 @@ pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<A
     }
     if asked.include_topic_authorized_operations {
         for topic in topics.iter_mut().filter(|topic| topic.error_code == 0) {
-            topic.topic_authorized_operations = TOPIC_OPERATIONS;
+            let name = topic.name.as_ref().map_or("", |name| name);
+            let rights = session.rights(&map);
+            topic.topic_authorized_operations = rights.operations(ResourceKind::Topic, name);
         }
     }
     let mut response = MetadataResponse::default()
@@ -64,7 +75,7 @@ pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<A
         response.cluster_id = map.cluster().map(|id| text(id.to_string()));
     }
     if asked.include_cluster_authorized_operations {
-        response.cluster_authorized_operations = CLUSTER_OPERATIONS;
+        response.cluster_authorized_operations = cluster_operations(session);
     }
     Ok(Writer::message(request, &response)?)
 }
@@ -74,11 +85,15 @@ async fn by_name(
     name: &TopicName,
     create: bool,
 ) -> Result<MetadataResponseTopic, ErrorCode> {
+    session.check_topic(Operation::Describe, name)?;
     let cluster = &session.kafka.inner.cluster;
     if let Ok(topic) = cluster.current_topic(name).await {
         return Ok(describe(session, &topic));
     }
     if create && cluster.map().config().auto_create_topics() {
+        session
+            .check_cluster(Operation::Create)
+            .or_else(|_| session.check_topic(Operation::Create, name))?;
         make(session, name).await?;
         // Its leader is about to be elected.
         return Err(ErrorCode::LeaderNotAvailable);
@@ -113,6 +128,8 @@ fn by_id(session: &Session, id: Uuid) -> Result<MetadataResponseTopic, ErrorCode
         .ok()
         .and_then(|id| map.topic(id).cloned());
     let topic = topic.ok_or(ErrorCode::UnknownTopicId)?;
+    // An id is no secret, and the name is not told.
+    session.check_topic(Operation::Describe, &topic.name)?;
     Ok(describe(session, &topic))
 }
 

@@ -1,9 +1,11 @@
 //! One file per request: what it means here. Versions live in the codec; a handler sees one form.
 
+mod acls;
 mod add_offsets_to_txn;
 mod add_partitions_to_txn;
 mod alter_configs;
 mod alter_partition_reassignments;
+mod alter_user_scram_credentials;
 mod api_versions;
 mod consumer_group_describe;
 mod consumer_group_heartbeat;
@@ -18,6 +20,7 @@ mod describe_groups;
 mod describe_log_dirs;
 mod describe_producers;
 mod describe_transactions;
+mod describe_user_scram_credentials;
 mod elect_leaders;
 mod end_txn;
 mod fetch;
@@ -43,19 +46,21 @@ mod write_txn_markers;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use trilog_raft::controller::Topic;
 use trilog_raft::controller::commands::Command;
+use trilog_raft::controller::{Operation, Topic};
 use trilog_wire::kafka::messages::ApiKey;
 use trilog_wire::kafka::{Encodable, ErrorCode, Request, StrBytes};
 
 use super::conn::{Ended, Outcome};
 use super::errors::{self, Refusal};
+use super::rights::has_checks;
+use super::sasl;
 use super::session::Session;
 use crate::cluster::ProposeError;
 use crate::group::OffsetCommit;
 use crate::meter::ApiMeter;
 
-pub(super) use api_versions::versions_unsupported;
+pub(super) use api_versions::{answer as api_versions, versions_unsupported};
 
 /// What partitions that a request of groups names may take, each with its topic's name.
 const MAX_PARTITIONS_COST: usize = 16 << 20;
@@ -76,6 +81,12 @@ pub(super) enum Begun {
 
 /// Begins on a request, in the order of the connection.
 pub(super) async fn begin(session: &mut Session, request: Request) -> Begun {
+    if let Some(outcome) = sasl::admit(session, &request).await {
+        return Begun::Done(outcome);
+    }
+    if !has_checks(request.api.key) && session.check_cluster(Operation::All).is_err() {
+        return Begun::Done(Outcome::Close(Ended::Forbidden));
+    }
     let begun = match request.api.key {
         ApiKey::Produce => return produce::begin(session, request).await,
         ApiKey::Fetch => return fetch::begin(session, request),
@@ -114,6 +125,16 @@ pub(super) async fn begin(session: &mut Session, request: Request) -> Begun {
         ApiKey::ListTransactions => list_transactions::answer(session, &request),
         ApiKey::ConsumerGroupHeartbeat => consumer_group_heartbeat::answer(session, &request).await,
         ApiKey::ConsumerGroupDescribe => consumer_group_describe::answer(session, &request),
+        ApiKey::SaslHandshake | ApiKey::SaslAuthenticate => sasl::illegal(&request),
+        ApiKey::DescribeAcls => acls::describe(session, &request),
+        ApiKey::CreateAcls => acls::create(session, &request).await,
+        ApiKey::DeleteAcls => acls::delete(session, &request).await,
+        ApiKey::DescribeUserScramCredentials => {
+            describe_user_scram_credentials::answer(session, &request)
+        }
+        ApiKey::AlterUserScramCredentials => {
+            alter_user_scram_credentials::answer(session, &request).await
+        }
         ApiKey::ElectLeaders => elect_leaders::answer(session, &request).await,
         ApiKey::AlterPartitionReassignments => {
             alter_partition_reassignments::answer(session, &request).await
@@ -214,7 +235,7 @@ impl Session {
     }
 
     /// Counts a refusal; success is no error.
-    fn count_error(&self, request: &Request, code: i16) {
+    pub(super) fn count_error(&self, request: &Request, code: i16) {
         if code != 0 {
             count_refusal(self.meter(request).as_ref(), code);
         }

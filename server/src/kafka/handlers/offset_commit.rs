@@ -3,6 +3,7 @@
 //! The time to keep the offsets that old versions state is not heeded: a group's offsets are kept
 //! for the cluster's time once it is empty (KIP-211).
 
+use trilog_raft::controller::Operation;
 use trilog_wire::kafka::messages::offset_commit_response::{
     OffsetCommitResponsePartition, OffsetCommitResponseTopic,
 };
@@ -23,19 +24,30 @@ type Outcomes = Vec<Result<(), GroupError>>;
 
 pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<Answer, Ended> {
     let asked: OffsetCommitRequest = decode(request)?;
-    let committed = commit(session, &asked).await;
+    let refused: Vec<Option<ErrorCode>> = asked
+        .topics
+        .iter()
+        .map(|topic| session.check_topic(Operation::Read, &topic.name).err())
+        .collect();
+    let group = session.check_group(Operation::Read, &asked.group_id);
+    let committed = match group {
+        Ok(()) => commit(session, &asked, &refused).await,
+        Err(_) => Ok(Vec::new()),
+    };
     let mut outcomes = committed.as_deref().unwrap_or_default().iter();
     let mut response = OffsetCommitResponse::default();
-    for topic in &asked.topics {
+    for (topic, refused) in asked.topics.iter().zip(&refused) {
+        let refused = group.err().or(*refused);
         let mut answered = OffsetCommitResponseTopic::default().with_name(topic.name.clone());
         for partition in &topic.partitions {
-            let code = match &committed {
+            let code = match (&committed, refused) {
+                (_, Some(code)) => code.code(),
                 // A client that knows no member epochs.
-                Err(GroupError::StaleEpoch) if request.version < MEMBER_EPOCH_SINCE => {
+                (Err(GroupError::StaleEpoch), None) if request.version < MEMBER_EPOCH_SINCE => {
                     ErrorCode::IllegalGeneration.code()
                 }
-                Err(error) => errors::group(error).code(),
-                Ok(_) => match outcomes.next() {
+                (Err(error), None) => errors::group(error).code(),
+                (Ok(_), None) => match outcomes.next() {
                     Some(Ok(())) => 0,
                     Some(Err(error)) => errors::group(error).code(),
                     None => ErrorCode::UnknownServerError.code(),
@@ -52,12 +64,19 @@ pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<A
     Ok(Writer::message(request, &response)?)
 }
 
-async fn commit(session: &Session, asked: &OffsetCommitRequest) -> Result<Outcomes, GroupError> {
+/// Commits what is not refused; an outcome for each offset of those topics, in order.
+async fn commit(
+    session: &Session,
+    asked: &OffsetCommitRequest,
+    refused: &[Option<ErrorCode>],
+) -> Result<Outcomes, GroupError> {
     let topics = asked.topics.iter();
     if !are_few(topics.map(|topic| (topic.name.len(), topic.partitions.len()))) {
         return Err(GroupError::CommitTooLarge);
     }
-    let each = asked.topics.iter().flat_map(|topic| {
+    let allowed = asked.topics.iter().zip(refused);
+    let allowed = allowed.filter(|(_, refused)| refused.is_none());
+    let each = allowed.flat_map(|(topic, _)| {
         let each = topic.partitions.iter();
         each.map(|partition| {
             let place = (partition.committed_offset, partition.committed_leader_epoch);
@@ -75,5 +94,8 @@ async fn commit(session: &Session, asked: &OffsetCommitRequest) -> Result<Outcom
         },
         offsets: each.collect(),
     };
+    if request.offsets.is_empty() && !asked.topics.is_empty() {
+        return Ok(Vec::new());
+    }
     session.kafka.inner.groups.commit(request).await
 }

@@ -1,5 +1,6 @@
 //! OffsetDelete: a group forgets how far it has read of partitions that it does not read.
 
+use trilog_raft::controller::Operation;
 use trilog_wire::kafka::messages::offset_delete_response::{
     OffsetDeleteResponsePartition, OffsetDeleteResponseTopic,
 };
@@ -15,9 +16,12 @@ use crate::kafka::session::Session;
 pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<Answer, Ended> {
     let asked: OffsetDeleteRequest = decode(request)?;
     let mut response = OffsetDeleteResponse::default();
-    match delete(session, &asked).await {
-        Ok(topics) => response.topics = topics,
-        Err(error) => response.error_code = errors::group(&error).code(),
+    match session.check_group(Operation::Delete, &asked.group_id) {
+        Ok(()) => match delete(session, &asked).await {
+            Ok(topics) => response.topics = topics,
+            Err(error) => response.error_code = errors::group(&error).code(),
+        },
+        Err(code) => response.error_code = code.code(),
     }
     session.count_error(request, response.error_code);
     for partition in response.topics.iter().flat_map(|topic| &topic.partitions) {
@@ -45,11 +49,17 @@ async fn delete(
         .collect();
     // In order: one for each that is known.
     let mut known = known.into_iter().peekable();
-    let deleting = known.clone().collect();
+    let deleting: Vec<(String, u32)> = known.clone().collect();
     let groups = &session.kafka.inner.groups;
-    let deleted = groups.delete_offsets(&asked.group_id, deleting).await?;
+    // Nothing that could be deleted is nothing to ask the coordinator for, as at a broker.
+    let deleted = if deleting.is_empty() && !asked.topics.is_empty() {
+        Vec::new()
+    } else {
+        groups.delete_offsets(&asked.group_id, deleting).await?
+    };
     let mut deleted = deleted.into_iter();
     let topics = asked.topics.iter().map(|topic| {
+        let refused = session.check_topic(Operation::Read, &topic.name).err();
         let partitions = topic.partitions.iter().map(|partition| {
             let index = partition.partition_index;
             let this = known.next_if(|(name, known)| {
@@ -59,7 +69,7 @@ async fn delete(
             let code = match outcome {
                 Some(Ok(())) => 0,
                 Some(Err(error)) => errors::group(&error).code(),
-                None => ErrorCode::UnknownTopicOrPartition.code(),
+                None => refused.unwrap_or(ErrorCode::UnknownTopicOrPartition).code(),
             };
             OffsetDeleteResponsePartition::default()
                 .with_partition_index(index)
@@ -74,6 +84,7 @@ async fn delete(
 
 /// The number of a partition that there is.
 fn known(session: &Session, topic: &str, index: i32) -> Option<u32> {
+    session.check_topic(Operation::Read, topic).ok()?;
     let map = session.kafka.inner.cluster.map();
     let partitions = map.topic_named(topic)?.partitions.len();
     let index = u32::try_from(index).ok()?;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use trilog_raft::controller::Operation;
 use trilog_wire::kafka::messages::offset_fetch_request::{
     OffsetFetchRequestGroup, OffsetFetchRequestTopics,
 };
@@ -91,11 +92,25 @@ fn refuse_group(asked: OffsetFetchRequestGroup, error: &GroupError) -> OffsetFet
 
 async fn answer_group(
     session: &Session,
-    asked: OffsetFetchRequestGroup,
+    mut asked: OffsetFetchRequestGroup,
     require_stable: bool,
     few: bool,
 ) -> OffsetFetchResponseGroup {
     let answer = OffsetFetchResponseGroup::default().with_group_id(asked.group_id.clone());
+    if let Err(code) = session.check_group(Operation::Describe, &asked.group_id) {
+        return answer.with_error_code(code.code());
+    }
+    let may = |name: &str| session.check_topic(Operation::Describe, name);
+    let mut hidden = Vec::new();
+    if let Some(topics) = &mut asked.topics {
+        topics.retain(|topic| match may(&topic.name) {
+            Ok(()) => true,
+            Err(code) => {
+                hidden.push(refuse(topic, code.code()));
+                false
+            }
+        });
+    }
     let partitions = asked.topics.as_ref().map(|topics| partitions(topics));
     let request = FetchRequest {
         group: asked.group_id.to_string(),
@@ -112,14 +127,17 @@ async fn answer_group(
     };
     match (fetched, asked.topics) {
         (Err(error), _) => answer.with_error_code(errors::group(&error).code()),
-        (Ok(fetched), None) => answer.with_topics(all(fetched)),
+        (Ok(mut fetched), None) => {
+            fetched.retain(|offset| may(&offset.topic).is_ok());
+            answer.with_topics(all(fetched))
+        }
         (Ok(fetched), Some(topics)) => {
             let fetched = fetched.into_iter();
             let mut found = fetched
                 .map(|offset| ((offset.topic, offset.partition), offset.committed))
                 .collect();
             let topics = topics.into_iter().map(|topic| pick(topic, &mut found));
-            answer.with_topics(topics.collect())
+            answer.with_topics(topics.chain(hidden).collect())
         }
     }
 }

@@ -2,6 +2,7 @@
 //! leader, whether what they have read is still there.
 
 use trilog_model::Term;
+use trilog_raft::controller::Operation;
 use trilog_wire::kafka::messages::offset_for_leader_epoch_request::OffsetForLeaderPartition;
 use trilog_wire::kafka::messages::offset_for_leader_epoch_response::{
     EpochEndOffset, OffsetForLeaderTopicResult,
@@ -45,6 +46,13 @@ fn find(
     topic: &str,
     asked: &OffsetForLeaderPartition,
 ) -> Result<EpochEndOffset, ErrorCode> {
+    session
+        .check_often(Operation::Describe, topic)
+        .or_else(|code| {
+            session
+                .check_cluster(Operation::ClusterAction)
+                .map_err(|_| code)
+        })?;
     // Followers do not answer, for they may not know yet what their leader does.
     let target = session.led_at(topic, asked.partition, asked.current_leader_epoch)?;
     let partition = target.partition;

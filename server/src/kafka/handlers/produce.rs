@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use tokio::time::Instant;
 use trilog_model::batch::BatchHeader;
+use trilog_raft::controller::Operation;
 use trilog_wire::kafka::{
     ErrorCode, ProducePartition, ProduceRequest, Produced, ProducedTopic, Request, StrBytes,
     produce_answer,
@@ -84,7 +85,7 @@ pub(super) async fn begin(session: &mut Session, request: Request) -> Begun {
         Err(error) => return Begun::Done(Outcome::Close(error.into())),
     };
     let deadline = Instant::now() + patience(produce.timeout_ms);
-    let refusal = refusal(&produce);
+    let refusal = refusal(&produce).or_else(|| forbidden(session, &produce));
     let mut shown = match refusal {
         Some(_) => Shown::new(),
         None => show(session, &produce).await,
@@ -116,6 +117,19 @@ fn refusal(produce: &ProduceRequest) -> Option<Refusal> {
     (!known).then_some((ErrorCode::InvalidRequiredAcks, None))
 }
 
+/// As [`refusal`], where there is a transaction that the client may not write in.
+fn forbidden(session: &Session, produce: &ProduceRequest) -> Option<Refusal> {
+    session.login.identity()?;
+    let batches = produce.topics.iter().flat_map(|topic| &topic.partitions);
+    let mut records = batches.filter_map(|batch| batch.records.as_ref());
+    if !records.any(|batch| transactional(batch).is_some()) {
+        return None;
+    }
+    let id = produce.transactional_id.as_deref()?;
+    let checked = session.check_transaction(Operation::Write, id);
+    checked.err().map(|code| (code, None))
+}
+
 /// Finds out whether the partitions that batches of a transaction are for are in it: later
 /// requests of the connection wait meanwhile, so that their order stays.
 async fn show(session: &mut Session, produce: &ProduceRequest) -> Shown {
@@ -134,7 +148,8 @@ async fn show(session: &mut Session, produce: &ProduceRequest) -> Shown {
                 let text = "its batches are of several producers".to_owned();
                 shown.insert((nth, place), Err((ErrorCode::InvalidRecord, Some(text))));
             } else {
-                match session.led(&topic.name, batch.index) {
+                let checked = session.check_often(Operation::Write, &topic.name);
+                match checked.and_then(|()| session.led(&topic.name, batch.index)) {
                     Ok(target) => asked.push(((nth, place), target)),
                     Err(code) => drop(shown.insert((nth, place), Err((code, None)))),
                 }
@@ -174,14 +189,12 @@ async fn enqueue(
     batch: ProducePartition,
     shown: Option<Result<Found, Refusal>>,
 ) -> Result<Appending, Refused> {
-    let (target, since) = match shown.transpose()? {
-        Some((target, since)) => (target, Some(since)),
-        None => (
-            session
-                .led(topic, batch.index)
-                .map_err(|code| (code, None))?,
-            None,
-        ),
+    let (target, since) = if let Some((target, since)) = shown.transpose()? {
+        (target, Some(since))
+    } else {
+        let checked = session.check_often(Operation::Write, topic);
+        let target = checked.and_then(|()| session.led(topic, batch.index));
+        (target.map_err(|code| (code, None))?, None)
     };
     let records = batch.records.ok_or_else(|| {
         let text = "the request holds no record batch".to_owned();

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use futures::FutureExt;
+use trilog_raft::controller::Operation;
 use trilog_wire::kafka::messages::{SyncGroupRequest, SyncGroupResponse};
 use trilog_wire::kafka::{Request, Writer, decode};
 
@@ -19,6 +20,12 @@ pub(super) fn begin(session: &mut Session, request: Request) -> Begun {
         Ok(asked) => asked,
         Err(error) => return Begun::Done(Outcome::Close(error.into())),
     };
+    if let Err(code) = session.check_group(Operation::Read, &asked.group_id) {
+        session.count_error(&request, code.code());
+        let response = SyncGroupResponse::default().with_error_code(code.code());
+        let answer = Writer::message(&request, &response);
+        return Begun::Done(answer.map_err(Ended::from).into());
+    }
     let unsaid = asked.protocol_type.is_none() || asked.protocol_name.is_none();
     let unsaid = unsaid && request.version >= PROTOCOL_SINCE;
     let sync = translate(asked);

@@ -1,6 +1,7 @@
 //! TxnOffsetCommit: offsets of a group that count once the producer's transaction commits. That
 //! the group is in it is asked of its coordinator first, as for a batch.
 
+use trilog_raft::controller::Operation;
 use trilog_wire::kafka::messages::txn_offset_commit_response::{
     TxnOffsetCommitResponsePartition, TxnOffsetCommitResponseTopic,
 };
@@ -19,14 +20,26 @@ type Codes = Vec<Option<ErrorCode>>;
 
 pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<Answer, Ended> {
     let asked: TxnOffsetCommitRequest = decode(request)?;
-    let committed = commit(session, &asked).await;
+    let refused: Vec<Option<ErrorCode>> = asked
+        .topics
+        .iter()
+        .map(|topic| session.check_topic(Operation::Read, &topic.name).err())
+        .collect();
+    let allowed = session
+        .check_transaction(Operation::Write, &asked.transactional_id)
+        .and_then(|()| session.check_group(Operation::Read, &asked.group_id));
+    let committed = match allowed {
+        Ok(()) => commit(session, &asked, &refused).await,
+        Err(code) => Err(code),
+    };
     let mut codes = committed.as_deref().unwrap_or_default().iter();
     let mut response = TxnOffsetCommitResponse::default();
-    for topic in &asked.topics {
+    for (topic, refused) in asked.topics.iter().zip(&refused) {
         let mut answered = TxnOffsetCommitResponseTopic::default().with_name(topic.name.clone());
         for partition in &topic.partitions {
             let code = match &committed {
                 Err(code) => Some(*code),
+                Ok(_) if refused.is_some() => *refused,
                 Ok(_) => codes
                     .next()
                     .copied()
@@ -44,7 +57,12 @@ pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<A
     Ok(Writer::message(request, &response)?)
 }
 
-async fn commit(session: &Session, asked: &TxnOffsetCommitRequest) -> Result<Codes, ErrorCode> {
+/// Commits what is not refused; a code for each offset of those topics, in order.
+async fn commit(
+    session: &Session,
+    asked: &TxnOffsetCommitRequest,
+    refused_topics: &[Option<ErrorCode>],
+) -> Result<Codes, ErrorCode> {
     let topics = asked.topics.iter();
     if !are_few(topics.map(|topic| (topic.name.len(), topic.partitions.len()))) {
         return Err(ErrorCode::InvalidCommitOffsetSize);
@@ -61,7 +79,9 @@ async fn commit(session: &Session, asked: &TxnOffsetCommitRequest) -> Result<Cod
     let transaction = shown
         .await
         .map_err(|error| errors::not_shown_offsets(&error))?;
-    let each = asked.topics.iter().flat_map(|topic| {
+    let allowed = asked.topics.iter().zip(refused_topics);
+    let allowed = allowed.filter(|(_, refused)| refused.is_none());
+    let each = allowed.flat_map(|(topic, _)| {
         let each = topic.partitions.iter();
         each.map(|partition| {
             let place = (partition.committed_offset, partition.committed_leader_epoch);

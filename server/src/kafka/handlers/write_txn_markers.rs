@@ -3,6 +3,7 @@
 
 use futures::StreamExt;
 use futures::stream;
+use trilog_raft::controller::Operation;
 use trilog_wire::kafka::messages::write_txn_markers_response::{
     WritableTxnMarkerPartitionResult, WritableTxnMarkerResult, WritableTxnMarkerTopicResult,
 };
@@ -20,6 +21,9 @@ const AT_ONCE: usize = 32;
 
 pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<Answer, Ended> {
     let asked: WriteTxnMarkersRequest = decode(request)?;
+    let allowed = session
+        .check_cluster(Operation::Alter)
+        .or_else(|_| session.check_cluster(Operation::ClusterAction));
     let mut wanted = Vec::new();
     for marker in &asked.markers {
         let end = EndOpen {
@@ -33,7 +37,7 @@ pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<A
         };
         for topic in &marker.topics {
             for index in &topic.partition_indexes {
-                let led = session.led(&topic.name, *index);
+                let led = allowed.and_then(|()| session.led(&topic.name, *index));
                 wanted.push((led.map(|target| target.partition), end));
             }
         }

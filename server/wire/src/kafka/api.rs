@@ -139,6 +139,13 @@ pub const APIS: &[Api] = &[
         shapes::LIST_GROUPS,
     ),
     api(
+        ApiKey::SaslHandshake,
+        "sasl_handshake",
+        (0, 1),
+        NEVER,
+        shapes::SASL_HANDSHAKE,
+    ),
+    api(
         ApiKey::ApiVersions,
         "api_versions",
         (0, 4),
@@ -210,6 +217,27 @@ pub const APIS: &[Api] = &[
         shapes::TXN_OFFSET_COMMIT,
     ),
     api(
+        ApiKey::DescribeAcls,
+        "describe_acls",
+        (1, 3),
+        2,
+        shapes::DESCRIBE_ACLS,
+    ),
+    api(
+        ApiKey::CreateAcls,
+        "create_acls",
+        (1, 3),
+        2,
+        shapes::CREATE_ACLS,
+    ),
+    api(
+        ApiKey::DeleteAcls,
+        "delete_acls",
+        (1, 3),
+        2,
+        shapes::DELETE_ACLS,
+    ),
+    api(
         ApiKey::DescribeConfigs,
         "describe_configs",
         (1, 4),
@@ -229,6 +257,13 @@ pub const APIS: &[Api] = &[
         (1, 4),
         2,
         shapes::DESCRIBE_LOG_DIRS,
+    ),
+    api(
+        ApiKey::SaslAuthenticate,
+        "sasl_authenticate",
+        (0, 2),
+        2,
+        shapes::SASL_AUTHENTICATE,
     ),
     api(
         ApiKey::CreatePartitions,
@@ -278,6 +313,20 @@ pub const APIS: &[Api] = &[
         (0, 0),
         NEVER,
         shapes::OFFSET_DELETE,
+    ),
+    api(
+        ApiKey::DescribeUserScramCredentials,
+        "describe_user_scram_credentials",
+        (0, 0),
+        0,
+        shapes::DESCRIBE_USER_SCRAM_CREDENTIALS,
+    ),
+    api(
+        ApiKey::AlterUserScramCredentials,
+        "alter_user_scram_credentials",
+        (0, 0),
+        0,
+        shapes::ALTER_USER_SCRAM_CREDENTIALS,
     ),
     api(
         ApiKey::DescribeCluster,

@@ -42,6 +42,17 @@ pub fn frame_length(prefix: [u8; LENGTH_BYTES], limit: usize) -> Result<usize, F
     }
 }
 
+/// The length of a token that follows as it is, without a header: Kafka's SASL before there was a
+/// request for it.
+pub fn token_length(prefix: [u8; LENGTH_BYTES], limit: usize) -> Result<usize, FrameError> {
+    let length = i32::from_be_bytes(prefix);
+    match usize::try_from(length) {
+        Ok(bytes) if bytes > limit => Err(FrameError::Long { length, limit }),
+        Ok(bytes) => Ok(bytes),
+        Err(_) => Err(FrameError::Short(length)),
+    }
+}
+
 /// One request, its header read and its body not.
 #[derive(Clone, Debug)]
 pub struct Request {

@@ -26,7 +26,7 @@ pub use fetch::{
     FetchedBatch, FetchedPartition, ForgottenTopic, NodeEndpoint, PREFIX_BYTES, TopicRef,
     fetch_answer,
 };
-pub use frame::{FrameError, LENGTH_BYTES, Opened, Request, frame_length};
+pub use frame::{FrameError, LENGTH_BYTES, Opened, Request, frame_length, token_length};
 pub use guard::{check, decode};
 pub use kafka_protocol::error::ResponseError as ErrorCode;
 pub use kafka_protocol::messages;

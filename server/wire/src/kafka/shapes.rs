@@ -543,3 +543,73 @@ pub(super) const LIST_PARTITION_REASSIGNMENTS: &[Field] = &[
         ]),
     ), // topics
 ];
+
+pub(super) const SASL_HANDSHAKE: &[Field] = &[
+    field(0, 1, Text), // mechanism
+];
+
+pub(super) const SASL_AUTHENTICATE: &[Field] = &[
+    field(0, 2, Blob), // auth_bytes
+];
+
+pub(super) const DESCRIBE_ACLS: &[Field] = &[
+    field(1, 3, Fixed(1)), // resource_type_filter
+    field(1, 3, Text),     // resource_name_filter
+    field(1, 3, Fixed(1)), // pattern_type_filter
+    field(1, 3, Text),     // principal_filter
+    field(1, 3, Text),     // host_filter
+    field(1, 3, Fixed(1)), // operation
+    field(1, 3, Fixed(1)), // permission_type
+];
+
+pub(super) const CREATE_ACLS: &[Field] = &[
+    field(
+        1,
+        3,
+        Structs(&[
+            field(1, 3, Fixed(1)), // resource_type
+            field(1, 3, Text),     // resource_name
+            field(1, 3, Fixed(1)), // resource_pattern_type
+            field(1, 3, Text),     // principal
+            field(1, 3, Text),     // host
+            field(1, 3, Fixed(1)), // operation
+            field(1, 3, Fixed(1)), // permission_type
+        ]),
+    ), // creations
+];
+
+pub(super) const DELETE_ACLS: &[Field] = &[
+    field(1, 3, Structs(DESCRIBE_ACLS)), // filters
+];
+
+pub(super) const DESCRIBE_USER_SCRAM_CREDENTIALS: &[Field] = &[
+    field(
+        0,
+        0,
+        Structs(&[
+            field(0, 0, Text), // name
+        ]),
+    ), // users
+];
+
+pub(super) const ALTER_USER_SCRAM_CREDENTIALS: &[Field] = &[
+    field(
+        0,
+        0,
+        Structs(&[
+            field(0, 0, Text),     // name
+            field(0, 0, Fixed(1)), // mechanism
+        ]),
+    ), // deletions
+    field(
+        0,
+        0,
+        Structs(&[
+            field(0, 0, Text),     // name
+            field(0, 0, Fixed(1)), // mechanism
+            field(0, 0, Fixed(4)), // iterations
+            field(0, 0, Blob),     // salt
+            field(0, 0, Blob),     // salted_password
+        ]),
+    ), // upsertions
+];
