@@ -470,7 +470,9 @@ impl AclTable {
             rules.get(name).into_iter().chain(all)
         });
         let prefixed = self.prefixed.get(&kind).into_iter().flat_map(move |rules| {
-            let ends = (1..=whole).filter(move |end| name.is_char_boundary(*end));
+            // No rule's name is longer, however long a stranger makes his.
+            let longest = whole.min(MAX_ACL_TEXT);
+            let ends = (1..=longest).filter(move |end| name.is_char_boundary(*end));
             ends.filter_map(move |end| rules.get(name.get(..end)?))
         });
         literal.chain(prefixed).flatten()

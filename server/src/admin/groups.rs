@@ -1,6 +1,6 @@
 //! Consumer groups: listed, described, put somewhere else, deleted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tonic::{Request, Response, Status};
 use trilog_model::{Offset, Timestamp};
@@ -76,6 +76,15 @@ impl Groups for Api {
             self.check_topic(&caller, Operation::Read, &topic.topic)?;
         }
         let group = request.group.clone();
+        if request.topics.is_empty() {
+            // All that the group has: what is meant is checked as if it were named.
+            let all = self.coordinator.fetch(all_offsets(&group)).await;
+            let all = all.map_err(|error| self.group_error(&group, &error))?;
+            let topics: BTreeSet<String> = all.into_iter().map(|offset| offset.topic).collect();
+            for topic in &topics {
+                self.check_topic(&caller, Operation::Read, topic)?;
+            }
+        }
         let request = ResetRequest {
             to: reset_to(request.to)?,
             group: request.group,
@@ -143,12 +152,7 @@ impl Api {
         group: &str,
         topics: Vec<TopicPartitions>,
     ) -> Result<Vec<(String, u32)>, GroupError> {
-        let fetch = FetchRequest {
-            group: group.to_owned(),
-            partitions: None,
-            require_stable: false,
-        };
-        let fetched = self.coordinator.fetch(fetch).await?;
+        let fetched = self.coordinator.fetch(all_offsets(group)).await?;
         let asked: BTreeMap<String, Vec<u32>> = topics.into_iter().map(named).collect();
         let meant = fetched.into_iter().filter(|offset| {
             let asked = asked.get(&offset.topic);
@@ -157,6 +161,14 @@ impl Api {
         Ok(meant
             .map(|offset| (offset.topic, offset.partition))
             .collect())
+    }
+}
+
+fn all_offsets(group: &str) -> FetchRequest {
+    FetchRequest {
+        group: group.to_owned(),
+        partitions: None,
+        require_stable: false,
     }
 }
 

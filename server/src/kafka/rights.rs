@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 
-use trilog_raft::controller::{ClusterMap, Operation, ResourceKind};
+use trilog_raft::controller::{ClusterMap, MAX_NAME_LEN, Operation, ResourceKind};
 use trilog_wire::kafka::ErrorCode;
 use trilog_wire::kafka::messages::ApiKey;
 
@@ -138,6 +138,10 @@ impl Session {
     ) -> Result<(), ErrorCode> {
         if self.login.identity().is_none() {
             return Ok(());
+        }
+        // No topic has such a name, and it shall not be kept.
+        if topic.len() > MAX_NAME_LEN {
+            return self.check_topic(operation, topic);
         }
         let version = *self.kafka.inner.cluster.changes().borrow();
         if version != self.remembered.version || self.remembered.topics.len() > MAX_TOPICS {

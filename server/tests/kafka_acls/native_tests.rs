@@ -140,4 +140,34 @@ async fn native_callers_are_asked_and_held_to_the_same_rules() {
         assert!(done, "{arguments:?}: {said}");
         clear(&mut admin).await;
     }
+    // All topics are those that the group has, and each is asked for.
+    let partition = offset_commit_request::OffsetCommitRequestPartition::default()
+        .with_committed_offset(1)
+        .with_committed_metadata(Some(text("")));
+    let topic = offset_commit_request::OffsetCommitRequestTopic::default()
+        .with_name(name())
+        .with_partitions(vec![partition]);
+    let commit = OffsetCommitRequest::default()
+        .with_group_id(group())
+        .with_generation_id_or_member_epoch(-1)
+        .with_topics(vec![topic]);
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
+    let find = FindCoordinatorRequest::default().with_key(text(GROUP));
+    loop {
+        // The groups' own topic is made when somebody asks.
+        let _: FindCoordinatorResponse = admin.ask(ApiKey::FindCoordinator, 2, &find).await;
+        let answer: OffsetCommitResponse = admin.ask(ApiKey::OffsetCommit, 7, &commit).await;
+        match answer.topics[0].partitions[0].error_code {
+            0 => break,
+            14..=16 => assert!(tokio::time::Instant::now() < deadline, "{answer:?}"),
+            _ => panic!("{answer:?}"),
+        }
+    }
+    let reset = ["group", "reset", GROUP, "--all-topics", "--to-earliest"];
+    grant(&mut admin, &[(GROUPS, READ)]).await;
+    let (done, said) = as_user(Some("alice"), PASSWORD, &reset);
+    assert!(!done && said.contains("you may not"), "{said}");
+    grant(&mut admin, &[(GROUPS, READ), (TOPICS, READ)]).await;
+    let (done, said) = as_user(Some("alice"), PASSWORD, &reset);
+    assert!(done, "{said}");
 }

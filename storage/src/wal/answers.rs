@@ -44,6 +44,9 @@ struct Waiting {
 impl Answers {
     /// Tells waiters, or has them told; empties `answers`.
     pub(super) fn tell(&self, queue: &Queue, answers: &mut Vec<Answer>) {
+        if answers.is_empty() {
+            return;
+        }
         // Pairs with the release below: who was told before has been told by now.
         let idle = self.untold.load(Ordering::Acquire) == 0;
         if idle && answers.len() < MANY {

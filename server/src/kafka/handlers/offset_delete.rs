@@ -42,7 +42,9 @@ async fn delete(
         .topics
         .iter()
         .flat_map(|topic| {
-            let each = topic.partitions.iter();
+            // Asked once, however many partitions are named.
+            let may = session.check_topic(Operation::Read, &topic.name).is_ok();
+            let each = topic.partitions.iter().filter(move |_| may);
             let known = each.filter_map(|each| known(session, &topic.name, each.partition_index));
             known.map(|index| (topic.name.to_string(), index))
         })
@@ -82,9 +84,8 @@ async fn delete(
     Ok(topics.collect())
 }
 
-/// The number of a partition that there is.
+/// The number of a partition, if there is one.
 fn known(session: &Session, topic: &str, index: i32) -> Option<u32> {
-    session.check_topic(Operation::Read, topic).ok()?;
     let map = session.kafka.inner.cluster.map();
     let partitions = map.topic_named(topic)?.partitions.len();
     let index = u32::try_from(index).ok()?;
