@@ -58,7 +58,9 @@ impl ControllerState {
         if next != current {
             next.generation += u64::from(next.replicas != current.replicas);
             self.put_partition(next);
-            self.agree_on_replication(group);
+            if origin == Origin::Operator {
+                self.agree_on_replication(group);
+            }
             self.touch();
         }
         Ok(Reply::Done)
@@ -82,14 +84,17 @@ impl ControllerState {
         let Some(topic) = self.topic_of(group) else {
             return;
         };
-        let first = topic.partitions.first().map(|p| p.voter_nodes().count());
-        let agree = |p: &Arc<Partition>| Some(p.voter_nodes().count()) == first;
+        // What each is to have: one that has yet to grow has fewer, and nobody asked for that.
+        let of_topic = self.replication_now(topic.replication);
+        let wanted = |p: &Arc<Partition>| p.replication.unwrap_or(of_topic);
+        let Some(count) = topic.partitions.first().map(wanted) else {
+            return;
+        };
         let spoken = topic.partitions.iter().any(|p| p.replication.is_some());
-        if !spoken || !topic.partitions.iter().all(agree) {
+        if !spoken || !topic.partitions.iter().all(|p| wanted(p) == count) {
             return;
         }
-        let count = u32::try_from(first.unwrap_or(0)).unwrap_or(u32::MAX);
-        let as_now = self.replication_now(topic.replication) == count;
+        let as_now = of_topic == count;
         let mut topic = Topic::clone(topic);
         if !as_now {
             topic.replication = Replication::Fixed(count);
