@@ -18,6 +18,9 @@ use trilog_model::batch::{BatchBuilder, Header};
 use crate::config::ProducerConfig;
 use crate::error::Error;
 
+/// Most room made for a batch before there are records to fill it, in bytes.
+const MAX_ROOM: usize = 256 << 10;
+
 /// Where a batch came to lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct BatchPlace {
@@ -88,6 +91,8 @@ struct State {
     /// Batches whose fate is open, by number, for `flush`.
     unresolved: BTreeMap<u64, Fate>,
     next_number: u64,
+    /// Room for the next batch, by what the last one came to: it then need not move as it grows.
+    room: usize,
     /// The open batch is not to wait for more.
     hurry: bool,
     closed: bool,
@@ -135,11 +140,12 @@ impl Buffer {
             open.sealed.builder.uncompressed_len() + record.bound > self.config.batch_bytes
         };
         if let Some(open) = state.open.take_if(full) {
+            state.room = self.config.batch_bytes.min(MAX_ROOM);
             state.sealed.push_back(open.sealed);
             self.changed.notify_one();
         }
         let Some(open) = state.open.as_mut() else {
-            let mut open = Open::new(&self.config, state.next_number, memory);
+            let mut open = Open::new(&self.config, state.next_number, memory, state.room);
             let delivery = open.push(record)?;
             state.next_number += 1;
             state
@@ -221,17 +227,24 @@ impl State {
         }
         let hurry = self.hurry || self.closed;
         let ripe = |open: &mut Open| hurry || open.since.elapsed() >= linger;
-        self.open.take_if(ripe).map(|open| open.sealed)
+        let open = self.open.take_if(ripe)?;
+        self.room = open.sealed.builder.uncompressed_len().min(MAX_ROOM);
+        Some(open.sealed)
     }
 }
 
 impl Open {
-    fn new(config: &ProducerConfig, number: u64, memory: OwnedSemaphorePermit) -> Self {
+    fn new(
+        config: &ProducerConfig,
+        number: u64,
+        memory: OwnedSemaphorePermit,
+        room: usize,
+    ) -> Self {
         let (done, fate) = oneshot::channel();
         let now = Instant::now();
         Self {
             sealed: Sealed {
-                builder: BatchBuilder::new(config.compression),
+                builder: BatchBuilder::with_capacity(config.compression, room),
                 deadline: now + config.delivery_timeout,
                 done,
                 memory,

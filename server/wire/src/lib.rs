@@ -3,6 +3,7 @@
 //!
 //! Byte fields are `bytes::Bytes`, shared with the buffer a message was read from.
 
+pub mod codec;
 pub mod descriptors;
 pub mod error;
 #[cfg(feature = "kafka")]
