@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::time::Instant;
-use trilog_model::GroupId;
+use trilog_model::{GroupId, NodeId};
 
 use crate::group::{Alarm, Replica};
 use crate::transport::heartbeat::{Vouch, VouchHandler, WakeReason};
@@ -69,7 +69,7 @@ pub(crate) async fn watch<G: Groups>(
             };
             let errand = replica.attend();
             deadlines.extend(errand.again_at.map(|at| (at, group)));
-            works.extend(errand.work);
+            works.extend(errand.works);
         }
         if round_at <= Instant::now() {
             round_at = Instant::now() + period;
@@ -91,6 +91,13 @@ impl<G: Groups> VouchHandler for Sleepers<G> {
     fn on_vouch(&self, vouch: &Vouch) -> bool {
         let replica = self.0.upgrade().and_then(|groups| groups.vouched(vouch));
         replica.is_some_and(|replica| replica.on_vouch(vouch))
+    }
+
+    fn on_lost(&self, node: NodeId) {
+        let replicas = self.0.upgrade().map(|groups| groups.replicas());
+        for replica in replicas.into_iter().flatten() {
+            replica.on_lost(node);
+        }
     }
 
     fn on_wake(&self, group: GroupId, reason: WakeReason) {

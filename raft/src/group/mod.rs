@@ -25,6 +25,7 @@ mod rest;
 mod serve;
 mod state_machine;
 mod status;
+mod succession;
 #[cfg(test)]
 mod tests;
 
@@ -65,6 +66,7 @@ use network::WHOLE;
 use propose::InFlight;
 use quiesce::Resting;
 use state_machine::{Starts, TrimTarget};
+use succession::Succession;
 
 use crate::room::Room;
 use crate::transport::heartbeat::HeartbeatHub;
@@ -99,6 +101,7 @@ pub(crate) struct Replica {
     starts: Starts,
     in_flight: Arc<InFlight>,
     resting: Arc<Resting>,
+    succession: Arc<Succession>,
     failover: Duration,
     copies: Copies,
     /// Ends waits for repairs when the replica begins to close: none may come any more.
@@ -169,6 +172,7 @@ impl Replica {
             starts,
             in_flight: Arc::default(),
             resting: Arc::new(resting),
+            succession: Arc::default(),
             failover: parts.failover,
             copies: parts.copies.clone(),
             closing,
@@ -231,14 +235,22 @@ impl Replica {
 
     /// What this replica says of itself.
     fn holding(&self) -> Holding {
-        let reluctance = if self.abstains.load(Ordering::Acquire) {
+        Holding::of(&self.log, self.reluctance())
+    }
+
+    fn reluctance(&self) -> Reluctance {
+        if self.abstains.load(Ordering::Acquire) {
             Reluctance::Abstains
         } else if self.room.is_short() {
             Reluctance::Full
         } else {
             Reluctance::Willing
-        };
-        Holding::of(&self.log, reluctance)
+        }
+    }
+
+    /// Whether this replica does not want to lead.
+    fn is_reluctant(&self) -> bool {
+        self.reluctance() != Reluctance::Willing
     }
 
     /// Hands leadership, if this replica has it, to a voter that has all of its log and room for

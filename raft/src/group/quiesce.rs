@@ -118,7 +118,7 @@ impl Drop for Busy {
 pub(crate) struct Errand {
     /// Look again then.
     pub(crate) again_at: Option<Instant>,
-    pub(crate) work: Option<BoxFuture<'static, ()>>,
+    pub(crate) works: Vec<BoxFuture<'static, ()>>,
 }
 
 /// Followers to be asked whether they agree to rest.
@@ -229,6 +229,16 @@ impl Replica {
         Instant::now() + leader + patience.stagger * self.rank()
     }
 
+    /// When this replica may stand to succeed a leader that is gone for sure.
+    pub(super) fn turn(&self) -> Instant {
+        self.patience_for(true)
+    }
+
+    /// Has the node's watch see to this group.
+    pub(super) fn ring(&self) {
+        self.resting.alarm.ring(self.status.group);
+    }
+
     /// This replica's place among the voters that may succeed the leader; which of them is first
     /// differs between groups.
     fn rank(&self) -> u32 {
@@ -278,17 +288,21 @@ impl Replica {
 
     /// What is due for this group now.
     pub(crate) fn attend(&self) -> Errand {
-        let again_at = self.change(|rest| {
+        let rest_at = self.change(|rest| {
             rest.passed(Instant::now());
             rest.deadline()
         });
+        let (election, turn) = self.succession_due();
         let renewal_due = self.resting.renewal_due.swap(false, Ordering::AcqRel);
-        let work = renewal_due.then(|| {
+        let renewal = renewal_due.then(|| {
             let raft = self.raft.clone();
             // Its outcome shows in what the followers answer.
             async move { drop(raft.trigger().heartbeat().await) }.boxed()
         });
-        Errand { again_at, work }
+        Errand {
+            again_at: rest_at.into_iter().chain(turn).min(),
+            works: renewal.into_iter().chain(election).collect(),
+        }
     }
 
     /// Looks after a group now and then: whether its rest is still justified, and whether it may

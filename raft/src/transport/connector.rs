@@ -6,9 +6,12 @@
 //! ```
 //!
 //! Whoever needs the link waits while it is connecting and fails at once while it is down. A peer
-//! that connects to us, or gets a new address, is tried without delay.
+//! that connects to us, or gets a new address, is tried without delay. One that was met and whose
+//! address then refuses connections is reported as gone.
 
+use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rand::Rng;
@@ -18,7 +21,7 @@ use tokio::time::Instant;
 use trilog_model::NodeId;
 
 use super::endpoint::Endpoint;
-use super::handshake::Greeting;
+use super::handshake::{Greeting, HandshakeError};
 use super::limits::Timings;
 use super::link::Link;
 use super::peer::PeerError;
@@ -41,6 +44,8 @@ pub(super) struct Connector {
     number: u8,
     state: watch::Sender<State>,
     kick: Notify,
+    /// The peer was met since it was last found to be gone.
+    met: AtomicBool,
 }
 
 impl Connector {
@@ -50,6 +55,7 @@ impl Connector {
             number,
             state: watch::Sender::new(State::Connecting),
             kick: Notify::new(),
+            met: AtomicBool::new(false),
         });
         let (running, owner) = (Arc::clone(&connector), Arc::clone(endpoint));
         endpoint.spawn(async move { running.run(&owner).await });
@@ -144,6 +150,7 @@ impl Connector {
                 count(&endpoint.counters.connects, 1);
                 tracing::debug!(node = %self.node, link = self.number, "peer link up");
                 pauses.reset();
+                self.met.store(true, Ordering::Relaxed);
                 let link = Link::new(self.node, endpoint.identity().limits, peer.limits);
                 let (running, owner) = (Arc::clone(&link), Arc::clone(endpoint));
                 endpoint.spawn(async move { owner.run(running, conn, None).await });
@@ -153,11 +160,21 @@ impl Connector {
             }
             Err(error) => {
                 count(&endpoint.counters.connect_failures, 1);
+                self.miss(endpoint, &error);
                 let reason = error.to_string();
                 if self.set(State::Down(reason)) {
                     tracing::warn!(node = %self.node, address, %error, "cannot reach a peer");
                 }
             }
+        }
+    }
+
+    /// An attempt failed: where nobody listens any more, whoever did is gone.
+    fn miss(&self, endpoint: &Endpoint, error: &HandshakeError) {
+        let refused = matches!(error, HandshakeError::Io(error)
+            if error.kind() == io::ErrorKind::ConnectionRefused);
+        if refused && self.met.load(Ordering::Relaxed) && endpoint.lost_node(self.node) {
+            self.met.store(false, Ordering::Relaxed);
         }
     }
 

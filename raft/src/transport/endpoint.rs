@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, broadcast};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -31,6 +31,8 @@ use super::stream::{StreamReceiver, StreamSender};
 
 /// After telling of a refused connection, others are only told at debug level for so long.
 const REFUSAL_SILENCE: Duration = Duration::from_secs(10);
+/// Reports of lost nodes that wait for those who listen; what they miss, silence tells them later.
+const MAX_LOST: usize = 64;
 
 /// What a transport needs to know of its node.
 #[derive(Clone, Debug)]
@@ -102,6 +104,8 @@ pub(super) struct Endpoint {
     links: Mutex<BTreeMap<u64, Running>>,
     next_link: AtomicU64,
     told_refusal: Mutex<Option<Instant>>,
+    /// Nodes whose process ended, as it happens.
+    lost: broadcast::Sender<NodeId>,
     accept_slots: Arc<Semaphore>,
     handshake_slots: Arc<Semaphore>,
     /// Cancelled first: nothing new starts.
@@ -132,6 +136,7 @@ impl Endpoint {
             links: Mutex::default(),
             next_link: AtomicU64::new(0),
             told_refusal: Mutex::default(),
+            lost: broadcast::Sender::new(MAX_LOST),
             accept_slots: Arc::new(Semaphore::new(config.max_accepted)),
             handshake_slots: Arc::new(Semaphore::new(config.max_handshakes)),
             closing: CancellationToken::new(),
@@ -171,6 +176,27 @@ impl Endpoint {
                 () = task => {}
             }
         });
+    }
+
+    /// Nodes whose process ended, from now on. Whoever lags misses some.
+    pub(super) fn lost_nodes(&self) -> broadcast::Receiver<NodeId> {
+        self.lost.subscribe()
+    }
+
+    /// Nobody listens at a node's address any more, where somebody did. Its process has ended,
+    /// unless it still reaches us by a link of its own: then something between us refuses.
+    /// False if it does, or may for a moment.
+    pub(super) fn lost_node(&self, node: NodeId) -> bool {
+        let reaches_us = {
+            let accepted = self.accepted.lock();
+            let mut links = accepted.range((node, 0)..=(node, u8::MAX));
+            links.any(|(_, link)| link.is_open())
+        };
+        if !reaches_us {
+            // Nobody has to listen.
+            let _ = self.lost.send(node);
+        }
+        !reaches_us
     }
 
     /// Runs a link to its end.

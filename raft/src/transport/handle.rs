@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::broadcast;
 use tokio::time::Instant;
 use trilog_model::NodeId;
 use trilog_storage::env::Entropy;
@@ -74,6 +75,13 @@ impl Transport {
     /// Where the other nodes are; edits take effect at once.
     pub fn book(&self) -> &AddressBook {
         &self.endpoint.book
+    }
+
+    /// Nodes whose process ended, from now on: nobody listens where one did, and no link from
+    /// there is open. A node that is cut off, or whose machine stopped, is not among them. Whoever
+    /// lags misses some.
+    pub(crate) fn lost_nodes(&self) -> broadcast::Receiver<NodeId> {
+        self.endpoint.lost_nodes()
     }
 
     /// From now on this node belongs to a cluster: for one that started without.

@@ -8,4 +8,5 @@ mod rest;
 mod restart;
 mod starvation;
 mod stopping;
+mod succession;
 mod suite;

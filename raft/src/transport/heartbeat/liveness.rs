@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 use trilog_model::NodeId;
@@ -66,6 +67,17 @@ impl Lives {
         matches!(before, NodeLife::Alive { boot: known } if known != boot)
     }
 
+    /// A node's process has ended. True if that is news.
+    fn lost(&self, node: NodeId) -> bool {
+        let mut lives = self.0.lock();
+        let life = lives.entry(node).or_default();
+        let news = *life.shown.borrow() != NodeLife::Dead;
+        if news {
+            life.shown.send_replace(NodeLife::Dead);
+        }
+        news
+    }
+
     /// Counts a tick; returns who died by it.
     fn tick(&self) -> Vec<NodeId> {
         let mut died = Vec::new();
@@ -90,6 +102,25 @@ impl Hub {
             for node in self.lives.tick() {
                 tracing::info!(%node, "node is not heard any more");
                 self.node_died(node);
+            }
+        }
+    }
+
+    /// Takes the transport's word for nodes whose process ended, long before they are missed.
+    pub(super) async fn watch_lost(self: Arc<Self>) {
+        let mut lost = self.transport.lost_nodes();
+        loop {
+            match lost.recv().await {
+                Ok(node) => {
+                    if self.lives.lost(node) {
+                        tracing::info!(%node, "node is gone: nobody listens there any more");
+                        self.handler.on_lost(node);
+                        self.node_died(node);
+                    }
+                }
+                // Those are dead by silence a little later.
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return,
             }
         }
     }

@@ -98,6 +98,9 @@ pub trait VouchHandler: Send + Sync + 'static {
     /// A leader vouches for its group. True if the follower here agrees, and rests from now on.
     fn on_vouch(&self, vouch: &Vouch) -> bool;
 
+    /// A node's process has ended.
+    fn on_lost(&self, node: NodeId);
+
     /// A resting group, on either side, must wake. May be called for one that never rested.
     fn on_wake(&self, group: GroupId, reason: WakeReason);
 }
@@ -160,6 +163,8 @@ impl HeartbeatHub {
         hub.spawn(async move { running.follow_book().await });
         let running = Arc::clone(&hub);
         hub.spawn(async move { running.watch_lives().await });
+        let running = Arc::clone(&hub);
+        hub.spawn(async move { running.watch_lost().await });
         Self { hub }
     }
 

@@ -29,6 +29,7 @@ pub(super) struct Groups {
     restless: Mutex<Option<HeartbeatHub>>,
     resting: Mutex<BTreeSet<GroupId>>,
     woken: Mutex<Vec<(GroupId, WakeReason)>>,
+    lost: Mutex<Vec<NodeId>>,
 }
 
 impl Groups {
@@ -58,6 +59,10 @@ impl VouchHandler for Groups {
             hub.refuse(group);
         }
         agreed
+    }
+
+    fn on_lost(&self, node: NodeId) {
+        self.lost.lock().push(node);
     }
 
     fn on_wake(&self, group: GroupId, reason: WakeReason) {
@@ -255,6 +260,38 @@ async fn a_dropped_connection_wakes_nobody() {
     assert_eq!(b.groups.resting.lock().len(), 20);
     assert_eq!(*b.groups.woken.lock(), []);
     assert_eq!(*a.groups.woken.lock(), []);
+    assert_eq!(*b.groups.lost.lock(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_whose_process_ended_is_lost_long_before_it_is_missed() {
+    let (net, a, b, c) = trio(15).await;
+    net.crash(A, Crash::Process);
+    drop(a);
+    tokio::time::sleep(HeartbeatConfig::default().timeout / 2).await;
+    for other in [&b, &c] {
+        assert_eq!(*other.groups.lost.lock(), [A]);
+        dead(other, A).await;
+    }
+    // Once, however often it is looked for.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(*b.groups.lost.lock(), [A]);
+    let a = node(&net, A, 97);
+    alive(&b, A).await;
+    drop(a);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_vanished_is_missed_and_not_known_to_be_lost() {
+    let (net, _a, b, c) = trio(16).await;
+    net.crash(A, Crash::Machine);
+    net.isolate(C);
+    for gone in [A, C] {
+        dead(&b, gone).await;
+    }
+    for other in [&b, &c] {
+        assert_eq!(*other.groups.lost.lock(), []);
+    }
 }
 
 #[tokio::test(start_paused = true)]
