@@ -174,8 +174,10 @@ impl Server {
             leaders: Leaders::default(),
             liveness: Liveness::new(node.heartbeats().clone()),
         });
+        let access = access(config);
         let coordinator = Coordinator::new(
             cluster.clone(),
+            access.clone(),
             group_settings(config),
             Arc::clone(&clock),
             Entropy::from_seed(entropy.next_u64()),
@@ -196,7 +198,7 @@ impl Server {
             coordinator,
             lag: LagMeter::default(),
             transactions,
-            access: access(config),
+            access,
             uring_fallback,
             timekeeper: Timekeeper::new(steady, config.raft.clock_skew_max.get()),
             requests: RequestMemory::new(config.limits.request_memory.as_usize()),
