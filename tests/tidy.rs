@@ -50,7 +50,7 @@ const SERVER_LAYERS: &[(&str, &[&str], &[&str])] = &[
     ),
     (
         "group",
-        &["view", "partition", "cluster"],
+        &["access", "view", "partition", "cluster"],
         &[
             "trilog_model",
             "trilog_raft::controller",

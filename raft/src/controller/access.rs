@@ -20,6 +20,8 @@ pub const MAX_USERS: usize = 20_000;
 pub const MAX_ACLS: usize = 50_000;
 /// The longest name of a user, in bytes.
 pub const MAX_USER_NAME: usize = 255;
+// Bounds of what is kept of a password may grow and are never narrowed: a build that did would
+// not read what older ones wrote.
 /// How often a password is hashed, least and most, as Kafka allows.
 pub const MIN_ITERATIONS: u32 = 4_096;
 pub const MAX_ITERATIONS: u32 = 16_384;
@@ -354,6 +356,50 @@ impl Rule {
     }
 }
 
+/// A rule where it stands in a table.
+#[derive(Clone, Copy, Debug)]
+pub struct AclEntry<'a> {
+    pub kind: i32,
+    pub pattern: i32,
+    pub name: &'a str,
+    rule: &'a Rule,
+}
+
+impl<'a> AclEntry<'a> {
+    #[must_use]
+    pub fn principal(&self) -> &'a str {
+        &self.rule.principal
+    }
+
+    #[must_use]
+    pub fn host(&self) -> &'a str {
+        &self.rule.host
+    }
+
+    #[must_use]
+    pub fn operation(&self) -> i32 {
+        self.rule.operation
+    }
+
+    #[must_use]
+    pub fn permission(&self) -> i32 {
+        self.rule.permission
+    }
+
+    #[must_use]
+    pub fn to_acl(&self) -> Acl {
+        Acl {
+            kind: self.kind,
+            pattern: self.pattern,
+            name: self.name.to_owned(),
+            principal: self.rule.principal.clone(),
+            host: self.rule.host.clone(),
+            operation: self.rule.operation,
+            permission: self.rule.permission,
+        }
+    }
+}
+
 type Rules = BTreeMap<String, BTreeSet<Rule>>;
 
 /// Who asks.
@@ -440,6 +486,11 @@ impl AclTable {
 
     /// All of them, in one order.
     pub fn all(&self) -> impl Iterator<Item = Acl> + '_ {
+        self.entries().map(|entry| entry.to_acl())
+    }
+
+    /// As [`AclTable::all`], without a copy of any.
+    pub fn entries(&self) -> impl Iterator<Item = AclEntry<'_>> {
         let sides = [
             (PatternKind::Literal, &self.literal),
             (PatternKind::Prefixed, &self.prefixed),
@@ -449,14 +500,11 @@ impl AclTable {
                 rules.iter().map(move |(name, rules)| (kind, name, rules))
             });
             named.flat_map(move |(kind, name, rules)| {
-                rules.iter().map(move |rule| Acl {
+                rules.iter().map(move |rule| AclEntry {
                     kind: *kind,
                     pattern: pattern.into(),
-                    name: name.clone(),
-                    principal: rule.principal.clone(),
-                    host: rule.host.clone(),
-                    operation: rule.operation,
-                    permission: rule.permission,
+                    name,
+                    rule,
                 })
             })
         })
@@ -464,17 +512,14 @@ impl AclTable {
 
     /// The rules about one resource, whoever they are for.
     fn about<'a>(&'a self, kind: ResourceKind, name: &'a str) -> impl Iterator<Item = &'a Rule> {
-        let (kind, whole) = (i32::from(kind), name.len());
+        let kind = i32::from(kind);
         let literal = self.literal.get(&kind).into_iter().flat_map(move |rules| {
             let all = rules.get(ANY).filter(|_| name != ANY);
             rules.get(name).into_iter().chain(all)
         });
-        let prefixed = self.prefixed.get(&kind).into_iter().flat_map(move |rules| {
-            // No rule's name is longer, however long a stranger makes his.
-            let longest = whole.min(MAX_ACL_TEXT);
-            let ends = (1..=longest).filter(move |end| name.is_char_boundary(*end));
-            ends.filter_map(move |end| rules.get(name.get(..end)?))
-        });
+        let prefixed = self.prefixed.get(&kind).into_iter();
+        let prefixed = prefixed
+            .flat_map(move |rules| beginnings(name).filter_map(|beginning| rules.get(beginning)));
         literal.chain(prefixed).flatten()
     }
 
@@ -520,10 +565,7 @@ impl AclTable {
         if denied(literal, ANY) {
             return Verdict::Denied;
         }
-        let dominated = |name: &str| {
-            let mut ends = (1..=name.len()).filter(|end| name.is_char_boundary(*end));
-            ends.any(|end| name.get(..end).is_some_and(|start| denied(prefixed, start)))
-        };
+        let dominated = |name: &str| beginnings(name).any(|beginning| denied(prefixed, beginning));
         let exact = |rule: &&Rule| {
             rule.permission == i32::from(Permission::Allow)
                 && rule.is_about(who)
@@ -543,6 +585,12 @@ impl AclTable {
             Verdict::Denied
         }
     }
+}
+
+/// What a prefixed rule about the name may be called. No rule's name is longer, however long a
+/// stranger makes his.
+fn beginnings(name: &str) -> impl Iterator<Item = &str> {
+    (1..=name.len().min(MAX_ACL_TEXT)).filter_map(move |end| name.get(..end))
 }
 
 #[cfg(test)]

@@ -38,6 +38,8 @@ pub struct Node {
     pub version: String,
     pub state: NodeState,
     pub registered: Timestamp,
+    /// Whether it asks clients who they are, if it has said.
+    pub asks: Option<bool>,
 }
 
 impl Node {

@@ -153,6 +153,9 @@ pub struct RegisterNode {
     /// The cluster the node believes in, where it has been in one already; else empty.
     #[prost(bytes = "bytes", tag = "8")]
     pub cluster: Bytes,
+    /// Whether it asks clients who they are; older builds do not say.
+    #[prost(bool, optional, tag = "9")]
+    pub asks: Option<bool>,
 }
 
 /// Where a node is reached for one purpose, as clients or peers are told.

@@ -24,6 +24,7 @@ pub(super) fn registration(node: u32, identity: u8, rack: &str) -> RegisterNode 
         max_level: 1,
         version: "0.1.0".into(),
         cluster: Bytes::new(),
+        asks: None,
     }
 }
 

@@ -33,7 +33,7 @@ mod state;
 mod topic_config;
 
 pub use access::{
-    ANY, Acl, AclTable, CLUSTER_RESOURCE, Credential, MAX_ACLS, MAX_ITERATIONS, MAX_SALT,
+    ANY, Acl, AclEntry, AclTable, CLUSTER_RESOURCE, Credential, MAX_ACLS, MAX_ITERATIONS, MAX_SALT,
     MAX_USER_NAME, MAX_USERS, MIN_ITERATIONS, Mechanism, Operation, PatternKind, Permission,
     ResourceKind, USER_PREFIX, User, Verdict, Who, check_user_name,
 };

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use hmac::{Hmac, Mac};
 use parking_lot::Mutex;
 use rand::TryRngCore;
@@ -110,10 +111,10 @@ pub struct Passwords {
 }
 
 struct Inner {
-    hashing: Semaphore,
+    hashing: Arc<Semaphore>,
     secret: [u8; 32],
     /// By what a name and a password come to under the secret: the key they were right for.
-    right: Mutex<HashMap<Vec<u8>, bytes::Bytes>>,
+    right: Mutex<HashMap<Vec<u8>, Bytes>>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -126,7 +127,7 @@ impl Default for Passwords {
     fn default() -> Self {
         Self {
             inner: Arc::new(Inner {
-                hashing: Semaphore::new(HASHING),
+                hashing: Arc::new(Semaphore::new(HASHING)),
                 secret: random(),
                 right: Mutex::default(),
             }),
@@ -135,10 +136,16 @@ impl Default for Passwords {
 }
 
 impl Passwords {
-    /// Whether the password is the user's. Takes as long for somebody who is no user.
-    pub async fn check(&self, map: &ClusterMap, user: &str, password: &[u8]) -> bool {
+    /// The key that the password was found right for, if it is the user's. Takes about as long for
+    /// somebody who is no user.
+    ///
+    /// # Cancel safety
+    ///
+    /// What has begun to be hashed is hashed, and keeps its place among those that are: whoever
+    /// hangs up makes no room for another try.
+    pub async fn check(&self, map: &ClusterMap, user: &str, password: &[u8]) -> Option<Bytes> {
         if password.is_empty() || password.len() > MAX_PASSWORD {
-            return false;
+            return None;
         }
         // The cheaper one, if there are both.
         let kept = map
@@ -149,22 +156,23 @@ impl Passwords {
         if let Some(kept) = kept
             && self.inner.right.lock().get(&mark) == Some(&kept.stored_key)
         {
-            return true;
+            return Some(kept.stored_key.clone());
         }
-        let Ok(_hashing) = self.inner.hashing.acquire().await else {
-            return false;
-        };
+        let hashing = Arc::clone(&self.inner.hashing).acquire_owned().await.ok()?;
         let (held, password) = (kept.cloned(), password.to_vec());
-        let checking = tokio::task::spawn_blocking(move || matches(held.as_ref(), &password));
+        let checking = tokio::task::spawn_blocking(move || {
+            // Given back by the thread that hashes, however soon the asker is gone.
+            let _hashing = hashing;
+            matches(held.as_ref(), &password)
+        });
         let right = checking.await.unwrap_or(false);
-        if let (true, Some(kept)) = (right, kept) {
-            let mut known = self.inner.right.lock();
-            if known.len() >= REMEMBERED {
-                known.clear();
-            }
-            known.insert(mark, kept.stored_key.clone());
+        let kept = kept.filter(|_| right)?;
+        let mut known = self.inner.right.lock();
+        if known.len() >= REMEMBERED {
+            known.clear();
         }
-        right
+        known.insert(mark, kept.stored_key.clone());
+        Some(kept.stored_key.clone())
     }
 }
 
@@ -176,4 +184,41 @@ fn matches(kept: Option<&Credential>, password: &[u8]) -> bool {
     let salted = salted(mechanism, password, salt, iterations);
     let stored = hash(mechanism, &hmac(mechanism, &salted, b"Client Key"));
     kept.is_some_and(|kept| stored.ct_eq(&*kept.stored_key).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use futures::FutureExt as _;
+    use trilog_raft::controller::ControllerState;
+
+    use super::*;
+
+    #[test]
+    fn whoever_hangs_up_makes_no_room_for_another_try() {
+        // The one thread that could hash is busy until it is told.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .max_blocking_threads(1)
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let (free, busy) = mpsc::channel::<()>();
+            let occupied = tokio::task::spawn_blocking(move || busy.recv());
+            let (passwords, map) = (Passwords::default(), ControllerState::new().map());
+            for _ in 0..100 {
+                let check = passwords.check(&map, "nobody", b"guess").now_or_never();
+                assert!(check.is_none());
+            }
+            let hashing = &passwords.inner.hashing;
+            assert_eq!(hashing.available_permits(), 0);
+            free.send(()).unwrap();
+            occupied.await.unwrap().unwrap();
+            let all = u32::try_from(HASHING).unwrap();
+            let all = tokio::time::timeout(Duration::from_mins(1), hashing.acquire_many(all));
+            let _all = all.await.unwrap().unwrap();
+        });
+    }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use trilog_raft::controller::{
-    CLUSTER_RESOURCE, ClusterMap, Operation, ResourceKind, USER_PREFIX, Verdict, Who,
+    AclTable, CLUSTER_RESOURCE, ClusterMap, Operation, ResourceKind, USER_PREFIX, Verdict, Who,
 };
 
 use super::password::Passwords;
@@ -19,7 +19,7 @@ pub struct Access {
 }
 
 /// Somebody, and where they come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Identity {
     pub principal: Principal,
     /// The address, as text.
@@ -34,16 +34,21 @@ impl fmt::Display for Identity {
 
 /// What one identity may do, as of one map.
 #[derive(Clone, Copy, Debug)]
-pub struct Rights<'a> {
-    /// None where nobody is asked, and everybody may do everything.
-    asked: Option<Asked<'a>>,
+pub struct Rights<'a>(Extent<'a>);
+
+#[derive(Clone, Copy, Debug)]
+enum Extent<'a> {
+    /// Nobody is asked, and everybody may do everything.
+    All,
+    Nothing,
+    Asked(Asked<'a>),
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Asked<'a> {
     settings: &'a Settings,
     identity: &'a Identity,
-    map: &'a ClusterMap,
+    acls: &'a AclTable,
 }
 
 impl Access {
@@ -73,30 +78,43 @@ impl Access {
         &self.passwords
     }
 
-    /// What somebody may do; `identity` is none only where nobody is asked, or before they were.
+    /// What somebody may do; of whom nothing is known, where that is asked, nothing.
     #[must_use]
-    pub fn rights<'a>(&'a self, identity: &'a Identity, map: &'a ClusterMap) -> Rights<'a> {
-        let asked = self.settings.required.then_some(Asked {
-            settings: &self.settings,
-            identity,
-            map,
-        });
-        Rights { asked }
+    pub fn rights<'a>(&'a self, identity: Option<&'a Identity>, map: &'a ClusterMap) -> Rights<'a> {
+        self.rights_by(identity, map.acls())
+    }
+
+    /// As [`Access::rights`], by these rules.
+    #[must_use]
+    pub fn rights_by<'a>(
+        &'a self,
+        identity: Option<&'a Identity>,
+        acls: &'a AclTable,
+    ) -> Rights<'a> {
+        Rights(match identity {
+            _ if !self.settings.required => Extent::All,
+            None => Extent::Nothing,
+            Some(identity) => Extent::Asked(Asked {
+                settings: &self.settings,
+                identity,
+                acls,
+            }),
+        })
+    }
+
+    /// Whether there is a user who may do everything.
+    #[must_use]
+    pub fn has_super_user(&self, map: &ClusterMap) -> bool {
+        let mut names = self.settings.super_users.iter();
+        names.any(|name| map.user(name).is_some())
     }
 }
 
 impl Rights<'_> {
-    /// Those of everybody where nobody is asked.
-    pub const ALL: Rights<'static> = Rights { asked: None };
-
     #[must_use]
     pub fn may(&self, operation: Operation, kind: ResourceKind, name: &str) -> bool {
-        self.asked.is_none_or(|asked| {
-            asked.is_super() || {
-                let acls = asked.map.acls();
-                asked.settles(acls.judge(asked.who(), operation, kind, name))
-            }
-        })
+        self.0
+            .holds(|asked| asked.acls.judge(asked.who(), operation, kind, name))
     }
 
     #[must_use]
@@ -117,12 +135,8 @@ impl Rights<'_> {
     /// Whether there may be a resource of the kind that they may do this to.
     #[must_use]
     pub fn may_any(&self, operation: Operation, kind: ResourceKind) -> bool {
-        self.asked.is_none_or(|asked| {
-            asked.is_super() || {
-                let acls = asked.map.acls();
-                asked.settles(acls.judge_any(asked.who(), operation, kind))
-            }
-        })
+        self.0
+            .holds(|asked| asked.acls.judge_any(asked.who(), operation, kind))
     }
 
     /// Everything they may do to a resource, as one of Kafka's sets.
@@ -131,6 +145,16 @@ impl Rights<'_> {
         let all = kind.operations().iter();
         let allowed = all.filter(|operation| self.may(**operation, kind, name));
         allowed.fold(0, |set, operation| set | operation.bit())
+    }
+}
+
+impl Extent<'_> {
+    fn holds(&self, judge: impl FnOnce(&Asked<'_>) -> Verdict) -> bool {
+        match self {
+            Self::All => true,
+            Self::Nothing => false,
+            Self::Asked(asked) => asked.is_super() || asked.settles(judge(asked)),
+        }
     }
 }
 
@@ -152,6 +176,32 @@ impl<'a> Asked<'a> {
             Verdict::Allowed => true,
             Verdict::Denied => false,
             Verdict::Unruled => self.settings.allow_unruled,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use trilog_raft::controller::ControllerState;
+
+    use super::*;
+
+    #[test]
+    fn of_whom_nothing_is_known_may_do_nothing_where_that_is_asked() {
+        let map = ControllerState::new().map();
+        for required in [false, true] {
+            let access = Access::new(Settings {
+                required,
+                allow_unruled: true,
+                ..Settings::default()
+            });
+            let rights = access.rights(None, &map);
+            assert_ne!(rights.may_topic(Operation::Read, "t"), required);
+            assert_ne!(
+                rights.may_any(Operation::Write, ResourceKind::Topic),
+                required
+            );
+            assert_eq!(rights.operations(ResourceKind::Topic, "t") == 0, required);
         }
     }
 }

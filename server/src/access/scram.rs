@@ -7,8 +7,11 @@
 //! server-final   v=SIGNATURE
 //! ```
 //!
-//! Whoever is no user gets a salt, too, the same each time and on each node, so that nobody learns
-//! who there is; the exchange then fails at its end. There is no channel binding.
+//! Whoever is no user gets a salt, too, the same each time and on each node, and of a kind that
+//! users have, so that nobody learns who there is; the exchange then fails at its end. There is no
+//! channel binding.
+
+use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -29,6 +32,10 @@ const MAX_NONCE: usize = 1_024;
 pub(super) const NONCE_BYTES: usize = 24;
 /// Bytes of a salt.
 pub(super) const SALT_BYTES: usize = 24;
+/// What Kafka's tools write salts with.
+const DIGITS: &[u8] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+/// Users that are looked at for what credentials look like.
+const SURVEYED: usize = 1_000;
 
 /// The exchange has failed. Nobody is told why: to whoever tries names and passwords all failures
 /// are one.
@@ -116,13 +123,12 @@ impl Scram {
         {
             return Err(Refused("it is to act for somebody else"));
         }
+        // Made for users as well: how long it takes tells nobody who is one.
+        let stand_in = stand_in(self.mechanism, map, &user);
         let kept = map.user(&user);
         let kept = kept.and_then(|kept| kept.credentials.get(&self.mechanism));
         let known = kept.is_some();
-        let credential = match kept {
-            Some(credential) => credential.clone(),
-            None => stand_in(self.mechanism, map.secret(), &user),
-        };
+        let credential = kept.cloned().unwrap_or(stand_in);
         let nonce = format!("{}{ours}", first.nonce);
         let salt = STANDARD.encode(&credential.salt);
         let server_first = format!("r={nonce},s={salt},i={}", credential.iterations);
@@ -233,14 +239,72 @@ fn unescape(name: &str) -> Result<String, Refused> {
     Ok(out)
 }
 
+/// What is seen of a credential in an exchange, but for the salt itself: it tells what made it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Shape {
+    salt_len: usize,
+    /// The salt is written in digits and small letters, as by Kafka's tools.
+    digits: bool,
+    iterations: u32,
+}
+
+impl Shape {
+    const OURS: Self = Self {
+        salt_len: SALT_BYTES,
+        digits: false,
+        iterations: ITERATIONS,
+    };
+
+    fn of(credential: &Credential) -> Self {
+        let mut salt = credential.salt.iter();
+        Self {
+            salt_len: credential.salt.len(),
+            digits: salt.all(|byte| DIGITS.contains(byte)),
+            iterations: credential.iterations,
+        }
+    }
+
+    /// One that is as frequent among those who are no users as it is among users. A name keeps its
+    /// own while users come and go, but for few: each shape draws by name, and the least draw has it.
+    fn drawn(mechanism: Mechanism, map: &ClusterMap, user: &str) -> Self {
+        let mut counts: BTreeMap<Self, u32> = BTreeMap::new();
+        for user in map.users().take(SURVEYED) {
+            if let Some(credential) = user.credentials.get(&mechanism) {
+                *counts.entry(Self::of(credential)).or_default() += 1;
+            }
+        }
+        let draw = |shape: &Self, count: u32| {
+            let text = format!("{shape:?} {user}");
+            let drawn = hmac(mechanism, map.secret(), text.as_bytes());
+            let drawn: [u8; 4] = drawn.first_chunk().copied().unwrap_or_default();
+            let even = (f64::from(u32::from_be_bytes(drawn)) + 0.5) / 2_f64.powi(32);
+            -even.ln() / f64::from(count)
+        };
+        let draws = counts
+            .into_iter()
+            .map(|(shape, count)| (draw(&shape, count), shape));
+        let least = draws.min_by(|(one, _), (other, _)| one.total_cmp(other));
+        least.map_or(Self::OURS, |(_, shape)| shape)
+    }
+}
+
 /// What somebody who is no user is held against: it looks like a user's, and nothing proves it.
-fn stand_in(mechanism: Mechanism, secret: &[u8], user: &str) -> Credential {
-    let mut salt = hmac(mechanism, secret, user.as_bytes());
-    salt.truncate(SALT_BYTES);
+fn stand_in(mechanism: Mechanism, map: &ClusterMap, user: &str) -> Credential {
+    let shape = Shape::drawn(mechanism, map, user);
+    let block = |nth: u8| {
+        let named = [user.as_bytes(), &[0, nth]].concat();
+        hmac(mechanism, map.secret(), &named)
+    };
+    let mut salt: Vec<u8> = (0..=u8::MAX).flat_map(block).take(shape.salt_len).collect();
+    if shape.digits {
+        for byte in &mut salt {
+            *byte = DIGITS[usize::from(*byte) % DIGITS.len()];
+        }
+    }
     Credential {
         mechanism: mechanism.into(),
         salt: salt.into(),
-        iterations: ITERATIONS,
+        iterations: shape.iterations,
         stored_key: vec![0; mechanism.key_len()].into(),
         server_key: vec![0; mechanism.key_len()].into(),
     }

@@ -5,19 +5,24 @@
 //! answered after a pause.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use metrics::counter;
+use tokio::time::{Instant, timeout, timeout_at};
 use tonic::body::Body;
 use tonic::codegen::http;
 use tonic::transport::server::TcpConnectInfo;
 use tonic::{Request, Status};
-use trilog_raft::controller::{CLUSTER_RESOURCE, Operation, ResourceKind};
+use trilog_raft::controller::{
+    ACCESS_LEVEL, CLUSTER_RESOURCE, ClusterMap, Operation, ResourceKind,
+};
 use trilog_wire::v1::{Error, ErrorCode};
 
 use super::{Api, DIALECT};
-use crate::access::{Access, FAILURE_DELAY, Identity, principal};
+use crate::access::{Access, Identity, PATIENCE, pause, principal};
 use crate::cluster::Cluster;
 
 /// The longest header that is looked at.
@@ -114,39 +119,74 @@ impl Door {
         let Some(asking) = &self.0 else {
             return Ok(());
         };
+        let since = Instant::now();
+        let map = asking.cluster.map();
+        if map.level() < ACCESS_LEVEL {
+            return Err(levelled(&map).into());
+        }
         let Some((user, password)) = credentials(request) else {
             return Err(refused("this cluster asks who you are").into());
         };
-        let map = asking.cluster.map();
         let passwords = asking.access.passwords();
-        let right = passwords.check(&map, &user, password.as_bytes()).await;
-        let state = if right { "success" } else { "failure" };
+        let checking = passwords.check(&map, &user, password.as_bytes());
+        let Ok(right) = timeout(PATIENCE, checking).await else {
+            let text = "too many passwords are being looked at";
+            return Err(Error::new(ErrorCode::Overloaded, text).into());
+        };
+        let state = if right.is_some() {
+            "success"
+        } else {
+            "failure"
+        };
         counter!(
             "trilog_authentications_total",
             "dialect" => DIALECT, "op" => "PLAIN", "state" => state
         )
         .increment(1);
-        if !right {
-            tokio::time::sleep(FAILURE_DELAY).await;
+        let Some(key) = right else {
+            pause(since).await;
             return Err(refused("the user or the password is wrong").into());
-        }
+        };
         let peer = request.extensions().get::<TcpConnectInfo>();
-        let peer = peer.and_then(TcpConnectInfo::remote_addr);
-        let host = peer.map_or_else(String::new, |peer| peer.ip().to_canonical().to_string());
+        // Rules may be about where somebody comes from, so that has to be known.
+        let Some(peer) = peer.and_then(TcpConnectInfo::remote_addr) else {
+            return Err(refused("it is not known where you come from").into());
+        };
         let identity = Identity {
             principal: principal(&user),
-            host: host.into(),
+            host: peer.ip().to_canonical().to_string().into(),
         };
         if !has_checks(request.uri().path()) {
-            let rights = asking.access.rights(&identity, &map);
+            let rights = asking.access.rights(Some(&identity), &map);
             if !rights.may_cluster(Operation::All) {
                 let text = "this call is for whoever may do everything to the cluster";
                 return Err(Error::new(ErrorCode::PermissionDenied, text).into());
             }
         }
-        request.extensions_mut().insert(Arc::new(identity));
+        let lifetime = asking.access.session_lifetime();
+        let admission = Admission {
+            identity,
+            user,
+            key,
+            lifetime,
+            until: lifetime.and_then(|lifetime| since.checked_add(lifetime)),
+        };
+        request.extensions_mut().insert(Arc::new(admission));
         Ok(())
     }
+}
+
+/// To whom the way in is closed for everybody: of a cluster without users nobody can be one.
+fn levelled(map: &ClusterMap) -> Error {
+    let text = format!(
+        "this cluster asks who you are and has no users yet: it is at feature level {}, users come \
+         with {ACCESS_LEVEL}",
+        map.level()
+    );
+    Error::new(ErrorCode::Unauthenticated, text).with_hint(
+        "start a node with access.authentication = \"none\", run `trilog cluster upgrade` through \
+         it, then ask again",
+    )
 }
 
 fn refused(text: &str) -> Error {
@@ -171,21 +211,97 @@ fn credentials(request: &http::Request<Body>) -> Option<(String, String)> {
     Some((user.to_owned(), password.to_owned()))
 }
 
+/// How somebody was let in.
+struct Admission {
+    identity: Identity,
+    user: String,
+    /// What their password was right for.
+    key: Bytes,
+    /// How long that lets them stay, and until when that is.
+    lifetime: Option<Duration>,
+    until: Option<Instant>,
+}
+
+/// The key is for nobody's eyes.
+impl std::fmt::Debug for Admission {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Admission").field(&self.identity).finish()
+    }
+}
+
+impl Admission {
+    /// Whether whoever was let in would be let in again, and has not stayed for as long as they may.
+    fn check(&self, map: &ClusterMap) -> Result<(), Error> {
+        let user = map.user(&self.user);
+        let keys = user.map(|user| user.credentials.values());
+        let mut keys = keys.into_iter().flatten().map(|kept| &kept.stored_key);
+        if !keys.any(|key| *key == self.key) {
+            return Err(refused("the user is gone, or has another password now"));
+        }
+        match (self.until, self.lifetime) {
+            (Some(until), Some(lifetime)) if Instant::now() >= until => {
+                let text = format!("a call may go on for {lifetime:?} here: begin another");
+                Err(Error::new(ErrorCode::SessionOver, text))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Whoever calls, as far as the door knows.
 #[derive(Clone, Debug)]
-pub(super) struct Caller(Option<Arc<Identity>>);
+pub(super) struct Caller(Option<Arc<Admission>>);
 
 impl Caller {
     pub(super) fn of<T>(request: &Request<T>) -> Self {
-        Self(request.extensions().get::<Arc<Identity>>().cloned())
+        Self(request.extensions().get::<Arc<Admission>>().cloned())
     }
 
     pub(super) fn is_known(&self) -> bool {
         self.0.is_some()
     }
+
+    fn identity(&self) -> Option<&Identity> {
+        self.0.as_ref().map(|admission| &admission.identity)
+    }
 }
 
 impl Api {
+    /// Whether the caller of a stream may go on with it: removed users may not, nor those who were
+    /// given another password, nor who came longer ago than a session lasts.
+    pub(super) fn check_admission(&self, caller: &Caller) -> Result<(), Error> {
+        let admission = caller.0.as_ref();
+        admission.map_or(Ok(()), |admission| admission.check(&self.cluster.map()))
+    }
+
+    /// Waits until the caller may not go on, and says why.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost if the future is dropped.
+    pub(super) async fn until_over(&self, caller: &Caller) -> Error {
+        let Some(admission) = &caller.0 else {
+            return std::future::pending().await;
+        };
+        let mut changes = self.cluster.changes();
+        loop {
+            changes.borrow_and_update();
+            if let Err(over) = admission.check(&self.cluster.map()) {
+                return over;
+            }
+            let changed = async {
+                // A node that goes down closes its streams itself.
+                if changes.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            };
+            match admission.until {
+                Some(until) => drop(timeout_at(until, changed).await),
+                None => changed.await,
+            }
+        }
+    }
+
     pub(super) fn may(
         &self,
         caller: &Caller,
@@ -193,15 +309,10 @@ impl Api {
         kind: ResourceKind,
         name: &str,
     ) -> bool {
-        if !self.access.is_required() {
-            return true;
-        }
         let map = self.cluster.map();
-        let identity = caller.0.as_ref();
-        identity.is_some_and(|identity| {
-            let rights = self.access.rights(identity, &map);
-            rights.may(operation, kind, name)
-        })
+        self.access
+            .rights(caller.identity(), &map)
+            .may(operation, kind, name)
     }
 
     /// Whether there may be a resource of the kind that the caller may do this to.
@@ -211,15 +322,10 @@ impl Api {
         operation: Operation,
         kind: ResourceKind,
     ) -> bool {
-        if !self.access.is_required() {
-            return true;
-        }
         let map = self.cluster.map();
-        let identity = caller.0.as_ref();
-        identity.is_some_and(|identity| {
-            let rights = self.access.rights(identity, &map);
-            rights.may_any(operation, kind)
-        })
+        self.access
+            .rights(caller.identity(), &map)
+            .may_any(operation, kind)
     }
 
     fn check(

@@ -40,6 +40,8 @@ impl Fetch for Api {
     ) -> Result<Response<Self::FetchStream>, Status> {
         let caller = Caller::of(&request);
         let request = request.into_inner();
+        // Rules that come while the rest is looked up are looked at before the first record.
+        let version = *self.cluster.changes().borrow();
         self.check_topic(&caller, Operation::Read, &request.topic)?;
         let meant = errors::topic_id(request.topic_id.as_deref())?;
         let topic = self.cluster.topic_meant(&request.topic, meant).await;
@@ -59,7 +61,7 @@ impl Fetch for Api {
             granted: Granted {
                 caller,
                 topic: request.topic,
-                version: *self.cluster.changes().borrow(),
+                version,
             },
             meter: ApiMeter::new(DIALECT, "fetch"),
             api: self.clone(),
@@ -208,12 +210,13 @@ impl Reader {
         }
     }
 
-    /// Rights may be taken away while a stream goes on.
+    /// Rights may be taken away while a stream goes on, and whoever has them.
     fn still_granted(&mut self) -> Result<(), Error> {
         let granted = &mut self.granted;
         if !granted.caller.is_known() {
             return Ok(());
         }
+        self.api.check_admission(&granted.caller)?;
         let version = *self.api.cluster.changes().borrow();
         if version != granted.version {
             granted.version = version;
@@ -236,13 +239,14 @@ impl Reader {
     }
 
     /// Waits for records beyond those read, until it is time for a sign of life, or until this
-    /// node leads the partition no more.
+    /// node leads the partition no more or the caller may not go on.
     async fn wait(&self) {
         let mut leadership = self.partition.leadership();
         tokio::select! {
             biased;
             () = self.partition.wait_stable_past(self.next, self.max_wait) => {}
             _ = leadership.wait_for(|now| !now.ready) => {}
+            _ = self.api.until_over(&self.granted.caller) => {}
         }
     }
 

@@ -48,7 +48,14 @@ impl Groups for Api {
         let group = request.into_inner().group;
         self.check_group(&caller, Operation::Describe, &group)?;
         let surveyed = self.coordinator.survey(&group).await;
-        let (described, places) = surveyed.map_err(|error| self.group_error(&group, &error))?;
+        let (described, mut places) = surveyed.map_err(|error| self.group_error(&group, &error))?;
+        // Who may know of a group need not know of all that it reads.
+        let mut seen: BTreeMap<String, bool> = BTreeMap::new();
+        places.retain(|place| {
+            let topic = &place.topic;
+            let may = || self.may(&caller, Operation::Describe, ResourceKind::Topic, topic);
+            *seen.entry(topic.clone()).or_insert_with(may)
+        });
         Ok(Response::new(DescribeGroupResponse {
             generation: described.generation,
             protocol: described.protocol,
@@ -105,6 +112,9 @@ impl Groups for Api {
         let caller = Caller::of(&request);
         let DeleteOffsetsRequest { group, topics } = request.into_inner();
         self.check_group(&caller, Operation::Delete, &group)?;
+        for topic in &topics {
+            self.check_topic(&caller, Operation::Read, &topic.topic)?;
+        }
         let failed = |error: GroupError| self.group_error(&group, &error);
         self.coordinator.check_used().await.map_err(failed)?;
         let meant = self.offsets_of(&group, topics).await.map_err(failed)?;

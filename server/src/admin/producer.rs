@@ -210,12 +210,20 @@ impl ProduceStream {
     async fn run(mut self, mut requests: Streaming<ProduceRequest>) {
         let mut pending = FuturesUnordered::new();
         let mut open = true;
+        let (api, caller) = (self.api.clone(), self.caller.clone());
+        let mut over = std::pin::pin!(api.until_over(&caller));
+        let mut last_word = None;
         while open || !pending.is_empty() {
             // A sender that outruns the log is not read from: its bytes stay in its own buffers.
             let reading = open && self.inflight_bytes < self.api.limits.inflight_bytes;
             let answered = tokio::select! {
                 biased;
                 Some(done) = pending.next(), if !pending.is_empty() => self.answer(done).await,
+                why = &mut over, if open => {
+                    // What is on its way is answered yet.
+                    (open, last_word) = (false, Some(why));
+                    true
+                }
                 request = requests.next(), if reading => {
                     let request = match request {
                         Some(Ok(request)) => request,
@@ -242,6 +250,10 @@ impl ProduceStream {
             if !answered {
                 return;
             }
+        }
+        if let Some(error) = last_word {
+            self.meter.refused(errors::reason(&error));
+            drop(self.answers.send(Err(error.into())).await);
         }
     }
 

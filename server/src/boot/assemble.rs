@@ -20,7 +20,7 @@ use trilog_storage::env::{Clock, Entropy};
 use trilog_storage::kv::Kv;
 use trilog_storage::store::Store;
 
-use super::first_admin;
+use super::first_admin::FirstAdmin;
 use super::ground::Ground;
 use super::joining;
 use crate::access::{Access, Settings as AccessSettings};
@@ -97,9 +97,16 @@ impl Server {
         let mut config = config.clone();
         // The port that was bound is the one to tell others of, where any was asked for.
         config.listen.kafka = listeners.kafka.local_addr()?;
+        let first_admin = FirstAdmin::read(&config)?;
         let ground = Ground::open(&config, listeners.peer).await?;
         let server = Box::pin(Self::start_on(&config, ground)).await?;
-        first_admin::make(&config, &server.cluster).await?;
+        if let Some(admin) = first_admin {
+            let making = admin.make(server.cluster.clone(), server.access.clone());
+            let stop = server.stop.clone();
+            server.tasks.spawn(async move {
+                stop.run_until_cancelled(making).await;
+            });
+        }
         server.run_api(&config, listeners.grpc);
         server.run_kafka(&config, listeners.kafka);
         Ok(server)
@@ -174,8 +181,10 @@ impl Server {
             leaders: Leaders::default(),
             liveness: Liveness::new(node.heartbeats().clone()),
         });
+        let access = access(config);
         let coordinator = Coordinator::new(
             cluster.clone(),
+            access.clone(),
             group_settings(config),
             Arc::clone(&clock),
             Entropy::from_seed(entropy.next_u64()),
@@ -196,7 +205,7 @@ impl Server {
             coordinator,
             lag: LagMeter::default(),
             transactions,
-            access: access(config),
+            access,
             uring_fallback,
             timekeeper: Timekeeper::new(steady, config.raft.clock_skew_max.get()),
             requests: RequestMemory::new(config.limits.request_memory.as_usize()),

@@ -1,7 +1,9 @@
 //! What a node stands on before it knows its cluster: its log and view state, its links, its
 //! clock, and the identity its data directory gives it.
 
+use std::fs::DirBuilder;
 use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -17,7 +19,7 @@ use trilog_storage::log::StoreConfig;
 use trilog_storage::store::{OpenReport, Store};
 
 use crate::cluster::{Identity, PeerFile, check_recovered};
-use crate::config::{Config, IoChoice};
+use crate::config::{Authentication, Config, IoChoice};
 
 /// What a node takes from the machine it runs on.
 #[derive(Clone, Debug)]
@@ -56,8 +58,7 @@ impl Footing {
     /// is set aside, and the identity with it.
     pub async fn find(config: &Config, surroundings: Surroundings) -> anyhow::Result<Self> {
         let dir = &config.node.data_dir;
-        std::fs::create_dir_all(dir)
-            .with_context(|| format!("creating the data directory {}", dir.display()))?;
+        make_private(dir)?;
         let number = NodeId(config.node.id);
         let Surroundings {
             backend,
@@ -131,8 +132,16 @@ impl Ground {
     /// Opens the data directory and the peer port of a real machine.
     pub(super) async fn open(config: &Config, peer: SocketAddr) -> anyhow::Result<Self> {
         let dir = &config.node.data_dir;
-        std::fs::create_dir_all(dir)
-            .with_context(|| format!("creating the data directory {}", dir.display()))?;
+        make_private(dir)?;
+        if config.access.authentication == Authentication::Required
+            && let Some(mode) = mode_for_others(dir)
+        {
+            warn!(
+                dir = %dir.display(),
+                "others than its owner may use the data directory (mode {mode:o}), where records \
+                 are, and what is kept of passwords: chmod 700 it"
+            );
+        }
         let probe = Backend::probe(choice(config.storage.io), dir)
             .context("storage.io = \"uring\" was asked for")?;
         if let Some(reason) = &probe.refusal {
@@ -161,6 +170,21 @@ impl Ground {
             ..Self::new(footing, kv, transport, dir)
         })
     }
+}
+
+/// Makes the data directory, unless it is there: for its owner alone, for everything is in it.
+fn make_private(dir: &Path) -> anyhow::Result<()> {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true).mode(0o700);
+    builder
+        .create(dir)
+        .with_context(|| format!("creating the data directory {}", dir.display()))
+}
+
+/// The mode of a directory that others than its owner may use.
+fn mode_for_others(dir: &Path) -> Option<u32> {
+    let mode = std::fs::metadata(dir).ok()?.mode() & 0o777;
+    (mode & 0o077 != 0).then_some(mode)
 }
 
 /// The replica of the controller group, which is on this disk if the node ever took part.
@@ -241,5 +265,25 @@ pub(super) fn store_config(config: &Config, identity: &Identity) -> StoreConfig 
         compaction_memory: storage.compaction_memory.as_usize(),
         residents: residents(identity),
         ..defaults
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_data_directory_is_made_for_its_owner_and_others_are_told_of() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("a").join("b");
+        make_private(&dir).unwrap();
+        assert_eq!(mode_for_others(&dir), None);
+        assert_eq!(std::fs::metadata(&dir).unwrap().mode() & 0o777, 0o700);
+        let open = std::fs::Permissions::from_mode(0o750);
+        std::fs::set_permissions(&dir, open).unwrap();
+        make_private(&dir).unwrap();
+        assert_eq!(mode_for_others(&dir), Some(0o750), "it is left as it is");
     }
 }

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::cluster::{
     Applicant, Cluster, ControllerHandle, ControllerView, Identity, Membership, ProposeError,
 };
-use crate::config::Config;
+use crate::config::{Authentication, Config};
 
 /// The founder's replica of the controller group.
 const FOUNDING_INCARNATION: u32 = 1;
@@ -191,6 +191,7 @@ fn registration(config: &Config, identity: &Identity) -> RegisterNode {
         max_level: BUILD_LEVEL,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         cluster: cluster.unwrap_or_default(),
+        asks: Some(config.access.authentication == Authentication::Required),
     }
 }
 

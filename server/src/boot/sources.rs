@@ -6,6 +6,7 @@ use std::time::Duration;
 use metrics::{counter, gauge};
 use trilog_model::Timestamp;
 use trilog_raft::NodeStats;
+use trilog_raft::controller::ClusterMap;
 use trilog_raft::controller::commands::TopicKind;
 use trilog_storage::histogram::{BOUNDS, Durations};
 
@@ -97,6 +98,10 @@ impl Server {
         health.must_be_ready("partitions", move || leaders_known(&cluster));
         let cluster = self.cluster.clone();
         health.note("transactions", move || few_to_remember(unsettled(&cluster)));
+        let cluster = self.cluster.clone();
+        health.note("authentication", move || {
+            same_authentication(&cluster.map())
+        });
         let cluster = self.cluster.clone();
         health.note("recovery", move || losses_accepted(&cluster));
     }
@@ -292,6 +297,25 @@ fn publish_cluster(cluster: &Cluster) {
     let map = cluster.map();
     gauge!("trilog_losses_accepted").set(as_f64(map.losses().len() as u64));
     gauge!("trilog_feature_level").set(f64::from(map.level()));
+    let differs = same_authentication(&map).is_err();
+    gauge!("trilog_authentication_differs").set(f64::from(u8::from(differs)));
+}
+
+/// A node that asks nobody is a way round those that do.
+fn same_authentication(map: &ClusterMap) -> Result<(), String> {
+    let members = map.nodes().filter(|node| node.is_member());
+    let (asking, open): (Vec<_>, Vec<_>) = members
+        .filter_map(|node| Some((node.id.to_string(), node.asks?)))
+        .partition(|(_, asks)| *asks);
+    if asking.is_empty() || open.is_empty() {
+        return Ok(());
+    }
+    let open: Vec<String> = open.into_iter().map(|(node, _)| node).collect();
+    Err(format!(
+        "node {} asks nobody who they are, though others do: give all the same \
+         access.authentication",
+        open.join(", ")
+    ))
 }
 
 fn leaders_known(cluster: &Cluster) -> Result<(), String> {
@@ -403,6 +427,10 @@ fn as_f64(count: u64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use trilog_raft::controller::commands::{Bootstrap, Command, RegisterNode};
+    use trilog_raft::controller::{BUILD_LEVEL, ControllerState};
+
     use super::*;
 
     #[test]
@@ -446,5 +474,45 @@ mod tests {
         assert_eq!(total(&many["trilog_group_rebalances_total"]), all * 2);
         let hidden = 5 + all * 3 - MAX_GROUP_TOPICS as u64;
         assert_eq!(total(&many["trilog_group_series_hidden"]), hidden);
+    }
+
+    #[test]
+    fn nodes_that_ask_nobody_beside_others_that_do_are_named() {
+        let node = |number: u8, asks: Option<bool>| RegisterNode {
+            node: number.into(),
+            identity: Bytes::from(vec![number; 16]),
+            min_level: 1,
+            max_level: BUILD_LEVEL,
+            asks,
+            ..RegisterNode::default()
+        };
+        let check = |asks: [Option<bool>; 3], named: Option<&str>| {
+            let mut state = ControllerState::new();
+            let bootstrap = Command::Bootstrap(Bootstrap {
+                cluster: Bytes::from_static(&[9; 16]),
+                node: node(1, asks[0]),
+                level: BUILD_LEVEL,
+            });
+            state.carry_out(&bootstrap, Timestamp(1)).unwrap();
+            for (number, asks) in [(2, asks[1]), (3, asks[2])] {
+                let register = Command::RegisterNode(node(number, asks));
+                state.carry_out(&register, Timestamp(1)).unwrap();
+            }
+            // What nodes have said outlives a snapshot.
+            let state = ControllerState::from_snapshot(&state.snapshot()).unwrap();
+            let found = same_authentication(&state.map());
+            match named {
+                None => assert_eq!(found, Ok(())),
+                Some(node) => {
+                    let (said, begins) = (found.unwrap_err(), format!("node {node} asks nobody"));
+                    assert!(said.starts_with(&begins), "{said}");
+                }
+            }
+        };
+        check([Some(true); 3], None);
+        check([Some(false); 3], None);
+        check([Some(true), None, Some(true)], None);
+        check([Some(true), Some(false), None], Some("2"));
+        check([Some(false), Some(true), Some(false)], Some("1, 3"));
     }
 }

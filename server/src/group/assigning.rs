@@ -9,7 +9,7 @@ use trilog_raft::controller::CONSUMERS_LEVEL;
 use trilog_raft::controller::commands::TopicKind;
 
 use super::classic::{ID_SUFFIX, new_id};
-use super::consumer::{Around, Catalogue};
+use super::consumer::{Around, Catalogue, Sight};
 use super::lead::{Commit, ConsumerStore as Store};
 use super::types::{ConsumerBeat, ConsumerDescription, Given};
 use super::{Coordinator, GroupError, Handle, check_id};
@@ -107,7 +107,7 @@ impl Coordinator {
         }
     }
 
-    /// The topics there are, as of this node's map.
+    /// The topics there are, and who may know of which, as of this node's map.
     pub(super) fn catalogue(&self) -> Arc<Catalogue> {
         let map = self.inner.cluster.map();
         let mut known = self.inner.catalogue.lock();
@@ -124,8 +124,13 @@ impl Coordinator {
             let version = map.version();
             *seen = version;
             // Most changes of the map are of other things.
-            if topics != known.topics {
-                *known = Arc::new(Catalogue { version, topics });
+            if topics != known.topics || known.sight.is_older(map.acls()) {
+                let sight = Sight::new(&self.inner.access, map.acls());
+                *known = Arc::new(Catalogue {
+                    version,
+                    topics,
+                    sight,
+                });
             }
         }
         Arc::clone(known)

@@ -20,6 +20,7 @@ mod assign;
 mod members;
 mod patterns;
 mod reconcile;
+mod sight;
 mod size;
 #[cfg(test)]
 mod tests;
@@ -40,7 +41,9 @@ use crate::view::group::command::{ConsumerRecord, TopicParts, TopicSize};
 pub(super) use assign::Assignor;
 use assign::{Part, Sizes, Taker};
 use members::Member;
-use patterns::Patterns;
+pub(super) use members::viewer_len;
+use patterns::{Patterns, Wanted};
+pub(super) use sight::Sight;
 use size::{MAX_ASKED, MAX_STORED, Size};
 
 /// The epoch a member joins with.
@@ -50,11 +53,12 @@ const LEAVES: i32 = -1;
 /// A named member leaves, to come back.
 const LEAVES_TO_RETURN: i32 = -2;
 
-/// The topics of the cluster that consumers may subscribe to.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// The topics of the cluster that consumers may subscribe to, and who may know of which.
+#[derive(Debug, Default)]
 pub(super) struct Catalogue {
     pub(super) version: u64,
     pub(super) topics: BTreeMap<String, (TopicId, u32)>,
+    pub(super) sight: Sight,
 }
 
 /// What a call on a group may use.
@@ -112,11 +116,20 @@ impl Wishes {
         })
     }
 
-    /// Whether other topics are wanted than before.
-    fn moves(&self, member: &Member) -> bool {
+    /// Whether other topics are wanted than before. Another user may know of others.
+    fn moves(&self, member: &Member, beat: &ConsumerBeat) -> bool {
         let topics = self.topics.as_ref();
         topics.is_some_and(|topics| *topics != member.topics)
             || self.regex.differs(member.regex.as_ref())
+            || member.regex.is_some() && member.viewer != beat.viewer
+    }
+
+    /// The pattern that is wanted from now on.
+    fn regex<'a>(&'a self, before: Option<&'a Member>) -> Option<&'a str> {
+        match &self.regex {
+            Wish::AsBefore => before.and_then(|member| member.regex.as_deref()),
+            Wish::Now(regex) => regex.as_deref(),
+        }
     }
 }
 
@@ -191,10 +204,6 @@ impl ConsumerGroup {
                 group.instances.insert(instance, record.id.clone());
             }
             let member = Member::load(record, now, settings);
-            member
-                .regex
-                .iter()
-                .for_each(|text| group.patterns.load(text));
             group.members.insert(record.id.clone(), member);
         }
         group.measure();
@@ -263,12 +272,16 @@ impl ConsumerGroup {
                 // What is wrong with it shows before anything has changed.
                 let wishes = Wishes::read(beat)?;
                 let seat = self.seat(beat, &wishes)?;
-                if let Wish::Now(Some(text)) = &wishes.regex {
-                    let members = self.members.values();
-                    let used = members.filter_map(|member| member.regex.as_deref());
-                    self.patterns.learn(text, used, around.catalogue)?;
+                let used = self.members.values().filter_map(Member::pattern);
+                self.patterns.refresh(used.clone(), around.catalogue);
+                let before = match &seat {
+                    Seat::Inherits(holder) => self.members.get(holder),
+                    Seat::New | Seat::Present | Seat::Returns => self.members.get(&beat.member),
+                };
+                if let Some(text) = wishes.regex(before) {
+                    let wanted = (text, beat.viewer.as_deref());
+                    self.patterns.learn(wanted, used, around.catalogue)?;
                 }
-                self.patterns.refresh(around.catalogue);
                 let differs = self.check_room(&seat, beat, &wishes, around)?;
                 self.take_seat(seat, beat, around);
                 self.take_wishes(beat, wishes, around);
@@ -338,7 +351,7 @@ impl ConsumerGroup {
         if before.is_none() && self.members.len() >= around.settings.members_max {
             return Err(GroupError::GroupFull);
         }
-        let moves = before.is_none_or(|member| wishes.moves(member));
+        let moves = before.is_none_or(|member| wishes.moves(member, beat));
         if moves || matches!(seat, Seat::Inherits(_)) {
             let size = self.size_with(beat, wishes, before, others, around.catalogue);
             if size.stored > MAX_ASKED.max(self.size.stored) {
@@ -368,22 +381,22 @@ impl ConsumerGroup {
         let topics = topics
             .or(before.map(|member| &member.topics))
             .unwrap_or(&none);
-        let regex = match &wishes.regex {
-            Wish::AsBefore => before.and_then(|member| member.regex.as_deref()),
-            Wish::Now(regex) => regex.as_deref(),
-        };
+        let regex = wishes.regex(before);
         let others = self.members.iter().filter(|(id, _)| *id != left_out);
         let texts = others.clone().map(|(id, member)| member.texts(id));
         let texts = texts.sum::<usize>() + beat.names() + members::wishes(topics, regex);
         let names = others.clone().flat_map(|(_, member)| &member.topics);
         let regexes = others
             .clone()
-            .filter_map(|(_, member)| member.regex.as_deref());
-        let regexes: BTreeSet<&str> = regexes.chain(regex).collect();
+            .filter_map(|(_, member)| Member::pattern(member));
+        let own = regex.map(|text| (text, beat.viewer.as_deref()));
+        let regexes: BTreeSet<Wanted<'_>> = regexes.chain(own).collect();
         let named = names
             .chain(topics)
             .filter_map(|name| catalogue.topics.get(name));
-        let matched = regexes.iter().flat_map(|text| self.patterns.matching(text));
+        let matched = regexes
+            .iter()
+            .flat_map(|wanted| self.patterns.matching(*wanted, catalogue));
         let wanted: BTreeSet<TopicId> = named.map(|(id, _)| *id).chain(matched.copied()).collect();
         let sizes = sizes_of(&wanted, catalogue);
         let size = Size::of(texts, others.count() + 1, &sizes);
@@ -429,6 +442,13 @@ impl ConsumerGroup {
         if let Wish::Now(regex) = wishes.regex {
             member.regex = regex;
         }
+        // Who names its topics has been held against the rules.
+        let viewer = member.regex.is_some().then(|| beat.viewer.clone());
+        let viewer = viewer.flatten();
+        if member.viewer != viewer {
+            member.viewer = viewer;
+            self.version += 1;
+        }
         if let Wish::Now(assignor) = wishes.assignor {
             member.assignor = assignor;
         }
@@ -454,16 +474,18 @@ impl ConsumerGroup {
         if !wants_changed && seen == self.seen {
             return;
         }
-        self.patterns.refresh(catalogue);
+        let used = self.members.values().filter_map(Member::pattern);
+        self.patterns.refresh(used, catalogue);
+        let moved = self.patterns.take_moved();
         let members = self.members.values();
         let wishes = members.map(|member| member.wanted(&self.patterns, catalogue));
         let wishes: Vec<BTreeSet<TopicId>> = wishes.collect();
         let wanted: BTreeSet<TopicId> = wishes.iter().flatten().copied().collect();
         let sizes = self.bounded(sizes_of(&wanted, catalogue));
-        if !wants_changed && sizes == self.sizes {
+        if !wants_changed && !moved && sizes == self.sizes {
             return;
         }
-        self.assignor = self.preferred();
+        let assignor = self.preferred();
         let targets = {
             let members = self.members.values().zip(&wishes);
             let members = members.map(|(member, topics)| Taker {
@@ -471,16 +493,20 @@ impl ConsumerGroup {
                 before: &member.target,
             });
             let members: Vec<Taker<'_>> = members.collect();
-            self.assignor.assign(&sizes, &members)
+            assignor.assign(&sizes, &members)
         };
+        let before = self.members.values().map(|member| &member.target);
+        if !wants_changed && sizes == self.sizes && before.eq(&targets) {
+            return;
+        }
+        self.assignor = assignor;
         for (member, target) in self.members.values_mut().zip(targets) {
             member.target = target;
         }
         self.sizes = sizes;
         self.epoch += 1;
-        let members = self.members.values();
-        let used = members.filter_map(|member| member.regex.as_deref());
-        self.patterns.keep(used);
+        let used = self.members.values().filter_map(Member::pattern);
+        self.patterns.keep(used, catalogue);
         self.measure();
         self.changed();
     }
@@ -609,10 +635,12 @@ impl ConsumerGroup {
         if members.any(|member| member.topics.contains(topic)) {
             return true;
         }
-        let regexes = self.members.values();
-        let regexes: BTreeSet<&str> = regexes.filter_map(|m| m.regex.as_deref()).collect();
+        let regexes = self.members.values().filter_map(Member::pattern);
+        let regexes: BTreeSet<Wanted<'_>> = regexes.collect();
+        let sight = &catalogue.sight;
+        let sees = |member| sight.sees(&sight.viewer(member), topic);
         let mut regexes = regexes.into_iter();
-        known && regexes.any(|text| patterns::matches(text, topic))
+        known && regexes.any(|(text, member)| sees(member) && patterns::matches(text, topic))
     }
 
     pub(super) fn describe(&self, group: &str) -> ConsumerDescription {

@@ -45,11 +45,12 @@ pub use types::{
     TransactionCommit,
 };
 
+use crate::access::Access;
 use crate::cluster::Cluster;
 use crate::partition::Partition;
 use crate::view::group::MAX_NAME;
 use classic::{Ctx, Group, ID_SUFFIX, Then};
-use consumer::Catalogue;
+use consumer::{Catalogue, Sight};
 use lead::{Lead, Sent, Tools};
 
 /// How soon it is tried again to commit that a group has lost its members.
@@ -65,6 +66,7 @@ pub struct Coordinator {
 
 struct Inner {
     cluster: Cluster,
+    access: Access,
     settings: Settings,
     clock: Arc<dyn Clock>,
     entropy: Entropy,
@@ -99,18 +101,24 @@ impl Coordinator {
     #[must_use]
     pub fn new(
         cluster: Cluster,
+        access: Access,
         settings: Settings,
         clock: Arc<dyn Clock>,
         entropy: Entropy,
     ) -> Self {
+        let known = Catalogue {
+            sight: Sight::new(&access, &Arc::default()),
+            ..Catalogue::default()
+        };
         let inner = Inner {
             cluster,
+            access,
             settings,
             clock,
             entropy,
             leads: Mutex::default(),
             sooner: Notify::new(),
-            catalogue: Mutex::default(),
+            catalogue: Mutex::new((0, Arc::new(known))),
         };
         Self {
             inner: Arc::new(inner),

@@ -1,6 +1,7 @@
 //! Questions to a coordinator and its answers, as any dialect may put them.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,6 +9,8 @@ use trilog_model::Offset;
 use trilog_raft::controller::TopicId;
 
 use super::GroupError;
+use super::consumer::viewer_len;
+use crate::access::Identity;
 use crate::partition::Start;
 
 /// Bounds and times, the same on all nodes.
@@ -190,6 +193,8 @@ pub struct ConsumerBeat {
     pub rack: Option<String>,
     pub client_id: String,
     pub client_host: String,
+    /// Who says it; none where nobody is asked.
+    pub viewer: Option<Arc<Identity>>,
     pub rebalance_timeout: Option<Duration>,
     pub topics: Option<Vec<String>>,
     /// Empty: none any more.
@@ -210,7 +215,8 @@ impl ConsumerBeat {
     pub(super) fn names(&self) -> usize {
         let whose = [&self.instance, &self.rack].into_iter().flatten();
         let own = [&self.member, &self.client_id, &self.client_host];
-        own.into_iter().chain(whose).map(String::len).sum()
+        let own: usize = own.into_iter().chain(whose).map(String::len).sum();
+        own + self.viewer.as_deref().map_or(0, viewer_len)
     }
 }
 

@@ -95,6 +95,7 @@ pub const CATALOGUE: &[Metric] = &[
     metric("trilog_cache_misses_total", Counter, &[], "Reads served from files."),
     metric("trilog_losses_accepted", Gauge, &[], "Majorities that an operator gave up for lost."),
     metric("trilog_feature_level", Gauge, &[], "The feature level in force."),
+    metric("trilog_authentication_differs", Gauge, &[], "1 while some nodes ask clients who they are and others do not."),
     metric("trilog_disk_free_bytes", Gauge, &[], "Free space under the data directory."),
     metric("process_cpu_seconds_total", Gauge, &[], "Processor time spent, user and system."),
     metric("process_resident_memory_bytes", Gauge, &[], "Memory in use."),

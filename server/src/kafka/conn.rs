@@ -62,6 +62,8 @@ pub(super) enum Ended {
     Forbidden,
     #[error("it did not prove again in time who it is")]
     Expired,
+    #[error("its user was removed")]
+    Removed,
     #[error("a produce without acknowledgement failed")]
     Unacknowledged,
     #[error(transparent)]
@@ -297,7 +299,7 @@ impl Serving {
         if self.stranger {
             self.stranger = session.login.is_stranger();
             let (limit, until) = if self.stranger {
-                let until = self.since + sasl::PATIENCE;
+                let until = self.since + sasl::STRANGER_PATIENCE;
                 (sasl::STRANGER_BYTES, Some(until))
             } else {
                 (self.kafka.inner.limits.request_bytes, None)

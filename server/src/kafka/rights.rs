@@ -82,11 +82,13 @@ pub(super) fn has_checks(key: ApiKey) -> bool {
 impl Session {
     /// What the client may do, as of this map.
     pub(super) fn rights<'a>(&'a self, map: &'a ClusterMap) -> Rights<'a> {
-        match self.login.identity() {
-            Some(identity) => self.kafka.inner.access.rights(identity, map),
-            // Nobody gets here unknown where everybody is asked.
-            None => Rights::ALL,
-        }
+        let identity = self.login.identity().map(|identity| &**identity);
+        self.kafka.inner.access.rights(identity, map)
+    }
+
+    /// Whether nobody is asked, and nothing need be looked up.
+    pub(super) fn is_open(&self) -> bool {
+        !self.kafka.inner.access.is_required()
     }
 
     fn check(
@@ -96,7 +98,7 @@ impl Session {
         name: &str,
         code: ErrorCode,
     ) -> Result<(), ErrorCode> {
-        if self.login.identity().is_none() {
+        if self.is_open() {
             return Ok(());
         }
         let map = self.kafka.inner.cluster.map();
@@ -136,35 +138,49 @@ impl Session {
         operation: Operation,
         topic: &str,
     ) -> Result<(), ErrorCode> {
-        if self.login.identity().is_none() {
+        if self.is_open() {
             return Ok(());
         }
+        let version = *self.kafka.inner.cluster.changes().borrow();
+        let mut remembered = std::mem::take(&mut self.remembered);
+        let look_up = || self.check_topic(operation, topic).is_ok();
+        let allowed = remembered.allows(version, operation, topic, look_up);
+        self.remembered = remembered;
+        allowed
+            .then_some(())
+            .ok_or(ErrorCode::TopicAuthorizationFailed)
+    }
+}
+
+impl Remembered {
+    /// Whether an operation on a topic is allowed: what was found before, or is now.
+    fn allows(
+        &mut self,
+        version: u64,
+        operation: Operation,
+        topic: &str,
+        look_up: impl FnOnce() -> bool,
+    ) -> bool {
         // No topic has such a name, and it shall not be kept.
         if topic.len() > MAX_NAME_LEN {
-            return self.check_topic(operation, topic);
+            return look_up();
         }
-        let version = *self.kafka.inner.cluster.changes().borrow();
-        if version != self.remembered.version || self.remembered.topics.len() > MAX_TOPICS {
-            self.remembered = Remembered {
+        if version != self.version || self.topics.len() > MAX_TOPICS {
+            *self = Self {
                 version,
                 topics: HashMap::new(),
             };
         }
         let bit = operation.bit();
-        let found = self.remembered.topics.get(topic).copied();
-        let (mut looked, mut allowed) = found.unwrap_or_default();
-        if looked & bit == 0 {
-            looked |= bit;
-            if self.check_topic(operation, topic).is_ok() {
-                allowed |= bit;
-            }
-            let sets = (looked, allowed);
-            self.remembered.topics.insert(topic.to_owned(), sets);
+        let found = self.topics.get(topic).copied();
+        let (looked, allowed) = found.unwrap_or_default();
+        if looked & bit != 0 {
+            return allowed & bit != 0;
         }
-        if allowed & bit == 0 {
-            return Err(ErrorCode::TopicAuthorizationFailed);
-        }
-        Ok(())
+        let allowed = if look_up() { allowed | bit } else { allowed };
+        self.topics
+            .insert(topic.to_owned(), (looked | bit, allowed));
+        allowed & bit != 0
     }
 }
 
@@ -173,6 +189,30 @@ mod tests {
     use trilog_wire::kafka::APIS;
 
     use super::*;
+
+    #[test]
+    fn names_are_remembered_for_a_version_and_long_ones_never() {
+        let mut remembered = Remembered::default();
+        let mut ask = |version: u64, topic: &str, operation: Operation, may: Option<bool>| {
+            let look_up = || may.unwrap_or_else(|| panic!("{topic} is looked up again"));
+            let allowed = remembered.allows(version, operation, topic, look_up);
+            (allowed, remembered.topics.len())
+        };
+        let (read, write) = (Operation::Read, Operation::Write);
+        assert_eq!(ask(1, "t", read, Some(true)), (true, 1));
+        assert_eq!(ask(1, "t", write, Some(false)), (false, 1));
+        assert_eq!(ask(1, "t", read, None), (true, 1));
+        assert_eq!(ask(1, "t", write, None), (false, 1));
+        assert_eq!(ask(2, "t", read, Some(false)), (false, 1));
+        let long = "x".repeat(MAX_NAME_LEN + 1);
+        for _ in 0..2 {
+            assert_eq!(ask(2, &long, read, Some(true)), (true, 1));
+        }
+        for nth in 0..3 * MAX_TOPICS {
+            let (_, kept) = ask(2, &format!("{nth}"), read, Some(true));
+            assert!(kept <= MAX_TOPICS + 1, "{kept}");
+        }
+    }
 
     #[test]
     fn every_api_has_checks_of_its_own() {

@@ -27,7 +27,8 @@ use super::DIALECT;
 use super::conn::{Ended, Outcome};
 use super::handlers;
 use super::session::Session;
-use crate::access::{FAILURE_DELAY, Identity, Scram, Step, principal, random};
+use crate::access::{FAILURE_DELAY, Identity, PATIENCE, Scram, Step, pause, principal, random};
+use crate::cluster::Cluster;
 
 /// The longest request of somebody who is not known yet, as what is made of one is at most a few
 /// times as long.
@@ -35,7 +36,7 @@ pub(super) const STRANGER_BYTES: usize = 16 << 10;
 /// Elements of such a request: tagged fields nobody knows are kept, too.
 const STRANGER_ELEMENTS: usize = 64;
 /// How long a client may take to become known.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const STRANGER_PATIENCE: Duration = PATIENCE;
 /// Nobody has a reason to prove who they are again sooner than this.
 const SETTLED: Duration = Duration::from_secs(1);
 
@@ -81,6 +82,8 @@ enum Stage {
     Handshake,
     Exchange(Exchange),
     Known,
+    /// It failed, or is no user any more: what comes behind that is not looked at.
+    Over,
 }
 
 #[derive(Debug)]
@@ -89,6 +92,17 @@ struct Exchange {
     /// Tokens come without a request around them.
     raw: bool,
     scram: Option<Scram>,
+    /// A step was answered, and the last one is yet to come.
+    begun: bool,
+}
+
+/// Whoever learns a salt and goes away has tried as well.
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if self.begun {
+            count(self.method, "failure");
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -98,6 +112,8 @@ struct Known {
     since: Instant,
     /// When it has to prove anew who it is.
     until: Option<Instant>,
+    /// The version of the map that it was last seen to be a user in.
+    version: u64,
 }
 
 /// Why somebody was not let in, as they are told.
@@ -127,9 +143,24 @@ impl Login {
     fn serves(&self, request: &Request) -> bool {
         match &self.stage {
             Stage::Open => true,
-            Stage::Handshake | Stage::Exchange(_) => false,
+            Stage::Handshake | Stage::Exchange(_) | Stage::Over => false,
             Stage::Known => request.api.key != ApiKey::SaslHandshake && !self.is_expired(),
         }
+    }
+
+    /// Whether the user is no more, which is looked up once for each version of the map.
+    fn is_removed(&mut self, cluster: &Cluster) -> bool {
+        let Some(known) = &mut self.known else {
+            return false;
+        };
+        let version = *cluster.changes().borrow();
+        if version == known.version {
+            return false;
+        }
+        known.version = version;
+        let name = known.identity.principal.strip_prefix(USER_PREFIX);
+        let map = cluster.map();
+        name.is_none_or(|name| map.user(name).is_none())
     }
 
     fn is_expired(&self) -> bool {
@@ -155,6 +186,10 @@ impl Login {
 
 /// What becomes of a request that is not to be served; none of one that is.
 pub(super) async fn admit(session: &mut Session, request: &Request) -> Option<Outcome> {
+    if session.login.is_removed(&session.kafka.inner.cluster) {
+        session.login.stage = Stage::Over;
+        return Some(Outcome::Close(Ended::Removed));
+    }
     if session.login.serves(request) {
         return None;
     }
@@ -162,6 +197,9 @@ pub(super) async fn admit(session: &mut Session, request: &Request) -> Option<Ou
 }
 
 async fn shake(session: &mut Session, request: &Request) -> Outcome {
+    if matches!(session.login.stage, Stage::Over) {
+        return Outcome::Close(Ended::Unauthenticated);
+    }
     // Held against a bound of its own before anything is made of it.
     match check(request) {
         Ok(elements) if elements <= STRANGER_ELEMENTS => {}
@@ -185,10 +223,13 @@ async fn shake(session: &mut Session, request: &Request) -> Outcome {
         }
         (Stage::Known, ApiKey::SaslHandshake) => illegal(request).into(),
         (Stage::Exchange(_), ApiKey::SaslAuthenticate) => authenticate(session, request).await,
-        (_, ApiKey::SaslHandshake | ApiKey::SaslAuthenticate) => match illegal(request) {
-            Ok(answer) => Outcome::Last(answer, Ended::Stranger),
-            Err(ended) => Outcome::Close(ended),
-        },
+        (_, ApiKey::SaslHandshake | ApiKey::SaslAuthenticate) => {
+            session.login.stage = Stage::Over;
+            match illegal(request) {
+                Ok(answer) => Outcome::Last(answer, Ended::Stranger),
+                Err(ended) => Outcome::Close(ended),
+            }
+        }
         (Stage::Known, _) => Outcome::Close(Ended::Expired),
         _ => Outcome::Close(Ended::Stranger),
     }
@@ -237,6 +278,7 @@ async fn choose(session: &mut Session, request: &Request) -> Outcome {
         Err(error) => return Outcome::Close(error.into()),
     };
     let Some(method) = chosen else {
+        session.login.stage = Stage::Over;
         return Outcome::Last(answer, Ended::Unauthenticated);
     };
     session.login.stage = Stage::Exchange(Exchange {
@@ -246,6 +288,7 @@ async fn choose(session: &mut Session, request: &Request) -> Outcome {
             Method::Plain => None,
             Method::Scram(mechanism) => Some(Scram::new(mechanism)),
         },
+        begun: false,
     });
     Outcome::Answer(answer)
 }
@@ -292,7 +335,9 @@ pub(super) async fn token(session: &mut Session, token: Bytes) -> Outcome {
 
 /// One step of the exchange. A failure is counted, and takes a while.
 async fn take(session: &mut Session, token: &[u8]) -> Result<Taken, Failure> {
-    let stage = std::mem::replace(&mut session.login.stage, Stage::Handshake);
+    let since = Instant::now();
+    // Where it stays unless this step is a good one.
+    let stage = std::mem::replace(&mut session.login.stage, Stage::Over);
     let Stage::Exchange(mut exchange) = stage else {
         return Err(Failure(String::new()));
     };
@@ -303,6 +348,7 @@ async fn take(session: &mut Session, token: &[u8]) -> Result<Taken, Failure> {
         Some(user) => Ok((answer, Some(enter(session, method, &user)?))),
         None => Ok((answer, None)),
     });
+    exchange.begun = matches!(admitted, Ok((_, None)));
     match admitted {
         Ok((answer, None)) => {
             session.login.stage = Stage::Exchange(exchange);
@@ -318,7 +364,7 @@ async fn take(session: &mut Session, token: &[u8]) -> Result<Taken, Failure> {
         }
         Err(failure) => {
             count(method, "failure");
-            sleep(FAILURE_DELAY).await;
+            pause(since).await;
             Err(failure)
         }
     }
@@ -370,10 +416,10 @@ async fn step(
     let Some(scram) = &mut exchange.scram else {
         let (user, password) = parse_plain(token)?;
         let passwords = session.kafka.inner.access.passwords();
-        return if passwords.check(&map, user, password.as_bytes()).await {
-            Ok((Bytes::new(), Some(user.to_owned())))
-        } else {
-            Err(failure(session, exchange.method))
+        let right = passwords.check(&map, user, password.as_bytes()).await;
+        return match right {
+            Some(_) => Ok((Bytes::new(), Some(user.to_owned()))),
+            None => Err(failure(session, exchange.method)),
         };
     };
     match scram.step(token, &map, random()) {
@@ -428,9 +474,11 @@ fn enter(session: &mut Session, method: Method, user: &str) -> Result<Option<Dur
             )));
         }
     }
-    let host = session
-        .peer
-        .map_or_else(String::new, |peer| peer.ip().to_canonical().to_string());
+    // Rules may be about where somebody comes from, so that has to be known.
+    let Some(peer) = session.peer else {
+        return Err(failure(session, method));
+    };
+    let host = peer.ip().to_canonical().to_string();
     let lifetime = session.kafka.inner.access.session_lifetime();
     let now = Instant::now();
     session.login.known = Some(Known {
@@ -440,6 +488,7 @@ fn enter(session: &mut Session, method: Method, user: &str) -> Result<Option<Dur
         }),
         method,
         since: now,
+        version: 0,
         until: lifetime.and_then(|lifetime| now.checked_add(lifetime)),
     });
     Ok(lifetime)

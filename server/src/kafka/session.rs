@@ -80,9 +80,9 @@ impl Place {
 impl Kafka {
     /// Whether somebody may read a topic; everybody may where nobody is asked.
     fn may_read(&self, reader: Option<&Identity>, topic: &TopicRef) -> Result<(), ErrorCode> {
-        let Some(reader) = reader else {
+        if !self.inner.access.is_required() {
             return Ok(());
-        };
+        }
         let map = self.inner.cluster.map();
         let rights = self.inner.access.rights(reader, &map);
         let may = match topic {
@@ -159,6 +159,12 @@ impl Session {
 
     /// As [`Session::replica`], for a fetch.
     pub(super) fn place(&mut self, topic: &TopicRef, index: i32) -> Place {
+        // Before rights are looked up: what is found is as of this version, or of a newer one.
+        let mut before = None;
+        if !self.is_open() {
+            self.renew();
+            before = Some(self.version);
+        }
         let target = match topic {
             TopicRef::Name(name) => self
                 .check_often(Operation::Read, name)
@@ -167,7 +173,7 @@ impl Session {
         };
         Place {
             target,
-            version: self.version,
+            version: before.unwrap_or(self.version),
             reader: self.login.identity().cloned(),
         }
     }

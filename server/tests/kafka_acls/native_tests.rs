@@ -1,7 +1,17 @@
 //! The same rights, asked of callers of the native API: each method, and each refusal's words.
 
+use std::time::Duration;
+
 use base64::Engine as _;
 use bytes::Buf as _;
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use trilog_wire::v1::fetch_client::FetchClient;
+use trilog_wire::v1::producer_client::ProducerClient;
+use trilog_wire::v1::{
+    ErrorCode, FetchRequest as NativeFetch, ProduceRequest as NativeProduce, Start, start::At,
+};
 
 use super::*;
 
@@ -45,6 +55,13 @@ impl tonic::codec::Decoder for Empty {
     }
 }
 
+/// A name and a password, as they go with a call.
+fn basic(user: &str, password: &str) -> String {
+    let pair = format!("{user}:{password}");
+    let pair = base64::engine::general_purpose::STANDARD.encode(pair);
+    format!("Basic {pair}")
+}
+
 /// Methods that tell everybody the same, show less to those who may see less, or refuse each
 /// message of a stream.
 const OPEN: [&str; 7] = [
@@ -63,14 +80,13 @@ async fn every_native_call_is_refused_to_whom_nothing_is_allowed() {
     let address = format!("http://{}", nodes.address(0));
     let channel = tonic::transport::Endpoint::from_shared(address).unwrap();
     let channel = channel.connect().await.unwrap();
-    let basic = base64::engine::general_purpose::STANDARD.encode(format!("alice:{PASSWORD}"));
     for path in trilog_wire::descriptors::paths() {
         for known in [false, true] {
             let mut client = tonic::client::Grpc::new(channel.clone());
             client.ready().await.unwrap();
             let mut request = tonic::Request::new(());
             if known {
-                let value = format!("Basic {basic}").parse().unwrap();
+                let value = basic("alice", PASSWORD).parse().unwrap();
                 request.metadata_mut().insert("authorization", value);
             }
             let called = path.parse().unwrap();
@@ -109,10 +125,8 @@ async fn native_callers_are_asked_and_held_to_the_same_rules() {
             command.env("TRILOG_USER", user);
         }
         let output = command.output().unwrap();
-        (
-            output.status.success(),
-            String::from_utf8(output.stderr).unwrap(),
-        )
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8(said).unwrap())
     };
     let produce = ["produce", TOPIC, "x"];
     let (done, said) = as_user(None, "", &["topic", "ls"]);
@@ -170,4 +184,154 @@ async fn native_callers_are_asked_and_held_to_the_same_rules() {
     grant(&mut admin, &[(GROUPS, READ), (TOPICS, READ)]).await;
     let (done, said) = as_user(Some("alice"), PASSWORD, &reset);
     assert!(done, "{said}");
+    // Who may know of a group is shown of what it reads what they may know of.
+    let describe = ["group", "describe", GROUP];
+    clear(&mut admin).await;
+    grant(&mut admin, &[(GROUPS, DESCRIBE)]).await;
+    let (done, said) = as_user(Some("alice"), PASSWORD, &describe);
+    assert!(done && !said.contains(TOPIC), "{said}");
+    grant(&mut admin, &[(TOPICS, DESCRIBE)]).await;
+    let (done, said) = as_user(Some("alice"), PASSWORD, &describe);
+    assert!(done && said.contains(TOPIC), "{said}");
+    let delete = ["group", "delete", GROUP, "--topic", TOPIC];
+    grant(&mut admin, &[(GROUPS, DELETE)]).await;
+    let (done, said) = as_user(Some("alice"), PASSWORD, &delete);
+    assert!(!done && said.contains("you may not"), "{said}");
+    grant(&mut admin, &[(TOPICS, READ)]).await;
+    let (done, said) = as_user(Some("alice"), PASSWORD, &delete);
+    assert!(done, "{said}");
+}
+
+/// Streams of a caller that wait: one that reads and one that writes.
+struct Streams {
+    fetch: tonic::Streaming<trilog_wire::v1::FetchResponse>,
+    produce: tonic::Streaming<trilog_wire::v1::ProduceResponse>,
+    /// Says no more, and has not ended.
+    _requests: tokio::sync::mpsc::Sender<NativeProduce>,
+}
+
+impl Streams {
+    async fn open(channel: &Channel, user: &str, password: &str) -> Self {
+        let named = |request: &mut tonic::metadata::MetadataMap| {
+            request.insert("authorization", basic(user, password).parse().unwrap());
+        };
+        let mut fetch = tonic::Request::new(NativeFetch {
+            topic: TOPIC.to_owned(),
+            start: Some(Start {
+                at: Some(At::Offset(0)),
+            }),
+            follow: true,
+            max_wait_ms: 60_000,
+            ..NativeFetch::default()
+        });
+        named(fetch.metadata_mut());
+        let fetch = FetchClient::new(channel.clone()).fetch(fetch).await;
+        let mut fetch = fetch.unwrap().into_inner();
+        // The first answer comes at once; the stream waits now.
+        let first = timeout(PATIENCE, fetch.message()).await.unwrap();
+        assert_eq!(first.unwrap().unwrap().error, None);
+        let (requests, stream) = tokio::sync::mpsc::channel(1);
+        let mut produce = tonic::Request::new(ReceiverStream::new(stream));
+        named(produce.metadata_mut());
+        let produce = ProducerClient::new(channel.clone()).produce(produce).await;
+        Self {
+            fetch,
+            produce: produce.unwrap().into_inner(),
+            _requests: requests,
+        }
+    }
+
+    /// Both are ended from the other side, for this reason.
+    async fn await_end(mut self, reason: ErrorCode) {
+        let last = timeout(PATIENCE, self.fetch.message()).await.unwrap();
+        let last = last.unwrap().unwrap();
+        assert_eq!(last.error.unwrap().code(), reason);
+        assert_eq!(self.fetch.message().await.unwrap(), None);
+        let last = timeout(PATIENCE, self.produce.message()).await.unwrap();
+        let error = trilog_wire::v1::Error::from_status(&last.unwrap_err());
+        assert_eq!(error.unwrap().code(), reason);
+    }
+}
+
+/// Less than a stream waits for records by itself.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_and_connections_end_with_their_user() {
+    let (nodes, dir) = start("").await;
+    let mut admin = KafkaConn::open_as(nodes.kafka_port(0), "admin", PASSWORD).await;
+    grant(&mut admin, &[(TOPICS, READ), (TOPICS, WRITE)]).await;
+    let address = format!("http://{}", nodes.address(0));
+    let channel = tonic::transport::Endpoint::from_shared(address).unwrap();
+    let channel = channel.connect().await.unwrap();
+    let password = |text: &str| {
+        let file = dir.path().join(text);
+        std::fs::write(&file, text).unwrap();
+        file.to_str().unwrap().to_owned()
+    };
+
+    let streams = Streams::open(&channel, "alice", PASSWORD).await;
+    let set = password("another-good-password");
+    nodes.run(&["user", "set-password", "alice", "--password-file", &set]);
+    streams.await_end(ErrorCode::Unauthenticated).await;
+
+    let streams = Streams::open(&channel, "alice", "another-good-password").await;
+    let port = nodes.kafka_port(0);
+    let mut conn = KafkaConn::open_as(port, "alice", "another-good-password").await;
+    let ask = MetadataRequest::default().with_topics(Some(Vec::new()));
+    let _: MetadataResponse = conn.ask(ApiKey::Metadata, 9, &ask).await;
+    nodes.run(&["user", "rm", "alice"]);
+    streams.await_end(ErrorCode::Unauthenticated).await;
+    conn.send(ApiKey::Metadata, 9, &ask).await;
+    conn.await_end("its user is gone").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_end_with_their_time_and_can_be_begun_anew() {
+    let (nodes, _dir) = start("session_lifetime = \"2s\"\n").await;
+    let mut admin = KafkaConn::open_as(nodes.kafka_port(0), "admin", PASSWORD).await;
+    grant(&mut admin, &[(TOPICS, READ), (TOPICS, WRITE)]).await;
+    let address = format!("http://{}", nodes.address(0));
+    let channel = tonic::transport::Endpoint::from_shared(address).unwrap();
+    let channel = channel.connect().await.unwrap();
+    for _ in 0..2 {
+        let streams = Streams::open(&channel, "alice", PASSWORD).await;
+        streams.await_end(ErrorCode::SessionOver).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hosts_of_rules_are_addresses_however_they_are_written() {
+    let (nodes, _dir) = start("").await;
+    let port = nodes.kafka_port(0);
+    let mut admin = KafkaConn::open_as(port, "admin", PASSWORD).await;
+    let mut alice = KafkaConn::open_as(port, "alice", PASSWORD).await;
+    let write = &reading()[0];
+    grant(&mut admin, &[(TOPICS, WRITE)]).await;
+    assert_eq!((write.ask)(&mut alice).await, [0]);
+    let from = |host: &str| rule((TOPICS, WRITE), TOPIC, DENY).with_host(text(host));
+    for never in ["localhost", "127.0.0.0/8", "127.0.0.*", ""] {
+        let request = CreateAclsRequest::default().with_creations(vec![from(never)]);
+        let answer: CreateAclsResponse = admin.ask(ApiKey::CreateAcls, 2, &request).await;
+        assert_eq!(answer.results[0].error_code, 42, "{never}: {answer:?}");
+    }
+    add(&mut admin, vec![from("0:0:0:0:0:0:0:1")]).await;
+    assert_eq!((write.ask)(&mut alice).await, [0], "from another address");
+    add(&mut admin, vec![from("::ffff:127.0.0.1")]).await;
+    assert_eq!((write.ask)(&mut alice).await, [NO_TOPIC]);
+    // It is found by any way to write it.
+    let filter = delete_acls_request::DeleteAclsFilter::default()
+        .with_resource_type_filter(TOPICS)
+        .with_resource_name_filter(None)
+        .with_principal_filter(None)
+        .with_host_filter(Some(text("::ffff:7f00:1")))
+        .with_pattern_type_filter(1)
+        .with_operation(1)
+        .with_permission_type(1);
+    let request = DeleteAclsRequest::default().with_filters(vec![filter]);
+    let answer: DeleteAclsResponse = admin.ask(ApiKey::DeleteAcls, 2, &request).await;
+    let gone = &answer.filter_results[0].matching_acls;
+    assert_eq!(gone.len(), 1, "{answer:?}");
+    assert_eq!(&*gone[0].host, "127.0.0.1");
+    assert_eq!((write.ask)(&mut alice).await, [0]);
 }

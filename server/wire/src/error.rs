@@ -114,6 +114,7 @@ fn status_code(code: ErrorCode) -> Code {
         ErrorCode::NotLeader
         | ErrorCode::NoLeader
         | ErrorCode::ShuttingDown
+        | ErrorCode::SessionOver
         | ErrorCode::Damaged => Code::Unavailable,
         ErrorCode::Overloaded | ErrorCode::DiskFull => Code::ResourceExhausted,
         ErrorCode::DataLost => Code::DataLoss,

@@ -250,3 +250,27 @@ fn what_is_no_rule_is_refused() {
         assert!(acl.check().is_err(), "{at}");
     }
 }
+
+/// Whoever asks may name what he likes, as long as a request may be.
+#[test]
+fn no_more_of_a_name_is_looked_up_than_a_rule_can_have() {
+    let longest = "é".repeat(MAX_ACL_TEXT / 2);
+    let prefix = |name: &str, permission| {
+        topic(
+            PatternKind::Prefixed,
+            name,
+            "User:alice",
+            Operation::Read,
+            permission,
+        )
+    };
+    let table = table(&[prefix(&longest, Permission::Allow)]);
+    let judge = |name: &str| table.judge(ALICE, Operation::Read, ResourceKind::Topic, name);
+    assert_eq!(judge(&longest), Verdict::Allowed);
+    assert_eq!(judge(&format!("{longest}x")), Verdict::Allowed);
+    assert_eq!(judge(&format!("x{longest}")), Verdict::Unruled);
+    let endless = longest.repeat(32 << 10);
+    assert_eq!(endless.len(), 32 << 20);
+    assert_eq!(beginnings(&endless).count(), MAX_ACL_TEXT / 2);
+    assert_eq!(judge(&endless), Verdict::Allowed);
+}

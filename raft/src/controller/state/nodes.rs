@@ -467,6 +467,7 @@ fn read_node(command: &RegisterNode, level: u32, time: Timestamp) -> Result<Node
         version: command.version.clone(),
         state: NodeState::Active,
         registered: time,
+        asks: command.asks,
     })
 }
 

@@ -41,6 +41,7 @@ impl From<InvalidIdentity> for RestoreError {
 }
 
 #[derive(Clone, PartialEq, Message)]
+#[prost(skip_debug)]
 struct SnapshotMessage {
     #[prost(uint32, tag = "1")]
     format: u32,
@@ -76,6 +77,16 @@ struct SnapshotMessage {
     acls: Vec<Acl>,
     #[prost(bytes = "bytes", tag = "22")]
     secret: Bytes,
+}
+
+/// The cluster's secret is for nobody's eyes.
+impl std::fmt::Debug for SnapshotMessage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SnapshotMessage")
+            .field("format", &self.format)
+            .field("version", &self.version)
+            .finish_non_exhaustive()
+    }
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -117,6 +128,8 @@ struct NodeMessage {
     state: u32,
     #[prost(uint64, tag = "9")]
     registered: u64,
+    #[prost(bool, optional, tag = "10")]
+    asks: Option<bool>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -320,6 +333,7 @@ fn write_node(node: &Node) -> NodeMessage {
             NodeState::Removed => 2,
         },
         registered: node.registered.nanos(),
+        asks: node.asks,
     }
 }
 
@@ -464,6 +478,7 @@ fn read_node(message: &NodeMessage) -> Result<Node, RestoreError> {
             _ => return Err(RestoreError::Damaged("a node's state is unknown")),
         },
         registered: Timestamp(message.registered),
+        asks: message.asks,
     })
 }
 

@@ -176,6 +176,61 @@ fn nobody_learns_from_a_salt_who_there_is() {
 }
 
 #[test]
+fn who_is_no_user_looks_like_some_of_those_who_are() {
+    let mechanism = Mechanism::ScramSha256;
+    let plain = |salt: &[u8], iterations| Credential {
+        mechanism: mechanism.into(),
+        salt: salt.to_vec().into(),
+        iterations,
+        stored_key: vec![1; 32].into(),
+        server_key: vec![1; 32].into(),
+    };
+    let (tools, library) = (plain(&[b'k'; 26], 16_384), plain(&[0xff; 64], 8_192));
+    let few = map(&[
+        ("t1", tools.clone()),
+        ("t2", tools.clone()),
+        ("t3", tools.clone()),
+        ("l", library.clone()),
+    ]);
+    let names: Vec<String> = (0..400).map(|nth| format!("nobody{nth}")).collect();
+    let shapes = |map: &ClusterMap| -> Vec<Shape> {
+        let each = names.iter();
+        each.map(|name| Shape::of(&stand_in(mechanism, map, name)))
+            .collect()
+    };
+    let drawn = shapes(&few);
+    let (tool, other) = (Shape::of(&tools), Shape::of(&library));
+    let of_tools = drawn.iter().filter(|shape| **shape == tool).count();
+    let of_library = drawn.iter().filter(|shape| **shape == other).count();
+    assert_eq!(
+        of_tools + of_library,
+        names.len(),
+        "no other than users have"
+    );
+    assert!(
+        (240..360).contains(&of_tools),
+        "{of_tools} of 400, not about 300"
+    );
+    // Another user changes few names' minds.
+    let more = map(&[
+        ("t1", tools.clone()),
+        ("t2", tools.clone()),
+        ("t3", tools.clone()),
+        ("l", library),
+        ("t4", tools),
+    ]);
+    let moved = shapes(&more)
+        .iter()
+        .zip(&drawn)
+        .filter(|(now, then)| now != then)
+        .count();
+    assert!(moved < 60, "{moved} of 400");
+    // Where nobody has the mechanism it is as this cluster would make it.
+    let none = stand_in(Mechanism::ScramSha512, &few, "nobody");
+    assert_eq!(Shape::of(&none), Shape::OURS);
+}
+
+#[test]
 fn the_longer_hash_proves_likewise() {
     // By hand, as a client would: the server's code must take it.
     let mechanism = Mechanism::ScramSha512;
@@ -217,13 +272,13 @@ async fn passwords_are_held_against_what_is_kept_of_them() {
     ];
     for (user, password, right) in rows {
         let found = passwords.check(&first, user, password.as_bytes()).await;
-        assert_eq!(found, right, "{user} {password}");
+        assert_eq!(found.is_some(), right, "{user} {password}");
     }
     // What is remembered goes with the password.
     let changed = map(&[("al", of_password(Mechanism::ScramSha256, "other", b"one"))]);
-    assert!(!passwords.check(&changed, "al", b"secret").await);
-    assert!(passwords.check(&changed, "al", b"other").await);
-    assert!(!passwords.check(&changed, "bo", b"secret").await);
+    assert!(passwords.check(&changed, "al", b"secret").await.is_none());
+    assert!(passwords.check(&changed, "al", b"other").await.is_some());
+    assert!(passwords.check(&changed, "bo", b"secret").await.is_none());
     let shown = format!("{passwords:?}");
     assert!(!shown.contains("secret:"), "{shown}");
 }

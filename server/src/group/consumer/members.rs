@@ -1,6 +1,7 @@
 //! The members of a group of consumers: what each wants, has, is to give up and is to have.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -8,16 +9,17 @@ use trilog_raft::controller::TopicId;
 
 use super::super::GroupError;
 use super::super::types::{ConsumerBeat, Settings};
-use super::patterns::Patterns;
+use super::patterns::{Patterns, Wanted};
 use super::{
     Assignor, Catalogue, ConsumerRecord, JOINS, LEAVES_TO_RETURN, Part, millis, parts_of,
     stored_parts,
 };
+use crate::access::Identity;
 
 /// Where a member says nothing.
 const REBALANCE: Duration = Duration::from_mins(5);
 /// What a member takes beside what it said.
-const OVERHEAD: usize = 128;
+const OVERHEAD: usize = 136;
 /// What a name takes beside its letters.
 const NAME: usize = 4;
 
@@ -28,6 +30,8 @@ pub(super) struct Member {
     pub(super) rack: Option<String>,
     pub(super) client_id: String,
     pub(super) client_host: String,
+    /// Whose rights count for what its pattern matches; none where nobody is asked.
+    pub(super) viewer: Option<Arc<Identity>>,
     pub(super) topics: BTreeSet<String>,
     /// Topics by their names' pattern.
     pub(super) regex: Option<String>,
@@ -51,6 +55,7 @@ impl Member {
             rack: beat.rack.clone(),
             client_id: beat.client_id.clone(),
             client_host: beat.client_host.clone(),
+            viewer: None,
             topics: BTreeSet::new(),
             regex: None,
             assignor: None,
@@ -74,6 +79,12 @@ impl Member {
             rack: named(&record.rack),
             client_id: record.client_id.clone(),
             client_host: record.client_host.clone(),
+            viewer: (!record.principal.is_empty()).then(|| {
+                Arc::new(Identity {
+                    principal: record.principal.as_str().into(),
+                    host: record.host.as_str().into(),
+                })
+            }),
             topics: record.topics.iter().cloned().collect(),
             regex: named(&record.regex),
             assignor: Assignor::named(&record.assignor),
@@ -89,12 +100,17 @@ impl Member {
     }
 
     pub(super) fn record(&self, id: &str) -> ConsumerRecord {
+        let viewer = self.viewer.as_deref();
+        let viewer = viewer.map(|viewer| (&*viewer.principal, &*viewer.host));
+        let (principal, host) = viewer.unwrap_or_default();
         ConsumerRecord {
             id: id.to_owned(),
             instance: self.instance.clone().unwrap_or_default(),
             rack: self.rack.clone().unwrap_or_default(),
             client_id: self.client_id.clone(),
             client_host: self.client_host.clone(),
+            principal: principal.to_owned(),
+            host: host.to_owned(),
             topics: self.topics.iter().cloned().collect(),
             regex: self.regex.clone().unwrap_or_default(),
             assignor: self.assignor.map_or("", Assignor::name).to_owned(),
@@ -114,6 +130,7 @@ impl Member {
             .into_iter()
             .chain(whose);
         let own: usize = own.map(String::len).sum();
+        let own = own + self.viewer.as_deref().map_or(0, viewer_len);
         id.len() + own + wishes(&self.topics, self.regex.as_deref())
     }
 
@@ -182,10 +199,21 @@ impl Member {
         let named = named.filter_map(|name| catalogue.topics.get(name));
         let mut wanted: BTreeSet<TopicId> = named.map(|(id, _)| *id).collect();
         if let Some(text) = &self.regex {
-            wanted.extend(patterns.matching(text));
+            let pattern = (text.as_str(), self.viewer.as_deref());
+            wanted.extend(patterns.matching(pattern, catalogue));
         }
         wanted
     }
+
+    /// The pattern by which it wants topics.
+    pub(super) fn pattern(&self) -> Option<Wanted<'_>> {
+        Some((self.regex.as_deref()?, self.viewer.as_deref()))
+    }
+}
+
+/// What it takes to say who somebody is, in bytes.
+pub(in crate::group) fn viewer_len(viewer: &Identity) -> usize {
+    viewer.principal.len() + viewer.host.len()
 }
 
 /// What a member takes with these wishes, in bytes, beside what it says of itself.

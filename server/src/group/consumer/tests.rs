@@ -1,6 +1,7 @@
 //! One group of consumers at its desk: what each heartbeat is told.
 
 mod crowd;
+mod sight;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -38,6 +39,7 @@ fn catalogue(version: u64, counts: &[u32]) -> Arc<Catalogue> {
     Arc::new(Catalogue {
         version,
         topics: topics.collect(),
+        sight: Sight::default(),
     })
 }
 

@@ -1,7 +1,12 @@
 //! DescribeAcls, CreateAcls, DeleteAcls: the rules of who may do what.
 
+use std::net::IpAddr;
+
+use prost::Message as _;
 use trilog_raft::controller::commands::{AlterAcls, Command};
-use trilog_raft::controller::{Acl, ClusterMap, Operation, PatternKind, Permission, ResourceKind};
+use trilog_raft::controller::{
+    ANY, Acl, AclEntry, ClusterMap, MAX_ACLS, Operation, PatternKind, Permission, ResourceKind,
+};
 use trilog_wire::kafka::messages::create_acls_response::AclCreationResult;
 use trilog_wire::kafka::messages::delete_acls_request::DeleteAclsFilter;
 use trilog_wire::kafka::messages::delete_acls_response::{
@@ -31,9 +36,26 @@ struct Filter {
     name: Option<StrBytes>,
     pattern: i8,
     principal: Option<StrBytes>,
+    /// As rules have it, if it is an address.
     host: Option<StrBytes>,
     operation: i8,
     permission: i8,
+}
+
+/// A host as rules have it: they are compared with where somebody comes from as text, and an
+/// address can be written in many ways. None of what can never be met, such as a name or a network:
+/// a rule that denies would deny nobody.
+fn host(written: &str) -> Option<String> {
+    if written == ANY {
+        return Some(written.to_owned());
+    }
+    let address: IpAddr = written.parse().ok()?;
+    Some(address.to_canonical().to_string())
+}
+
+/// As [`host`], for a filter, which may be about a rule from before hosts were looked at.
+fn host_filter(written: Option<StrBytes>) -> Option<StrBytes> {
+    written.map(|written| host(&written).map_or(written, text))
 }
 
 impl Filter {
@@ -66,27 +88,27 @@ impl Filter {
         }
     }
 
-    fn meets(&self, acl: &Acl) -> bool {
+    fn meets(&self, acl: &AclEntry<'_>) -> bool {
         let number = |wanted: i8, is: i32| wanted == ANY_CODE || i32::from(wanted) == is;
         let same = |wanted: &Option<StrBytes>, is: &str| {
             wanted.as_deref().is_none_or(|wanted| wanted == is)
         };
         number(self.kind, acl.kind)
             && self.meets_name(acl)
-            && same(&self.principal, &acl.principal)
-            && same(&self.host, &acl.host)
-            && number(self.operation, acl.operation)
-            && number(self.permission, acl.permission)
+            && same(&self.principal, acl.principal())
+            && same(&self.host, acl.host())
+            && number(self.operation, acl.operation())
+            && number(self.permission, acl.permission())
     }
 
-    fn meets_name(&self, acl: &Acl) -> bool {
+    fn meets_name(&self, acl: &AclEntry<'_>) -> bool {
         if self.pattern != MATCH_CODE {
             let pattern = self.pattern == ANY_CODE || i32::from(self.pattern) == acl.pattern;
             return pattern && self.name.as_deref().is_none_or(|name| name == acl.name);
         }
         self.name.as_deref().is_none_or(|name| {
             if acl.pattern == i32::from(PatternKind::Prefixed) {
-                name.starts_with(&acl.name)
+                name.starts_with(acl.name)
             } else {
                 acl.name == name || acl.name == "*"
             }
@@ -101,7 +123,7 @@ impl From<&DeleteAclsFilter> for Filter {
             name: filter.resource_name_filter.clone(),
             pattern: filter.pattern_type_filter,
             principal: filter.principal_filter.clone(),
-            host: filter.host_filter.clone(),
+            host: host_filter(filter.host_filter.clone()),
             operation: filter.operation,
             permission: filter.permission_type,
         }
@@ -135,7 +157,7 @@ pub(super) fn describe(session: &Session, request: &Request) -> Result<Answer, E
         // Before version 1 there were no patterns; the codec says literal then.
         pattern: asked.pattern_type_filter,
         principal: asked.principal_filter,
-        host: asked.host_filter,
+        host: host_filter(asked.host_filter),
         operation: asked.operation,
         permission: asked.permission_type,
     };
@@ -149,7 +171,8 @@ pub(super) fn describe(session: &Session, request: &Request) -> Result<Answer, E
         return Ok(Writer::message(request, &response)?);
     }
     let mut resources: Vec<DescribeAclsResource> = Vec::new();
-    for acl in map.acls().all().filter(|acl| filter.meets(acl)) {
+    let met = map.acls().entries().filter(|acl| filter.meets(acl));
+    for acl in met.map(|entry| entry.to_acl()) {
         let description = AclDescription::default()
             .with_principal(text(acl.principal))
             .with_host(text(acl.host))
@@ -185,16 +208,21 @@ pub(super) async fn create(session: &Session, request: &Request) -> Result<Answe
     let mut add = Vec::new();
     let mut outcomes: Vec<Result<(), Refusal>> = Vec::new();
     for creation in asked.creations {
+        let known = host(&creation.host);
         let acl = Acl {
             kind: creation.resource_type.into(),
             pattern: creation.resource_pattern_type.into(),
             name: creation.resource_name.to_string(),
             principal: creation.principal.to_string(),
-            host: creation.host.to_string(),
+            host: known.clone().unwrap_or_default(),
             operation: creation.operation.into(),
             permission: creation.permission_type.into(),
         };
         let checked = allowed.clone().and_then(|()| {
+            if known.is_none() {
+                let why = "A host is '*' or an IP address, neither a name nor a network.";
+                return Err((ErrorCode::InvalidRequest, Some(why.to_owned())));
+            }
             let checked = acl.check();
             checked.map_err(|error| (ErrorCode::InvalidRequest, Some(error.to_string())))
         });
@@ -207,10 +235,11 @@ pub(super) async fn create(session: &Session, request: &Request) -> Result<Answe
         add,
         remove: Vec::new(),
     });
-    let added = added.await;
+    let mut added = added.await.into_iter();
     let results = outcomes.into_iter().map(|outcome| {
+        let outcome = outcome.and_then(|()| added.next().unwrap_or(Ok(())));
         let mut result = AclCreationResult::default();
-        if let Err((code, why)) = outcome.and_then(|()| added.clone()) {
+        if let Err((code, why)) = outcome {
             session.count_error(request, code.code());
             result.error_code = code.code();
             result.error_message = why.map(text);
@@ -229,31 +258,38 @@ pub(super) async fn delete(session: &Session, request: &Request) -> Result<Answe
     let allowed = session.may_rule(&map, Operation::Alter);
     let mut found: Vec<Result<Vec<Acl>, Refusal>> = Vec::new();
     let mut told = 0;
-    for filter in asked.filters.iter().map(Filter::from) {
+    for (nth, filter) in asked.filters.iter().map(Filter::from).enumerate() {
         let checked = allowed.clone().and_then(|()| filter.check());
         let met = checked.and_then(|()| {
-            let met: Vec<Acl> = map.acls().all().filter(|acl| filter.meets(acl)).collect();
-            told += met.len();
-            // A short request has no very long answer.
-            if told > 2 * trilog_raft::controller::MAX_ACLS {
-                return Err((
-                    ErrorCode::InvalidRequest,
-                    Some("too many filters".to_owned()),
-                ));
+            // A short request has no very long answer, nor one that takes very long.
+            if nth >= MAX_FILTERS || told > 2 * MAX_ACLS {
+                let why = "too many filters".to_owned();
+                return Err((ErrorCode::InvalidRequest, Some(why)));
             }
+            let entries = map.acls().entries();
+            let met = entries.filter(|acl| filter.meets(acl));
+            let met: Vec<Acl> = met.map(|entry| entry.to_acl()).collect();
+            told += met.len();
             Ok(met)
         });
         found.push(met);
+        tokio::task::yield_now().await;
     }
     let remove: Vec<Acl> = found.iter().flatten().flatten().cloned().collect();
     let removed = change_all(session, &remove, |remove| AlterAcls {
         add: Vec::new(),
         remove,
     });
-    let removed = removed.await;
+    let mut removed = removed.await.into_iter();
     let results = found.into_iter().map(|met| {
+        let met = met.and_then(|met| {
+            // Each takes its own, whatever becomes of the first of them.
+            let outcomes: Vec<Result<(), Refusal>> = removed.by_ref().take(met.len()).collect();
+            let all: Result<Vec<()>, Refusal> = outcomes.into_iter().collect();
+            all.map(|_| met)
+        });
         let mut result = DeleteAclsFilterResult::default();
-        match met.and_then(|met| removed.clone().map(|()| met)) {
+        match met {
             Ok(met) => result.matching_acls = met.into_iter().map(matching).collect(),
             Err((code, why)) => {
                 session.count_error(request, code.code());
@@ -267,19 +303,38 @@ pub(super) async fn delete(session: &Session, request: &Request) -> Result<Answe
     Ok(Writer::message(request, &response)?)
 }
 
-/// Rules changed by one command: it has to fit.
+/// Filters of one request that are looked at.
+const MAX_FILTERS: usize = 1_000;
+/// Rules changed by one command, and their bytes: it has to fit.
 const AT_ONCE: usize = 500;
+const AT_ONCE_BYTES: usize = 256 << 10;
 
+/// What became of each of the rules: they are changed some at a time.
 async fn change_all(
     session: &Session,
     acls: &[Acl],
     change: impl Fn(Vec<Acl>) -> AlterAcls,
-) -> Result<(), Refusal> {
-    for some in acls.chunks(AT_ONCE) {
+) -> Vec<Result<(), Refusal>> {
+    let mut outcomes = Vec::with_capacity(acls.len());
+    let mut rest = acls;
+    while !rest.is_empty() {
+        let (some, more) = rest.split_at(fitting(rest));
+        rest = more;
         let command = Command::AlterAcls(change(some.to_vec()));
-        session.change(&command, false).await?;
+        let outcome = session.change(&command, false).await;
+        outcomes.extend(some.iter().map(|_| outcome.clone()));
     }
-    Ok(())
+    outcomes
+}
+
+/// How many of the rules go into one command: at least one.
+fn fitting(acls: &[Acl]) -> usize {
+    let mut bytes = 0;
+    let mut fits = acls.iter().take(AT_ONCE).take_while(|acl| {
+        bytes += acl.encoded_len();
+        bytes <= AT_ONCE_BYTES
+    });
+    fits.by_ref().count().max(1)
 }
 
 fn matching(acl: Acl) -> DeleteAclsMatchingAcl {
@@ -291,4 +346,51 @@ fn matching(acl: Acl) -> DeleteAclsMatchingAcl {
         .with_host(text(acl.host))
         .with_operation(code_of(acl.operation))
         .with_permission_type(code_of(acl.permission))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_addresses_as_rules_have_them() {
+        for (written, kept) in [
+            ("*", Some("*")),
+            ("10.1.2.3", Some("10.1.2.3")),
+            ("::ffff:10.1.2.3", Some("10.1.2.3")),
+            ("0:0:0:0:0:0:0:1", Some("::1")),
+            ("2001:DB8:0:0:0:0:0:1", Some("2001:db8::1")),
+            ("", None),
+            ("localhost", None),
+            ("10.0.0.0/8", None),
+            ("10.1.2.*", None),
+            ("fe80::1%eth0", None),
+            ("[::1]", None),
+            ("010.1.2.3", None),
+        ] {
+            assert_eq!(host(written).as_deref(), kept, "{written}");
+        }
+        // A rule from before hosts were looked at can still be found.
+        let found = host_filter(Some(text("localhost")));
+        assert_eq!(found.as_deref(), Some("localhost"));
+    }
+
+    #[test]
+    fn a_command_holds_no_more_rules_than_fit_it() {
+        let rule = |len: usize| Acl {
+            name: "x".repeat(len),
+            principal: "x".repeat(len),
+            host: "x".repeat(len),
+            ..Acl::default()
+        };
+        assert_eq!(fitting(&vec![rule(1); AT_ONCE + 1]), AT_ONCE);
+        let long = vec![rule(1_024); AT_ONCE];
+        let some = fitting(&long);
+        let bytes: usize = long.iter().take(some).map(Acl::encoded_len).sum();
+        assert!(
+            some > 1 && bytes <= AT_ONCE_BYTES,
+            "{some} of {bytes} bytes"
+        );
+        assert_eq!(fitting(&[rule(AT_ONCE_BYTES)]), 1);
+    }
 }

@@ -24,15 +24,19 @@ type Change = Result<AlterUser, Refusal>;
 
 pub(super) async fn answer(session: &Session, request: &Request) -> Result<Answer, Ended> {
     let asked = read(request)?;
-    let changes = changes(&asked);
     let mut response = AlterUserScramCredentialsResponse::default();
     let allowed = {
         let map = session.kafka.inner.cluster.map();
         session.rights(&map).may_cluster(Operation::Alter)
     };
+    // Keys are made for those only who may set them.
+    let changes = if allowed {
+        changes(&asked)
+    } else {
+        refused(&asked)
+    };
     for (name, change) in changes {
         let outcome = match change {
-            _ if !allowed => Err((ErrorCode::ClusterAuthorizationFailed, None)),
             Ok(change) => session.change(&Command::AlterUser(change), false).await,
             Err(refusal) => Err(refusal),
         };
@@ -57,6 +61,17 @@ fn read(request: &Request) -> Result<AlterUserScramCredentialsRequest, Malformed
         }
         (read, _) => read,
     }
+}
+
+/// Nothing happens to anybody.
+fn refused(asked: &AlterUserScramCredentialsRequest) -> BTreeMap<String, Change> {
+    let deleted = asked.deletions.iter().map(|deletion| &deletion.name);
+    let set = asked.upsertions.iter().map(|upsertion| &upsertion.name);
+    let each = deleted.chain(set).map(|name| {
+        let refusal = (ErrorCode::ClusterAuthorizationFailed, None);
+        (name.to_string(), Err(refusal))
+    });
+    each.collect()
 }
 
 /// One change per user.

@@ -86,6 +86,7 @@ fn translate(
         rack: asked.rack_id.map(owned_text),
         client_id: client_id.unwrap_or_default(),
         client_host: host.unwrap_or_default(),
+        viewer: session.login.identity().cloned(),
         rebalance_timeout: u64::try_from(asked.rebalance_timeout_ms)
             .ok()
             .map(Duration::from_millis),

@@ -119,7 +119,9 @@ fn refusal(produce: &ProduceRequest) -> Option<Refusal> {
 
 /// As [`refusal`], where there is a transaction that the client may not write in.
 fn forbidden(session: &Session, produce: &ProduceRequest) -> Option<Refusal> {
-    session.login.identity()?;
+    if session.is_open() {
+        return None;
+    }
     let batches = produce.topics.iter().flat_map(|topic| &topic.partitions);
     let mut records = batches.filter_map(|batch| batch.records.as_ref());
     if !records.any(|batch| transactional(batch).is_some()) {

@@ -160,6 +160,11 @@ pub struct ConsumerRecord {
     /// What it is to read once others have given it up.
     #[prost(message, repeated, tag = "14")]
     pub target: Vec<TopicParts>,
+    /// Who it is, and from where, if it has a pattern; empty where nobody is asked.
+    #[prost(string, tag = "15")]
+    pub principal: String,
+    #[prost(string, tag = "16")]
+    pub host: String,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Message)]
