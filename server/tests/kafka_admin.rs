@@ -17,6 +17,7 @@ use kafka_protocol::messages::create_partitions_request::{
 };
 use kafka_protocol::messages::create_topics_request::{CreatableReplicaAssignment, CreatableTopic};
 use kafka_protocol::messages::elect_leaders_request::TopicPartitions;
+use kafka_protocol::messages::elect_leaders_response::ReplicaElectionResult;
 use kafka_protocol::messages::incremental_alter_configs_request::{
     AlterConfigsResource, AlterableConfig,
 };
@@ -180,6 +181,8 @@ async fn elect(
         request.election_type = kind;
     }
     let answer: ElectLeadersResponse = conn.ask(ApiKey::ElectLeaders, version, &request).await;
+    let told = |topic: &ReplicaElectionResult| !topic.partition_result.is_empty();
+    assert!(answer.replica_election_results.iter().all(told));
     let rows = answer.replica_election_results.into_iter();
     let rows = rows.flat_map(|topic| topic.partition_result);
     let rows = rows.map(|row| (row.partition_id, row.error_code)).collect();

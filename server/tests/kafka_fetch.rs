@@ -420,6 +420,93 @@ async fn sessions_are_few_and_end_with_their_connections() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_no_room_to_wait_for_its_turn_begins_anew() {
+    let settings = "[limits]\nbatch_size = \"64KiB\"\n\
+                    [kafka]\nrequest_size = \"64KiB\"\nmemory = \"1MiB\"";
+    let mut nodes = start(settings).await;
+    let port = nodes.kafka_port(0);
+    let mut producer = KafkaConn::open(port).await;
+    let mut consumer = Consumer::open(port, 12).await;
+    consumer.fetch(request(TOPIC, &all_from_zero(), 0)).await;
+    // An eighth of the memory is for fetches that wait, and one takes most of it.
+    let many: Vec<_> = (100..220).map(|index| (index, 0)).collect();
+    for epoch in 1..=3 {
+        let next = request(TOPIC, &many, LONG_WAIT)
+            .with_session_id(consumer.id)
+            .with_session_epoch(epoch);
+        consumer.conn.send(ApiKey::Fetch, 12, &next).await;
+    }
+    // Those behind it are not answered before it.
+    assert!(consumer.conn.is_silent(Duration::from_millis(100)).await);
+    produce(&mut producer, TOPIC, 0, b"one").await;
+    let answer: FetchResponse = consumer.conn.receive(ApiKey::Fetch, 12).await;
+    assert_eq!((answer.error_code, answer.session_id), (0, consumer.id));
+    assert_eq!(told(&answer).iter().filter(|told| told.4 > 0).count(), 1);
+    for _ in 0..2 {
+        let answer: FetchResponse = consumer.conn.receive(ApiKey::Fetch, 12).await;
+        let says = (answer.error_code, answer.session_id, answer.responses.len());
+        assert_eq!(says, (UNKNOWN_SESSION, 0, 0));
+    }
+    nodes.stop();
+}
+
+/// Requests that no buffer between the two ends has room for the answers of.
+const UNREAD: usize = 64;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_is_read_from_only_as_fast_as_its_reader_takes_it() {
+    let mut nodes = start("").await;
+    let port = nodes.kafka_port(0);
+    let mut producer = KafkaConn::open(port).await;
+    let mut consumer = Consumer::open(port, 12).await;
+    // Each answer says that nothing of this exists, with a long name each time.
+    let mut first = request(TOPIC, &[(0, 0)], 0);
+    for index in 0..4_000 {
+        let name = format!("{}{}", "x".repeat(248), index % 2);
+        let none = FetchPartition::default()
+            .with_partition(index)
+            .with_current_leader_epoch(-1)
+            .with_partition_max_bytes(1 << 20);
+        let none = FetchTopic::default()
+            .with_topic(TopicName(text(&name)))
+            .with_partitions(vec![none]);
+        first.topics.push(none);
+    }
+    let told = consumer.fetch(first).await;
+    assert_eq!(told.len(), 4_001);
+    assert!(consumer.id > 0);
+    for epoch in (1..).take(UNREAD) {
+        let next = request(TOPIC, &[], 0)
+            .with_session_id(consumer.id)
+            .with_session_epoch(epoch);
+        consumer.conn.send(ApiKey::Fetch, 12, &next).await;
+    }
+    // Whoever asks on another connection is answered, and what it asks for comes to pass.
+    let offset = produce(&mut producer, TOPIC, 0, b"late").await;
+    let mut rows = Vec::new();
+    for _ in 0..UNREAD {
+        let answer: FetchResponse = consumer.conn.receive(ApiKey::Fetch, 12).await;
+        rows = self::told(&answer);
+        assert!(rows.len() >= 4_000, "{}", rows.len());
+    }
+    // The last was not made before there was room for it, and so shows what came meanwhile.
+    assert!(rows.iter().any(|told| told.1 == 0 && told.2 == offset + 1));
+    nodes.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_wants_nothing_at_least_is_answered_at_once() {
+    let mut nodes = start("").await;
+    let mut consumer = Consumer::open(nodes.kafka_port(0), 12).await;
+    consumer.fetch(request(TOPIC, &all_from_zero(), 0)).await;
+    let asked = Instant::now();
+    let nothing = request(TOPIC, &[], 10 * LONG_WAIT).with_min_bytes(0);
+    assert_eq!(consumer.fetch(nothing).await, []);
+    assert!(asked.elapsed() < Duration::from_secs(30));
+    nodes.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_topic_that_goes_and_comes_back_is_told_in_the_session() {
     let mut nodes = start("").await;
     let port = nodes.kafka_port(0);

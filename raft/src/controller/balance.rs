@@ -89,11 +89,10 @@ struct Wanted {
 
 impl Wanted {
     fn of(topic: &Topic, partition: &Partition, of_topic: u32) -> Self {
-        let count = partition.replication.unwrap_or(of_topic);
+        let own = partition.own_replication();
         Self {
-            count: usize::try_from(count).unwrap_or(1),
-            fixed: partition.replication.is_some()
-                || matches!(topic.replication, Replication::Fixed(_)),
+            count: usize::try_from(own.unwrap_or(of_topic)).unwrap_or(1),
+            fixed: own.is_some() || matches!(topic.replication, Replication::Fixed(_)),
         }
     }
 }
@@ -652,6 +651,7 @@ fn assign(partition: &Partition, voters: &[NodeId], preferred: NodeId) -> Comman
         voters: voters.iter().map(|node| node.get()).collect(),
         learners,
         preferred: preferred.get(),
+        back: false,
     })
 }
 

@@ -110,6 +110,9 @@ pub struct Partition {
     pub pinned: bool,
     /// How many replicas it is to have, where an operator said otherwise than for its topic.
     pub replication: Option<u32>,
+    /// How many an operator gives it with what is on its way: its own number once that is settled,
+    /// forgotten if it is taken back before.
+    pub asked: Option<u32>,
     /// The highest term whose leader has reported.
     pub term: Term,
 }
@@ -121,6 +124,12 @@ impl Partition {
         self.replicas
             .iter()
             .all(|replica| replica.is_wanted() && replica.settled == replica.target)
+    }
+
+    /// How many replicas it is to have by an operator's newest word, where there is one.
+    #[must_use]
+    pub fn own_replication(&self) -> Option<u32> {
+        self.asked.or(self.replication)
     }
 
     /// The replicas that are to be of `standing`, in order of preference.

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::access::{Acl, Credential, Mechanism};
-use super::level::{ACCESS_LEVEL, BASE_LEVEL, INTERNAL_LEVEL};
+use super::level::{ACCESS_LEVEL, BASE_LEVEL, INTERNAL_LEVEL, PLACEMENT_LEVEL};
 
 /// The longest command that is read, in bytes.
 pub const MAX_COMMAND_BYTES: usize = 1 << 20;
@@ -97,7 +97,8 @@ pub enum Command {
     #[prost(message, tag = "17")]
     AllocateProducerIds(AllocateProducerIds),
     /// As `AssignReplicas`, by an operator: balancing then leaves the group alone until one of
-    /// the two plain commands names it again.
+    /// the two plain commands names it again; from `PLACEMENT_LEVEL` on until another leader is
+    /// preferred.
     #[prost(message, tag = "18")]
     AssignByHand(AssignReplicas),
     /// As `PreferLeader`, by an operator, with the same consequence.
@@ -365,6 +366,10 @@ pub struct AssignReplicas {
     /// One of the voters.
     #[prost(uint32, tag = "5")]
     pub preferred: u32,
+    /// By hand only: the voters are those from before what is on its way, which is taken back, and
+    /// so say nothing of how many there are to be.
+    #[prost(bool, tag = "6")]
+    pub back: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -497,6 +502,9 @@ impl Command {
                 INTERNAL_LEVEL
             }
             Self::AlterUser(_) | Self::AlterAcls(_) => ACCESS_LEVEL,
+            Self::AssignReplicas(moved) | Self::AssignByHand(moved) if moved.back => {
+                PLACEMENT_LEVEL
+            }
             Self::Bootstrap(_)
             | Self::RegisterNode(_)
             | Self::ReplaceNode(_)

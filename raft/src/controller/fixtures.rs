@@ -102,6 +102,7 @@ pub(super) fn assign(state: &ControllerState, group: u64, voters: &[u32]) -> Com
         voters: voters.to_vec(),
         learners: vec![],
         preferred: voters[0],
+        back: false,
     })
 }
 

@@ -72,6 +72,7 @@ impl ControllerState {
             preferred: NodeId(0),
             pinned: false,
             replication: None,
+            asked: None,
             term: Term(0),
         };
         Self {

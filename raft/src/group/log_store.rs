@@ -41,7 +41,15 @@ pub(crate) type PlannedStart = Arc<Mutex<PlannedStarts>>;
 /// Log starts that rise. A purge may be put off for as long as a learner still reads what it would
 /// take, and be done when others have been prepared since.
 #[derive(Debug, Default)]
-pub(crate) struct PlannedStarts(Vec<LogStart>);
+pub(crate) struct PlannedStarts {
+    starts: Vec<LogStart>,
+    /// The last of those that were forgotten.
+    forgotten: Option<LogIndex>,
+}
+
+/// A purge up to what nothing has prepared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Unprepared;
 
 impl PlannedStarts {
     /// Prepared starts that are remembered. Of more, one in between is forgotten: a purge up to it
@@ -50,19 +58,25 @@ impl PlannedStarts {
 
     pub(crate) fn add(&mut self, start: LogStart) {
         let later = |known: &LogStart| known.purged.index >= start.purged.index;
-        self.0.retain(|known| !later(known));
-        self.0.push(start);
-        if self.0.len() > Self::MOST {
-            self.0.remove(Self::MOST - 1);
+        self.starts.retain(|known| !later(known));
+        self.starts.push(start);
+        if self.starts.len() > Self::MOST {
+            let forgotten = self.starts.remove(Self::MOST - 1).purged.index;
+            self.forgotten = self.forgotten.max(Some(forgotten));
         }
     }
 
-    /// What a purge up to `id` makes real: all those up to it have had their time.
-    fn take(&mut self, id: EntryId) -> Option<LogStart> {
+    /// What a purge up to `id` makes real: all those up to it have had their time. None where it
+    /// was for one that is forgotten, and what came before has had its time already.
+    fn take(&mut self, id: EntryId) -> Result<Option<LogStart>, Unprepared> {
         let end = self
-            .0
+            .starts
             .partition_point(|start| start.purged.index <= id.index);
-        self.0.drain(..end).last()
+        match self.starts.drain(..end).last() {
+            Some(start) => Ok(Some(start)),
+            None if self.forgotten >= Some(id.index) => Ok(None),
+            None => Err(Unprepared),
+        }
     }
 }
 
@@ -408,10 +422,13 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         if start.is_some_and(|start| start.purged.index >= id.index) {
             return Ok(());
         }
-        let start =
-            self.planned.lock().take(id).ok_or_else(|| {
-                io::Error::other(format!("a purge up to {id} that nothing prepared"))
-            })?;
+        let planned = self.planned.lock().take(id);
+        let Some(start) = planned.map_err(|Unprepared| {
+            io::Error::other(format!("a purge up to {id} that nothing prepared"))
+        })?
+        else {
+            return Ok(());
+        };
         self.log
             .set_log_start(start)
             .await
@@ -441,19 +458,22 @@ mod tests {
         let mut planned = PlannedStarts::default();
         planned.add(start(10));
         planned.add(start(20));
-        assert_eq!(planned.take(EntryId::new(1, 10)), Some(start(10)));
-        assert_eq!(planned.take(EntryId::new(1, 10)), None);
+        assert_eq!(planned.take(EntryId::new(1, 10)), Ok(Some(start(10))));
+        assert_eq!(planned.take(EntryId::new(1, 10)), Err(Unprepared));
         planned.add(start(20));
         planned.add(start(30));
-        assert_eq!(planned.take(EntryId::new(1, 30)), Some(start(30)));
-        assert!(planned.0.is_empty());
+        assert_eq!(planned.take(EntryId::new(1, 30)), Ok(Some(start(30))));
+        assert!(planned.starts.is_empty());
         for index in 1..=100 {
             planned.add(start(index));
         }
-        assert!(planned.0.len() <= PlannedStarts::MOST);
-        assert_eq!(planned.take(EntryId::new(1, 1)), Some(start(1)));
-        let taken = planned.take(EntryId::new(1, 50)).unwrap();
+        assert!(planned.starts.len() <= PlannedStarts::MOST);
+        assert_eq!(planned.take(EntryId::new(1, 1)), Ok(Some(start(1))));
+        let taken = planned.take(EntryId::new(1, 50)).unwrap().unwrap();
         assert!(taken.purged.index > LogIndex(1), "it takes less");
-        assert_eq!(planned.take(EntryId::new(1, 100)), Some(start(100)));
+        // Two purges in a row up to what is forgotten: the second finds nothing left to take.
+        assert_eq!(planned.take(EntryId::new(1, 60)), Ok(None));
+        assert_eq!(planned.take(EntryId::new(1, 100)), Ok(Some(start(100))));
+        assert_eq!(planned.take(EntryId::new(1, 101)), Err(Unprepared));
     }
 }

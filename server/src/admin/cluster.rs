@@ -323,6 +323,7 @@ fn swapped(place: &Place, old: NodeId, new: NodeId) -> AssignReplicas {
         voters: place.voter_nodes().map(|node| other(node).get()).collect(),
         learners: Vec::new(),
         preferred: other(place.preferred).get(),
+        back: false,
     }
 }
 

@@ -4,7 +4,7 @@
 
 use trilog_model::NodeId;
 use trilog_raft::controller::commands::{AssignReplicas, Command};
-use trilog_raft::controller::{ControllerError, Partition as Place, Standing};
+use trilog_raft::controller::{ControllerError, PLACEMENT_LEVEL, Partition as Place, Standing};
 
 use super::{Cluster, LookupError, ProposeError};
 
@@ -29,6 +29,12 @@ pub enum ReassignError {
     NotInProgress,
     #[error("the replication factor is changed from {from} to {to}")]
     Replication { from: usize, to: usize },
+    /// The cluster would not remember it, and make the number again what it was.
+    #[error(
+        "to change the number of replicas needs feature level {PLACEMENT_LEVEL}, the active \
+         level is {active}: see `trilog cluster upgrade`"
+    )]
+    Level { active: u32 },
     #[error(transparent)]
     Propose(#[from] ProposeError),
 }
@@ -45,7 +51,7 @@ impl Cluster {
         let mut tries = 1;
         loop {
             let place = self.place(topic, index)?;
-            let command = decide(&place, to, any_replication)?;
+            let command = decide(&place, to, any_replication, self.map().level())?;
             match self.propose(&command).await {
                 Err(ProposeError::Refused(ControllerError::StaleGeneration { .. }))
                     if tries < TRIES =>
@@ -63,19 +69,22 @@ fn decide(
     place: &Place,
     to: &Destination,
     any_replication: bool,
+    level: u32,
 ) -> Result<Command, ReassignError> {
-    let voters = match to {
+    let (voters, back) = match to {
         Destination::Nodes(nodes) => {
-            let from = place.assigned().len();
-            if !any_replication && nodes.len() != from {
-                let to = nodes.len();
+            let (from, to) = (place.assigned().len(), nodes.len());
+            if !any_replication && from != to {
                 return Err(ReassignError::Replication { from, to });
             }
-            nodes.clone()
+            if from != to && level < PLACEMENT_LEVEL {
+                return Err(ReassignError::Level { active: level });
+            }
+            (nodes.clone(), false)
         }
         Destination::Back => {
             place.reassignment().ok_or(ReassignError::NotInProgress)?;
-            place.before_reassignment()
+            (place.before_reassignment(), level >= PLACEMENT_LEVEL)
         }
     };
     let learners = place.targets(Standing::Learner);
@@ -90,5 +99,64 @@ fn decide(
         // A set without nodes is refused by the controller.
         preferred: voters.first().map_or(0, |node| node.get()),
         voters: voters.into_iter().map(NodeId::get).collect(),
+        back,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use trilog_model::{GroupId, ReplicaId, Term};
+    use trilog_raft::controller::Replica;
+
+    use super::*;
+
+    /// A partition with these voters, and one more on its way.
+    fn growing(voters: &[u32], coming: u32) -> Place {
+        let replica = |node: u32, settled| Replica {
+            id: ReplicaId::new(NodeId(node), 1),
+            settled,
+            target: Standing::Voter,
+            lost: false,
+        };
+        let there = voters.iter().map(|node| replica(*node, Standing::Voter));
+        let replicas: Vec<Replica> = there.chain([replica(coming, Standing::Absent)]).collect();
+        Place {
+            group: GroupId(2),
+            generation: 7,
+            founding: Vec::new(),
+            replicas,
+            preferred: NodeId(1),
+            pinned: false,
+            replication: None,
+            asked: None,
+            term: Term(1),
+        }
+    }
+
+    #[test]
+    fn a_number_that_the_cluster_could_not_remember_is_refused() {
+        let place = growing(&[1, 2], 3);
+        let to = |nodes: &[u32]| Destination::Nodes(nodes.iter().copied().map(NodeId).collect());
+        let old = PLACEMENT_LEVEL - 1;
+        let refused = decide(&place, &to(&[1, 2]), true, old);
+        assert_eq!(refused, Err(ReassignError::Level { active: old }));
+        assert!(decide(&place, &to(&[1, 2]), true, PLACEMENT_LEVEL).is_ok());
+        assert!(decide(&place, &to(&[3, 2, 1]), true, old).is_ok());
+        // What a client did not mean to change is said first.
+        let refused = decide(&place, &to(&[1, 2]), false, old);
+        assert_eq!(refused, Err(ReassignError::Replication { from: 3, to: 2 }));
+    }
+
+    #[test]
+    fn the_way_back_is_named_as_such_where_that_is_known() {
+        let place = growing(&[1, 2], 3);
+        for (level, back) in [(PLACEMENT_LEVEL - 1, false), (PLACEMENT_LEVEL, true)] {
+            let decided = decide(&place, &Destination::Back, true, level);
+            let Ok(Command::AssignByHand(command)) = decided else {
+                panic!("{decided:?}");
+            };
+            assert_eq!((command.back, command.voters), (back, vec![1, 2]));
+            assert_eq!(command.generation, 7);
+        }
+    }
 }

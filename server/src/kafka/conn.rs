@@ -18,16 +18,17 @@ use futures::stream::FuturesOrdered;
 use futures::{FutureExt, StreamExt};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::AsyncWriteExt;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit};
 use tokio::time::Instant;
 use trilog_wire::kafka::{
     Answer, FrameError, LENGTH_BYTES, Malformed, Opened, Request, Unanswerable,
 };
 
+use super::fetch_sessions::FetchSession;
 use super::handlers;
 use super::input::{Arrived, Input};
 use super::sasl;
-use super::session::Session;
+use super::session::{Place, Session};
 use super::{Kafka, handlers::Begun};
 use crate::listen::{Connection, Crowded, RequestClaim};
 
@@ -80,14 +81,22 @@ pub(super) enum Ended {
 #[derive(Debug)]
 pub(super) enum Outcome {
     Answer(Answer),
-    /// An answer with records, and what they hold of the node's budget until they are sent.
-    Records(Answer, Vec<OwnedSemaphorePermit>),
+    /// An answer with records.
+    Records(Answer, Held),
     /// There is nothing to say, as with a produce that wants no acknowledgement.
     Silence,
     /// An answer, and the end.
     Last(Answer, Ended),
     Close(Ended),
 }
+
+/// What an answer with records holds until it is sent: room for them in the node's budget, and
+/// the session it tells of, if it is of one. There is one answer of a session at a time, so all
+/// that wait for a slow reader are no more than sessions may be, however short the requests.
+pub(super) type Held = (
+    Vec<OwnedSemaphorePermit>,
+    Option<OwnedMutexGuard<FetchSession<Place>>>,
+);
 
 impl From<Result<Answer, Ended>> for Outcome {
     fn from(answer: Result<Answer, Ended>) -> Self {
@@ -327,14 +336,14 @@ impl Serving {
 
     /// Sends this answer and those behind it that are ready, too.
     async fn send_ready(&mut self, first: Done) -> Result<(), Ended> {
-        let (mut held, mut records) = (Vec::new(), Vec::new());
+        let (mut receipts, mut records) = (Vec::new(), Vec::new());
         let mut next = Some(first);
         while let Some(Done { outcome, receipt }) = next {
             match outcome {
                 Outcome::Answer(answer) => self.output.extend(answer.0),
-                Outcome::Records(answer, room) => {
+                Outcome::Records(answer, held) => {
                     self.output.extend(answer.0);
-                    records.extend(room);
+                    records.push(held);
                 }
                 Outcome::Silence => {}
                 Outcome::Last(answer, ended) => {
@@ -347,7 +356,7 @@ impl Serving {
                     return Err(ended);
                 }
             }
-            held.push(receipt);
+            receipts.push(receipt);
             next = if self.output.len() < MAX_SLICES {
                 self.waiting.next().now_or_never().flatten()
             } else {
@@ -360,7 +369,7 @@ impl Serving {
             self.alone = false;
             self.input.resume();
         }
-        for receipt in held {
+        for receipt in receipts {
             self.unanswered_bytes -= receipt.bytes;
             if let Some(meter) = receipt
                 .api

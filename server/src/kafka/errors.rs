@@ -95,6 +95,7 @@ pub(super) fn reassign(error: &ReassignError) -> Refusal {
         ReassignError::Lookup(error) => lookup(error),
         ReassignError::NotInProgress => ErrorCode::NoReassignmentInProgress,
         ReassignError::Replication { .. } => ErrorCode::InvalidReplicationFactor,
+        ReassignError::Level { .. } => ErrorCode::UnsupportedVersion,
         ReassignError::Propose(error) => return assignment(propose(error)),
     };
     (code, Some(error.to_string()))
@@ -282,6 +283,7 @@ mod tests {
             (ReassignError::Lookup(unknown), 3),
             (ReassignError::NotInProgress, 85),
             (ReassignError::Replication { from: 3, to: 2 }, 38),
+            (ReassignError::Level { active: 3 }, 35),
             (ReassignError::Propose(ProposeError::NoLeader), 41),
             (ReassignError::Propose(ProposeError::Unknown), 7),
             (

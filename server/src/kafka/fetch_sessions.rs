@@ -8,7 +8,7 @@
 //! request (id, 0 or -1) -> session closed; all is read
 //! ```
 //!
-//! Bounded by number and by bytes. A new session takes the place of one that was not used for a
+//! Bounded by number and by bytes, and one that outgrows them ends with what it has. A new session takes the place of one that was not used for a
 //! while or, as at a broker, of an older one with fewer partitions. A session is its connection's
 //! and ends with it. Knows nothing of what a partition is: `T` is whatever its reader keeps of it.
 
@@ -266,7 +266,7 @@ impl<T> FetchSession<T> {
 
     /// Goes on to the next request, which must be the one that is due and name topics as the
     /// first did.
-    pub(super) fn advance(
+    fn advance(
         &mut self,
         epoch: i32,
         by_id: bool,
@@ -429,16 +429,36 @@ impl<T> FetchSessions<T> {
         id
     }
 
-    /// Counts what a session has become with a request, before anything is read for it. Without
-    /// partitions it ends; false if there is no room for what it is now, which ends it, too.
-    pub(super) fn touch(&self, session: &mut FetchSession<T>, now: Instant) -> bool {
+    /// Takes a session on to its next request, an epoch and whether topics go by their ids, and
+    /// counts what it has become with it before anything is read. Without partitions it ends. If
+    /// its place is gone, or it is too large now, it ends with nothing left of it, whoever waits
+    /// for it or reads it still.
+    pub(super) fn go_on(
+        &self,
+        session: &mut FetchSession<T>,
+        (epoch, by_id): (i32, bool),
+        changed: impl IntoIterator<Item = Part<T>>,
+        forgotten: impl IntoIterator<Item = (TopicRef, i32)>,
+        now: Instant,
+    ) -> Result<(), ErrorCode> {
+        let gone = ErrorCode::FetchSessionIdNotFound;
+        let went_on = session.advance(epoch, by_id, changed, forgotten);
+        let went_on = went_on.and_then(|()| self.touch(session, now).then_some(()).ok_or(gone));
+        if went_on == Err(gone) {
+            self.shared.table.lock().remove(session.id);
+            session.parts = Parts::new();
+            session.charge.set(SESSION_COST);
+        }
+        went_on
+    }
+
+    /// Counts a session as it is now; false if there is no room for it, or its place is gone.
+    fn touch(&self, session: &mut FetchSession<T>, now: Instant) -> bool {
         let shared = &*self.shared;
         let (partitions, bytes) = (session.parts.len(), SESSION_COST + session.parts.bytes());
         let mut table = shared.table.lock();
         let Some(mut known) = table.remove(session.id) else {
-            // Somebody else took its place meanwhile. What it has is answered once more.
-            session.charge.set(bytes);
-            return true;
+            return false;
         };
         if partitions == 0 {
             return true;

@@ -5,17 +5,19 @@ use trilog_model::NodeId;
 use trilog_raft::controller::commands::Purpose;
 use trilog_wire::kafka::{CurrentLeader, NodeEndpoint};
 
-use super::session::leader_epoch;
+use super::session::epoch_of;
 use crate::cluster::Cluster;
 use crate::partition::Partition;
 
 /// Who leads, as the replica here knows, if it is a node that clients can be sent to.
 pub(super) fn leader(cluster: &Cluster, partition: &Partition) -> Option<CurrentLeader> {
-    let node = partition.leader().0?;
+    // Both from one look: with the epoch of the next leader, the one before would be believed.
+    let (node, term) = partition.leader_and_term();
+    let node = node?;
     let reached = cluster.is_alive(node) && endpoint(cluster, node).is_some();
     let leader = CurrentLeader {
         node: i32::try_from(node.get()).ok()?,
-        epoch: leader_epoch(partition),
+        epoch: epoch_of(term),
     };
     reached.then_some(leader)
 }

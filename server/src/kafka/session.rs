@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use trilog_model::Term;
 use trilog_raft::controller::{Operation, Topic, TopicId};
 use trilog_wire::kafka::{ErrorCode, TopicRef, Uuid};
 
@@ -267,5 +268,9 @@ pub(super) fn check_epoch(partition: &Partition, epoch: i32) -> Result<(), Error
 
 /// The term, as Kafka counts epochs.
 pub(super) fn leader_epoch(partition: &Partition) -> i32 {
-    i32::try_from(partition.term().get()).unwrap_or(i32::MAX)
+    epoch_of(partition.term())
+}
+
+pub(super) fn epoch_of(term: Term) -> i32 {
+    i32::try_from(term.get()).unwrap_or(i32::MAX)
 }

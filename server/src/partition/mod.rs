@@ -477,6 +477,13 @@ impl Partition {
         (leader_node(&leadership), leadership.ready)
     }
 
+    /// The leading node as this one knows it, and in which term.
+    #[must_use]
+    pub fn leader_and_term(&self) -> (Option<NodeId>, Term) {
+        let leadership = *self.inner.group.leadership().borrow();
+        (leader_node(&leadership), leadership.term)
+    }
+
     /// Offsets, half open, of what is damaged on this node and not served.
     #[must_use]
     pub fn damaged(&self) -> Vec<(Offset, Offset)> {

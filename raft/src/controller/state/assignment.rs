@@ -35,6 +35,9 @@ impl ControllerState {
         if !voters.contains(&preferred) {
             return Err(invalid_assignment("the preferred leader is no voter"));
         }
+        if command.back {
+            check_way_back(&current, &voters, origin)?;
+        }
         let newcomers = voters
             .iter()
             .chain(&learners)
@@ -49,33 +52,53 @@ impl ControllerState {
         self.reserve(0, wanted)?;
         let mut next = Partition {
             preferred,
-            pinned: origin == Origin::Operator,
+            pinned: origin == Origin::Operator || self.stays_pinned(&current, preferred),
             ..self.retarget(&current, &voters, &learners)
         };
         if origin == Origin::Operator {
-            next.replication = self.own_replication(&current, voters.len());
+            next.asked = self.asked(&current, voters.len(), command.back);
         }
         if next != current {
             next.generation += u64::from(next.replicas != current.replicas);
             self.put_partition(next);
-            if origin == Origin::Operator {
-                self.agree_on_replication(group);
-            }
             self.touch();
         }
         Ok(Reply::Done)
     }
 
-    /// The number of replicas that is a partition's own once an operator gives it `voters`: any
-    /// other than it was to have so far, and than its topic says.
-    fn own_replication(&self, current: &Partition, voters: usize) -> Option<u32> {
-        let topic = self.topic_of(current.group)?;
-        let as_before = voters == current.voter_nodes().count();
-        let voters = u32::try_from(voters).unwrap_or(u32::MAX);
-        if self.tables.level < PLACEMENT_LEVEL || as_before {
-            return current.replication;
+    /// Whether a plan leaves an operator's word on who should lead as it is. Nodes that leave have
+    /// others in their places, and that is all that a plan says.
+    fn stays_pinned(&self, current: &Partition, preferred: NodeId) -> bool {
+        let placed = current.pinned && current.preferred == preferred;
+        placed && self.tables.level >= PLACEMENT_LEVEL
+    }
+
+    /// The number of replicas that an operator asks for by giving a partition so many voters. As
+    /// many as it was to have say nothing new, and the way back takes back what was said.
+    fn asked(&self, current: &Partition, voters: usize, back: bool) -> Option<u32> {
+        self.topic_of(current.group)?;
+        if self.tables.level < PLACEMENT_LEVEL || back {
+            return None;
         }
-        Some(voters).filter(|voters| *voters != self.replication_now(topic.replication))
+        if voters == current.voter_nodes().count() {
+            return current.asked;
+        }
+        Some(u32::try_from(voters).unwrap_or(u32::MAX))
+    }
+
+    /// What an operator has asked for is there: it is the partition's own, unless its topic has as
+    /// many, and the topic's once it is that of all its partitions.
+    fn keep_replication(&mut self, group: GroupId, asked: u32) {
+        let Some(topic) = self.topic_of(group) else {
+            return;
+        };
+        let own = Some(asked).filter(|asked| *asked != self.replication_now(topic.replication));
+        if let Ok(partition) = self.partition(group) {
+            let mut partition = Partition::clone(partition);
+            (partition.replication, partition.asked) = (own, None);
+            self.put_partition(partition);
+        }
+        self.agree_on_replication(group);
     }
 
     /// Where an operator has given every partition of a topic as many replicas, that is what the
@@ -84,7 +107,8 @@ impl ControllerState {
         let Some(topic) = self.topic_of(group) else {
             return;
         };
-        // What each is to have: one that has yet to grow has fewer, and nobody asked for that.
+        // What each is to have: one that has yet to grow has fewer, and nobody asked for that. What
+        // is asked for and on its way may be taken back.
         let of_topic = self.replication_now(topic.replication);
         let wanted = |p: &Arc<Partition>| p.replication.unwrap_or(of_topic);
         let Some(count) = topic.partitions.first().map(wanted) else {
@@ -194,6 +218,9 @@ impl ControllerState {
         }
         let mut settled = Partition::clone(current);
         settled.term = Term(command.term);
+        // What was decided while it was on its way, such as to take it back, is too late now.
+        settled.generation += u64::from(self.tables.level >= PLACEMENT_LEVEL);
+        let asked = settled.asked;
         let (wanted, gone): (Vec<Replica>, Vec<Replica>) =
             settled.replicas.iter().partition(|r| r.is_wanted());
         settled.replicas = wanted
@@ -204,6 +231,9 @@ impl ControllerState {
             })
             .collect();
         self.put_partition(settled);
+        if let Some(asked) = asked {
+            self.keep_replication(group, asked);
+        }
         for replica in gone.iter().filter(|replica| !replica.lost) {
             self.retire(group, replica.id);
         }
@@ -229,6 +259,20 @@ impl ControllerState {
         }
         Ok(Reply::Done)
     }
+}
+
+/// Whether a command that takes back what is on its way names the voters from before it.
+fn check_way_back(
+    current: &Partition,
+    voters: &[NodeId],
+    origin: Origin,
+) -> Result<(), ControllerError> {
+    let before: BTreeSet<NodeId> = current.before_reassignment().into_iter().collect();
+    let back = current.reassignment().is_some() && before == voters.iter().copied().collect();
+    if back && origin == Origin::Operator {
+        return Ok(());
+    }
+    Err(invalid_assignment("those are not the replicas from before"))
 }
 
 fn check_generation(partition: &Partition, given: u64) -> Result<(), ControllerError> {

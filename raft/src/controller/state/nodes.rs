@@ -42,6 +42,7 @@ impl ControllerState {
             preferred: node.id,
             pinned: false,
             replication: None,
+            asked: None,
             term: Term(0),
         });
         let id = node.id;

@@ -170,6 +170,9 @@ struct PartitionMessage {
     /// Zero: as its topic says.
     #[prost(uint32, tag = "8")]
     replication: u32,
+    /// Zero: nothing that is on its way says so.
+    #[prost(uint32, tag = "9")]
+    asked: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, Message)]
@@ -366,6 +369,7 @@ fn write_partition(partition: &Partition) -> PartitionMessage {
         term: partition.term.get(),
         pinned: partition.pinned,
         replication: partition.replication.unwrap_or(0),
+        asked: partition.asked.unwrap_or(0),
     }
 }
 
@@ -516,6 +520,7 @@ fn read_partition(message: &PartitionMessage) -> Result<Partition, RestoreError>
         term: Term(message.term),
         pinned: message.pinned,
         replication: Some(message.replication).filter(|count| *count > 0),
+        asked: Some(message.asked).filter(|count| *count > 0),
     })
 }
 

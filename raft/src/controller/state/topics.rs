@@ -91,8 +91,9 @@ impl ControllerState {
             altered.replication = Replication::Fixed(command.replication);
             // The newest word counts, of the topic as of a partition.
             for partition in &mut altered.partitions {
-                if partition.replication.is_some() {
-                    Arc::make_mut(partition).replication = None;
+                if partition.own_replication().is_some() {
+                    let partition = Arc::make_mut(partition);
+                    (partition.replication, partition.asked) = (None, None);
                 }
             }
         }
@@ -390,6 +391,7 @@ impl ControllerState {
             preferred: set.first().copied().unwrap_or_default(),
             pinned,
             replication: None,
+            asked: None,
             term: Term(0),
         }
     }

@@ -203,10 +203,10 @@ fn turn(
     }
     let found = owner.find(consumer.id).unwrap();
     let mut session = found.try_lock().unwrap();
-    session
-        .advance(consumer.epoch, by_id, changed, forgotten)
+    let (step, now) = ((consumer.epoch, by_id), Instant::now());
+    sessions
+        .go_on(&mut session, step, changed, forgotten, now)
         .unwrap();
-    assert!(sessions.touch(&mut session, Instant::now()));
     consumer.epoch += 1;
     if session.parts.len() == 0 {
         assert!(owner.find(consumer.id).is_none());
@@ -302,11 +302,10 @@ fn next(
     (id, epoch): (i32, i32),
     changed: Vec<Part<()>>,
     now: Instant,
-) -> Result<bool, ErrorCode> {
+) -> Result<(), ErrorCode> {
     let found = owner.find(id).ok_or(ErrorCode::FetchSessionIdNotFound)?;
     let mut session = found.try_lock().unwrap();
-    session.advance(epoch, false, changed, [])?;
-    Ok(sessions.touch(&mut session, now))
+    sessions.go_on(&mut session, (epoch, false), changed, [], now)
 }
 
 #[test]
@@ -325,7 +324,7 @@ fn a_session_takes_the_place_of_another_as_at_a_broker() {
     for (id, epoch) in [(small, 1), (large, 1)] {
         assert_eq!(
             next(&sessions, &owner, (id, epoch), Vec::new(), later(121)),
-            Ok(true)
+            Ok(())
         );
     }
     assert_eq!(
@@ -427,9 +426,9 @@ fn who_does_not_keep_to_the_rules_gets_the_error_of_a_broker() {
     // It is somebody else's, who can neither use nor end it.
     assert_eq!(step(&other, id, 1), unknown);
     other.close(id);
-    assert_eq!(step(&owner, id, 1), Ok(true));
+    assert_eq!(step(&owner, id, 1), Ok(()));
     assert_eq!(step(&owner, id, 1), wrong, "the same request again");
-    assert_eq!(step(&owner, id, 2), Ok(true));
+    assert_eq!(step(&owner, id, 2), Ok(()));
     let found = owner.find(id).unwrap();
     let mut session = found.try_lock().unwrap();
     let ids = session.advance(3, true, [], []);
@@ -453,6 +452,45 @@ fn who_does_not_keep_to_the_rules_gets_the_error_of_a_broker() {
     drop(session);
     drop(owner);
     assert_eq!(sessions.held().1, 0, "it ends with its connection");
+}
+
+#[test]
+fn a_session_that_outgrows_its_share_keeps_nothing() {
+    let sessions = FetchSessions::<()>::new(10, 1 << 20, Entropy::from_seed(1));
+    let owner = sessions.owner();
+    let now = Instant::now();
+    let gone = Err(ErrorCode::FetchSessionIdNotFound);
+    let id = make(&sessions, &owner, 1, now);
+    // Somebody waits for it already.
+    let found = owner.find(id).unwrap();
+    let most = found.try_lock().unwrap().most;
+    let many = parts(i32::try_from(most).unwrap() + 1);
+    assert_eq!(next(&sessions, &owner, (id, 1), many, now), gone);
+    assert!(owner.find(id).is_none());
+    let mut session = found.try_lock().unwrap();
+    assert_eq!(session.parts.len(), 0);
+    assert_eq!(sessions.held(), (SESSION_COST, 0));
+    // Whose turn comes then gets no further.
+    let half = parts(i32::try_from(most / 2).unwrap());
+    let next = sessions.go_on(&mut session, (2, false), half, [], now);
+    assert_eq!((next, session.parts.len()), (gone, 0));
+    drop(session);
+    drop(found);
+    assert_eq!(sessions.held(), (0, 0));
+}
+
+#[test]
+fn a_session_whose_place_is_taken_is_not_found_by_who_waits_for_it() {
+    let sessions = FetchSessions::<()>::new(10, 1 << 20, Entropy::from_seed(1));
+    let owner = sessions.owner();
+    let now = Instant::now();
+    let id = make(&sessions, &owner, 3, now);
+    let found = owner.find(id).unwrap();
+    owner.close(id);
+    let mut session = found.try_lock().unwrap();
+    let next = sessions.go_on(&mut session, (1, false), parts(50), [], now);
+    assert_eq!(next, Err(ErrorCode::FetchSessionIdNotFound));
+    assert_eq!(sessions.held(), (SESSION_COST, 0));
 }
 
 #[test]

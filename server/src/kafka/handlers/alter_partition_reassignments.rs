@@ -1,6 +1,8 @@
 //! AlterPartitionReassignments: other replicas for partitions, or back to those from before. One
 //! row for each partition asked for, whether or not the others are moved.
 
+use std::collections::BTreeSet;
+
 use futures::{StreamExt, stream};
 use trilog_model::NodeId;
 use trilog_raft::controller::Operation;
@@ -48,7 +50,8 @@ pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<A
         let moves = topic.partitions.iter();
         let moves = moves.map(|one| reassign(&cluster, &topic.name, one, any_replication));
         let moves: Vec<_> = moves.collect();
-        let outcomes: Vec<_> = stream::iter(moves).buffered(AT_ONCE).collect().await;
+        let at_once = at_once(&topic.partitions);
+        let outcomes: Vec<_> = stream::iter(moves).buffered(at_once).collect().await;
         let rows = topic.partitions.iter().zip(outcomes);
         let rows = rows.map(|(partition, outcome)| {
             let row = ReassignablePartitionResponse::default()
@@ -66,6 +69,15 @@ pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<A
         response.responses.push(moved.with_name(topic.name));
     }
     Ok(Writer::message(request, &response)?)
+}
+
+/// How many may be decided on at once: what is said of one partition twice counts in its order.
+fn at_once(partitions: &[ReassignablePartition]) -> usize {
+    let mut named = BTreeSet::new();
+    let once = partitions
+        .iter()
+        .all(|one| named.insert(one.partition_index));
+    if once { AT_ONCE } else { 1 }
 }
 
 async fn reassign(
@@ -88,4 +100,22 @@ async fn reassign(
     };
     let moved = cluster.reassign(topic, index, &to, any_replication).await;
     moved.map_err(|error| errors::reassign(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_of_one_partition_twice_is_decided_in_turn() {
+        let named = |indexes: &[i32]| {
+            let each = indexes.iter();
+            let each =
+                each.map(|index| ReassignablePartition::default().with_partition_index(*index));
+            at_once(&each.collect::<Vec<_>>())
+        };
+        assert_eq!(named(&[0, 1, 2]), AT_ONCE);
+        assert_eq!(named(&[0, 1, 0]), 1);
+        assert_eq!(named(&[]), AT_ONCE);
+    }
 }

@@ -19,7 +19,7 @@ const CODE_SINCE: i16 = 3;
 /// Where it is not known.
 const UNKNOWN: i64 = -1;
 
-pub(super) fn answer(session: &mut Session, request: &Request) -> Result<Answer, Ended> {
+pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<Answer, Ended> {
     let asked: DescribeLogDirsRequest = decode(request)?;
     if let Err(code) = session.check_cluster(Operation::Describe) {
         session.count_error(request, code.code());
@@ -61,12 +61,15 @@ pub(super) fn answer(session: &mut Session, request: &Request) -> Result<Answer,
         .with_topics(topics)
         .with_total_bytes(UNKNOWN)
         .with_usable_bytes(UNKNOWN);
-    match rustix::fs::statvfs(dir) {
-        Ok(space) => {
+    // A disk that hangs holds up nobody else.
+    let asked = dir.clone();
+    let space = tokio::task::spawn_blocking(move || rustix::fs::statvfs(asked));
+    match space.await {
+        Ok(Ok(space)) => {
             result.total_bytes = bytes(space.f_blocks.saturating_mul(space.f_frsize));
             result.usable_bytes = bytes(space.f_bavail.saturating_mul(space.f_frsize));
         }
-        Err(_) => result.error_code = ErrorCode::KafkaStorageError.code(),
+        Ok(Err(_)) | Err(_) => result.error_code = ErrorCode::KafkaStorageError.code(),
     }
     let response = DescribeLogDirsResponse::default().with_results(vec![result]);
     Ok(Writer::message(request, &response)?)

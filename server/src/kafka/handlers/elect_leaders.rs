@@ -44,7 +44,9 @@ pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<A
         return refused(session, request, asked, code);
     }
     // Before anything is called unknown, or led by whom it should be.
-    session.kafka.inner.cluster.is_current().await;
+    if !session.kafka.inner.cluster.is_current().await {
+        return refused(session, request, asked, ErrorCode::NotController);
+    }
     let all = asked.topic_partitions.is_none();
     let named = asked.topic_partitions.map(|topics| {
         let topics = topics.into_iter();
@@ -53,28 +55,29 @@ pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<A
     let named: Vec<Named> = named.unwrap_or_else(|| everything(&session.kafka.inner.cluster));
     let mut response = ElectLeadersResponse::default();
     let known = matches!(asked.election_type, PREFERRED | UNCLEAN);
-    if !known || !are_few(named.iter().map(|(name, of)| (name.len(), of.len()))) {
+    let few = all || are_few(named.iter().map(|(name, of)| (name.len(), of.len())));
+    if !known || !few {
         let code = ErrorCode::InvalidRequest.code();
         session.count_error(request, code);
         // The first version has no place for it.
         response.error_code = if request.version > 0 { code } else { 0 };
         return Ok(Writer::message(request, &response)?);
     }
-    let begun: Vec<_> = named
-        .into_iter()
-        .map(|(topic, indexes)| {
-            let elections = indexes.into_iter().map(|index| {
-                let begun = begin(
-                    &session.kafka.inner.cluster,
-                    &topic,
-                    index,
-                    asked.election_type,
-                );
-                (index, begun)
-            });
-            let elections: Vec<_> = elections.collect();
-            (topic, elections)
-        })
+    let cluster = session.kafka.inner.cluster.clone();
+    let begun = named.into_iter().map(|(topic, indexes)| {
+        let elections = indexes.into_iter().map(|index| {
+            let begun = begin(&cluster, &topic, index, asked.election_type);
+            (index, begun)
+        });
+        // Of all partitions, those that are led by the first one are not told of.
+        let led = |begun: &_| matches!(begun, Err((ErrorCode::ElectionNotNeeded, _)));
+        let elections: Vec<_> = elections
+            .filter(|(_, begun)| !(all && led(begun)))
+            .collect();
+        (topic, elections)
+    });
+    let begun: Vec<_> = begun
+        .filter(|(_, elections)| !(all && elections.is_empty()))
         .collect();
     let timeout = Duration::from_millis(u64::try_from(asked.timeout_ms).unwrap_or(0));
     let deadline = Instant::now() + timeout.min(PATIENCE);
@@ -82,13 +85,9 @@ pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<A
         let mut results = ReplicaElectionResult::default().with_topic(topic);
         for (index, begun) in elections {
             let outcome = match begun {
-                Ok(election) => led(&session.kafka.inner.cluster, election, deadline).await,
+                Ok(election) => led(&cluster, election, deadline).await,
                 Err(refusal) => Err(refusal),
             };
-            // Of all partitions, those that are led by the first one are not told of.
-            if all && matches!(outcome, Err((ErrorCode::ElectionNotNeeded, _))) {
-                continue;
-            }
             let result = result(session, request, index, outcome);
             results.partition_result.push(result);
         }

@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit};
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
+use tokio::task::unconstrained;
 use tokio::time::Instant;
 use trilog_wire::kafka::{
     ErrorCode, FetchRequest, Fetched, ForgottenTopic, Request, TopicRef, fetch_answer,
 };
 
-use super::Begun;
+use super::{Begun, count_refusal};
 use crate::kafka::Kafka;
 use crate::kafka::conn::Outcome;
 use crate::kafka::fetch_sessions::{FetchSession, Part, Shareable};
@@ -37,6 +38,8 @@ const READ_COMMITTED: i8 = 1;
 /// wants none.
 const FIRST: i32 = 0;
 const LAST: i32 = -1;
+/// What a partition takes while its fetch waits, beside what is known of it, in bytes.
+const WATCH_COST: usize = 512;
 
 /// What the request is of a session.
 enum Turn {
@@ -58,8 +61,8 @@ struct Fetch {
     turn: Turn,
     parts: Vec<Part<Place>>,
     reading: Reading,
-    /// What the request itself holds while it waits.
-    _waiting: Option<OwnedSemaphorePermit>,
+    /// What the request itself holds while it waits; without, it does not wait.
+    waiting: Option<OwnedSemaphorePermit>,
 }
 
 pub(super) fn begin(session: &mut Session, request: Request) -> Begun {
@@ -67,23 +70,25 @@ pub(super) fn begin(session: &mut Session, request: Request) -> Begun {
         Ok(asked) => asked,
         Err(error) => return Begun::Done(Outcome::Close(error.into())),
     };
-    let Some(turn) = turn(session, &request, &mut asked) else {
+    let inner = Arc::clone(&session.kafka.inner);
+    let count: usize = asked
+        .topics
+        .iter()
+        .map(|topic| topic.partitions.len())
+        .sum();
+    let each = size_of::<Part<Place>>() + WATCH_COST;
+    let waiting = claim(&inner.fetches, request.body.len() + count * each);
+    let Some(turn) = turn(session, &request, &mut asked, waiting.is_some()) else {
         let code = ErrorCode::FetchSessionIdNotFound;
         return Begun::Done(refused(session, &request, code));
     };
-    let mut parts = Vec::new();
+    let mut parts = Vec::with_capacity(count);
     for topic in &asked.topics {
         for from in &topic.partitions {
             let place = session.place(&topic.topic, from.index);
             parts.push(Part::new(topic.topic.clone(), *from, place));
         }
     }
-    let inner = &session.kafka.inner;
-    let waiting = request.body.len() + parts.len() * size_of::<Part<Place>>();
-    let waiting = u32::try_from(waiting).unwrap_or(u32::MAX);
-    let waiting = Arc::clone(&inner.fetches)
-        .try_acquire_many_owned(waiting)
-        .ok();
     let wait = match &waiting {
         Some(_) => u64::try_from(asked.max_wait_ms).unwrap_or(0),
         // There is no room for it to stay.
@@ -106,13 +111,25 @@ pub(super) fn begin(session: &mut Session, request: Request) -> Begun {
         turn,
         parts,
         reading,
-        _waiting: waiting,
+        waiting,
     };
     Begun::Later(fetch.answer().boxed())
 }
 
-/// What a request is of its session; none, if there is no such session.
-fn turn(session: &Session, request: &Request, asked: &mut FetchRequest) -> Option<Turn> {
+/// Room for so many bytes among fetches that wait, if there is any.
+fn claim(fetches: &Arc<Semaphore>, bytes: usize) -> Option<OwnedSemaphorePermit> {
+    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+    Arc::clone(fetches).try_acquire_many_owned(bytes).ok()
+}
+
+/// What a request is of its session; none, if there is no such session, or it has to wait for the
+/// one before and may not: its client then begins anew.
+fn turn(
+    session: &Session,
+    request: &Request,
+    asked: &mut FetchRequest,
+    may_wait: bool,
+) -> Option<Turn> {
     let (id, epoch) = (asked.session_id, asked.session_epoch);
     if matches!(epoch, FIRST | LAST) {
         // Whatever it had is over.
@@ -121,11 +138,16 @@ fn turn(session: &Session, request: &Request, asked: &mut FetchRequest) -> Optio
         return Some(Turn::Whole { remember });
     }
     let found: Shareable<Place> = session.fetches.find(id)?;
-    let mut lock = found.lock_owned().boxed();
-    // Its place in the queue is taken now, in the order of the connection.
+    let mut lock = unconstrained(found.lock_owned()).boxed();
+    // Its place in the queue is taken now, in the order of the connection, however long the task
+    // has run.
     let lock = match (&mut lock).now_or_never() {
         Some(guard) => std::future::ready(guard).boxed(),
-        None => lock,
+        None if may_wait => lock,
+        None => {
+            session.fetches.close(id);
+            return None;
+        }
     };
     Some(Turn::Next {
         lock,
@@ -151,8 +173,8 @@ impl Fetch {
             request,
             turn,
             parts,
-            reading,
-            _waiting,
+            mut reading,
+            waiting,
         } = self;
         match turn {
             Turn::Whole { remember } => {
@@ -164,7 +186,7 @@ impl Fetch {
                 } else {
                     0
                 };
-                sent(&kafka, &request, id, pass)
+                sent(&kafka, &request, id, pass, None)
             }
             Turn::Next {
                 lock,
@@ -172,12 +194,21 @@ impl Fetch {
                 forgotten,
             } => {
                 let mut session = lock.await;
-                let due = advance(&kafka, &mut session, &request, epoch, (parts, forgotten));
+                let named = parts.len();
+                let due = go_on(&kafka, &mut session, &request, epoch, (parts, forgotten));
                 if let Err(code) = due {
+                    let meter = kafka.inner.api_meters.get(request.api.place());
+                    count_refusal(meter, code.code());
                     let answer = fetch_answer(&request, Fetched::refused(code.code()));
                     return Outcome::Answer(answer);
                 }
                 let request = request.without_body();
+                // All of the session is watched, not only what the request names.
+                let others = session.parts.len().saturating_sub(named);
+                let watched = claim(&kafka.inner.fetches, others * WATCH_COST);
+                if waiting.is_none() || watched.is_none() {
+                    reading.deadline = Instant::now();
+                }
                 let pass = reading.read(session.parts.iter()).await;
                 session.tell(&pass.partitions);
                 // Without partitions it has ended.
@@ -185,14 +216,14 @@ impl Fetch {
                     0 => 0,
                     _ => session.id(),
                 };
-                sent(&kafka, &request, id, pass)
+                sent(&kafka, &request, id, pass, Some(session))
             }
         }
     }
 }
 
 /// Takes a session on to its next request, and looks again for what may have moved.
-fn advance(
+fn go_on(
     kafka: &Kafka,
     session: &mut FetchSession<Place>,
     request: &Request,
@@ -204,10 +235,9 @@ fn advance(
         each.map(|index| (gone.topic.clone(), *index))
     });
     let by_id = request.version >= IDS_SINCE;
-    session.advance(epoch, by_id, changed, forgotten)?;
-    if !kafka.inner.sessions.touch(session, Instant::now()) {
-        return Err(ErrorCode::FetchSessionIdNotFound);
-    }
+    let sessions = &kafka.inner.sessions;
+    let now = Instant::now();
+    sessions.go_on(session, (epoch, by_id), changed, forgotten, now)?;
     let version = *kafka.inner.cluster.changes().borrow();
     for part in session.parts.iter_mut() {
         let topic: &TopicRef = &part.topic;
@@ -217,7 +247,13 @@ fn advance(
 }
 
 /// The answer with what was read, which counts as sent.
-fn sent(kafka: &Kafka, request: &Request, session_id: i32, pass: Pass) -> Outcome {
+fn sent(
+    kafka: &Kafka,
+    request: &Request,
+    session_id: i32,
+    pass: Pass,
+    session: Option<OwnedMutexGuard<FetchSession<Place>>>,
+) -> Outcome {
     for (meter, records, bytes) in pass.sent {
         meter.left(records, bytes);
     }
@@ -229,5 +265,5 @@ fn sent(kafka: &Kafka, request: &Request, session_id: i32, pass: Pass) -> Outcom
         endpoints: hints::endpoints(&kafka.inner.cluster, leaders),
         partitions: pass.partitions,
     };
-    Outcome::Records(fetch_answer(request, fetched), pass.room)
+    Outcome::Records(fetch_answer(request, fetched), (pass.room, session))
 }

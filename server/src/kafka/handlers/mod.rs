@@ -118,7 +118,7 @@ pub(super) async fn begin(session: &mut Session, request: Request) -> Begun {
         ApiKey::AddOffsetsToTxn => add_offsets_to_txn::answer(session, &request).await,
         ApiKey::EndTxn => end_txn::answer(session, &request).await,
         ApiKey::TxnOffsetCommit => txn_offset_commit::answer(session, &request).await,
-        ApiKey::DescribeLogDirs => describe_log_dirs::answer(session, &request),
+        ApiKey::DescribeLogDirs => describe_log_dirs::answer(session, &request).await,
         ApiKey::DescribeProducers => describe_producers::answer(session, &request),
         ApiKey::DescribeTransactions => describe_transactions::answer(session, &request),
         ApiKey::WriteTxnMarkers => write_txn_markers::answer(session, &request).await,

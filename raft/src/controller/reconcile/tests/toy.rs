@@ -615,6 +615,7 @@ impl World {
                     preferred: voters[0],
                     voters,
                     learners: Vec::new(),
+                    back: false,
                 };
                 self.deliver(&Command::AssignReplicas(command));
             }

@@ -71,7 +71,7 @@ impl Reading {
         let mut changes = None;
         loop {
             let pass = self.look(parts.clone()).await;
-            let enough = pass.bytes >= self.min_bytes.max(1) || pass.urgent || pass.known == 0;
+            let enough = pass.bytes >= self.min_bytes || pass.urgent || pass.known == 0;
             if enough || Instant::now() >= self.deadline {
                 return pass;
             }
