@@ -15,6 +15,7 @@ use super::cluster_config::ClusterConfigView;
 use super::command::{Endpoint, Purpose, TopicKind};
 use super::ids::{ClusterId, NodeIdentity, TopicId};
 use super::level::LevelRange;
+use super::quota::Quotas;
 use super::topic_config::{TopicConfig, TopicConfigView};
 
 /// Where a node is in its life.
@@ -244,6 +245,7 @@ pub(super) struct Tables {
     pub(super) users: Arc<BTreeMap<Arc<str>, Arc<User>>>,
     pub(super) acls: Arc<AclTable>,
     pub(super) secret: Bytes,
+    pub(super) quotas: Arc<Quotas>,
 }
 
 /// Without what is secret, and without tables that fill pages.
@@ -260,6 +262,7 @@ impl fmt::Debug for Tables {
             .field("configs", &self.configs)
             .field("users", &self.users)
             .field("acls", &self.acls)
+            .field("quotas", &self.quotas)
             .finish_non_exhaustive()
     }
 }
@@ -424,6 +427,12 @@ impl ClusterMap {
     #[must_use]
     pub fn acls(&self) -> &Arc<AclTable> {
         &self.tables().acls
+    }
+
+    /// How much clients may move.
+    #[must_use]
+    pub fn quotas(&self) -> &Quotas {
+        &self.tables().quotas
     }
 
     /// Known to the nodes and nobody else; empty until there has been a user.

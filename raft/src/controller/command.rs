@@ -17,7 +17,10 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::access::{Acl, Credential, Mechanism};
-use super::level::{ACCESS_LEVEL, BASE_LEVEL, INTERNAL_LEVEL, PLACEMENT_LEVEL};
+use super::level::{
+    ACCESS_LEVEL, BASE_LEVEL, INTERNAL_LEVEL, PLACEMENT_LEVEL, QUOTA_LEVEL,
+};
+use super::quota::QuotaKey;
 
 /// The longest command that is read, in bytes.
 pub const MAX_COMMAND_BYTES: usize = 1 << 20;
@@ -43,7 +46,7 @@ struct Envelope {
 struct CommandBody {
     #[prost(
         oneof = "Command",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 25, 26"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 25, 26"
     )]
     command: Option<Command>,
 }
@@ -111,6 +114,9 @@ pub enum Command {
     /// this: `trilog recover` writes it into the log of a stopped node.
     #[prost(message, tag = "21")]
     AcceptLoss(AcceptLoss),
+    /// How much some clients may move.
+    #[prost(message, tag = "22")]
+    AlterQuota(AlterQuota),
     /// A user comes, changes or goes.
     #[prost(message, tag = "25")]
     AlterUser(AlterUser),
@@ -493,6 +499,34 @@ pub struct AlterAcls {
     pub remove: Vec<Acl>,
 }
 
+#[derive(Clone, PartialEq, Message)]
+pub struct AlterQuota {
+    /// None: whoever it is.
+    #[prost(message, optional, tag = "1")]
+    pub user: Option<QuotaClient>,
+    /// None: whatever it calls itself.
+    #[prost(message, optional, tag = "2")]
+    pub client: Option<QuotaClient>,
+    #[prost(message, repeated, tag = "3")]
+    pub changes: Vec<QuotaChange>,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct QuotaClient {
+    /// None: all that have no quota of their own.
+    #[prost(string, optional, tag = "1")]
+    pub name: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct QuotaChange {
+    #[prost(enumeration = "QuotaKey", tag = "1")]
+    pub key: i32,
+    /// Zero takes the bound back.
+    #[prost(double, tag = "2")]
+    pub limit: f64,
+}
+
 impl Command {
     /// The level everything in this command needs.
     #[must_use]
@@ -505,6 +539,7 @@ impl Command {
             Self::AssignReplicas(moved) | Self::AssignByHand(moved) if moved.back => {
                 PLACEMENT_LEVEL
             }
+            Self::AlterQuota(_) => QUOTA_LEVEL,
             Self::Bootstrap(_)
             | Self::RegisterNode(_)
             | Self::ReplaceNode(_)

@@ -29,6 +29,9 @@ pub const PLACEMENT_LEVEL: u32 = 4;
 /// From here on the cluster has users and rights.
 pub const ACCESS_LEVEL: u32 = 4;
 
+/// From here on the controller knows quotas of clients.
+pub const QUOTA_LEVEL: u32 = 4;
+
 /// The newest level this build can follow.
 pub const BUILD_LEVEL: u32 = ACCESS_LEVEL;
 

@@ -25,6 +25,7 @@ mod level;
 mod names;
 mod nearest;
 mod placement;
+mod quota;
 mod reassignment;
 pub mod reconcile;
 mod reply;
@@ -47,9 +48,12 @@ pub use ids::{ClusterId, InvalidIdentity, NodeIdentity, TopicId};
 pub use internal::InternalTopic;
 pub use level::{
     ACCESS_LEVEL, BASE_LEVEL, BUILD_LEVEL, COMPACTION_LEVEL, CONSUMERS_LEVEL, INTERNAL_LEVEL,
-    LevelRange, PLACEMENT_LEVEL, TRANSACTION_LEVEL,
+    LevelRange, PLACEMENT_LEVEL, QUOTA_LEVEL, TRANSACTION_LEVEL,
 };
 pub use names::{MAX_NAME_LEN, check_topic_name, collision_key};
+pub use quota::{
+    QuotaEntity, QuotaKey, QuotaLimit, QuotaLimits, QuotaName, QuotaShare, Quotas, quota_of,
+};
 pub use reassignment::Reassignment;
 pub use reply::{ControllerError, Outcome, Reply, decode_outcome, encode_outcome};
 pub use state::{

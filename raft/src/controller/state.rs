@@ -7,6 +7,7 @@ mod access;
 mod assignment;
 mod loss;
 mod nodes;
+mod quotas;
 mod settings;
 mod snapshot;
 mod topics;
@@ -91,6 +92,7 @@ impl ControllerState {
                 users: Arc::default(),
                 acls: Arc::default(),
                 secret: Bytes::new(),
+                quotas: Arc::default(),
             },
             next_group: GroupId::CONTROLLER.next().get(),
             next_incarnation: 1,
@@ -146,6 +148,7 @@ impl ControllerState {
             Command::PreferByHand(command) => self.prefer_leader(*command, Origin::Operator),
             Command::SetClusterConfig(command) => self.set_cluster_config(command),
             Command::ActivateLevel(command) => self.activate_level(command.level),
+            Command::AlterQuota(command) => self.alter_quota(command),
             Command::AlterUser(command) => self.alter_user(command),
             Command::AlterAcls(command) => self.alter_acls(command),
             Command::AllocateProducerIds(command) => {

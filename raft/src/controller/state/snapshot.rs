@@ -14,10 +14,13 @@ use super::super::cluster_map::{
     AcceptedLoss, GroupPlace, Node, NodeState, Partition, Replica, Replication, Standing, Tables,
     Topic,
 };
-use super::super::command::{ConfigEntry, Endpoint, ReplicaRef, TopicKind};
+use super::super::command::{
+    AlterQuota, ConfigEntry, Endpoint, QuotaChange, QuotaClient, ReplicaRef, TopicKind,
+};
 use super::super::ids::{ClusterId, InvalidIdentity, NodeIdentity, TopicId};
 use super::super::level::LevelRange;
 use super::super::names::collision_key;
+use super::super::quota::{QuotaEntity, QuotaKey, QuotaLimit, QuotaLimits, QuotaName, Quotas};
 use super::{ControllerState, loads_of};
 
 /// The format this build writes and the newest it reads.
@@ -71,6 +74,8 @@ struct SnapshotMessage {
     silent: Vec<u32>,
     #[prost(message, repeated, tag = "14")]
     losses: Vec<LossMessage>,
+    #[prost(message, repeated, tag = "15")]
+    quotas: Vec<AlterQuota>,
     #[prost(message, repeated, tag = "20")]
     users: Vec<UserMessage>,
     #[prost(message, repeated, tag = "21")]
@@ -214,6 +219,7 @@ impl ControllerState {
             configs: write_configs(&tables.configs),
             silent: tables.silent.iter().map(|node| node.get()).collect(),
             losses: tables.losses.iter().map(write_loss).collect(),
+            quotas: write_quotas(&tables.quotas),
             users: tables.users.values().map(|user| write_user(user)).collect(),
             acls: tables.acls.all().collect(),
             secret: tables.secret.clone(),
@@ -292,6 +298,51 @@ fn read_loss(message: &LossMessage) -> Result<AcceptedLoss, RestoreError> {
         nodes: message.nodes.iter().copied().map(NodeId).collect(),
         cluster: ClusterId::from_wire(&message.cluster)?,
     })
+}
+
+fn write_quotas(quotas: &Quotas) -> Vec<AlterQuota> {
+    let name = |name: &QuotaName| QuotaClient {
+        name: match name {
+            QuotaName::Default => None,
+            QuotaName::Named(name) => Some(name.clone()),
+        },
+    };
+    let quotas = quotas.iter().map(|(entity, limits)| {
+        let changes = limits.iter().map(|(key, limit)| QuotaChange {
+            key: (*key).into(),
+            limit: limit.get(),
+        });
+        AlterQuota {
+            user: entity.user.as_ref().map(name),
+            client: entity.client.as_ref().map(name),
+            changes: changes.collect(),
+        }
+    });
+    quotas.collect()
+}
+
+fn read_quotas(messages: &[AlterQuota]) -> Result<Quotas, RestoreError> {
+    let name = |client: &QuotaClient| match &client.name {
+        None => QuotaName::Default,
+        Some(name) => QuotaName::Named(name.clone()),
+    };
+    let mut quotas = Quotas::new();
+    for message in messages {
+        let entity = QuotaEntity {
+            user: message.user.as_ref().map(name),
+            client: message.client.as_ref().map(name),
+        };
+        let mut limits = QuotaLimits::new();
+        for change in &message.changes {
+            let key = QuotaKey::try_from(change.key);
+            let key = key.map_err(|_| RestoreError::Damaged("a quota's kind is unknown"))?;
+            let limit = QuotaLimit::new(change.limit);
+            let limit = limit.ok_or(RestoreError::Damaged("a quota is not above zero"))?;
+            limits.insert(key, limit);
+        }
+        quotas.insert(entity, limits);
+    }
+    Ok(quotas)
 }
 
 fn write_user(user: &User) -> UserMessage {
@@ -421,11 +472,13 @@ fn read_tables(message: &SnapshotMessage) -> Result<Tables, RestoreError> {
             .map_err(|_| RestoreError::Damaged("a rule is invalid"))?;
         acls.insert(acl);
     }
+    let quotas = read_quotas(&message.quotas)?;
     if names.len() != message.topics.len()
         || topics.len() != message.topics.len()
         || nodes.len() != message.nodes.len()
         || users.len() != message.users.len()
         || acls.len() != message.acls.len()
+        || quotas.len() != message.quotas.len()
     {
         return Err(RestoreError::Damaged("something is in it twice"));
     }
@@ -436,6 +489,7 @@ fn read_tables(message: &SnapshotMessage) -> Result<Tables, RestoreError> {
         .collect::<Result<_, _>>()?;
     Ok(Tables {
         losses: Arc::new(losses),
+        quotas: Arc::new(quotas),
         version: message.version,
         cluster,
         level: message.level,
