@@ -198,6 +198,9 @@ macro_rules! row {
     };
 }
 
+#[path = "kafka_acls/tools.rs"]
+mod tools;
+
 fn produce(records: Bytes, id: Option<TransactionalId>) -> ProduceRequest {
     let partition = produce_request::PartitionProduceData::default().with_records(Some(records));
     let topic = produce_request::TopicProduceData::default()
@@ -639,6 +642,7 @@ async fn every_request_with_each_of_its_rights_missing_is_refused() {
         transactions(),
         places(),
         administration(),
+        tools::rows(),
     ]
     .into_iter()
     .flatten()

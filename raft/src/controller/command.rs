@@ -17,9 +17,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::access::{Acl, Credential, Mechanism};
-use super::level::{
-    ACCESS_LEVEL, BASE_LEVEL, INTERNAL_LEVEL, PLACEMENT_LEVEL, QUOTA_LEVEL,
-};
+use super::level::{ACCESS_LEVEL, BASE_LEVEL, INTERNAL_LEVEL, PLACEMENT_LEVEL, QUOTA_LEVEL};
 use super::quota::QuotaKey;
 
 /// The longest command that is read, in bytes.

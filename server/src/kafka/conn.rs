@@ -5,8 +5,8 @@
 //! once (commits, long polls) -> answers in request order, all that are ready in one vectored write
 //! ```
 //!
-//! One task does it all. It does not read on while the connection has too much unanswered or waits
-//! for a group to rebalance, and it ends a connection whose peer does not take its answers.
+//! One task does it all. It does not read on while the connection has too much unanswered, is over a
+//! quota or waits for a group to rebalance, and it ends a connection whose peer does not take its answers.
 
 use std::collections::VecDeque;
 use std::io;
@@ -39,6 +39,9 @@ const MAX_SLICES: usize = 256;
 /// How long a client may take for its answers, and the rate beyond which it gets longer.
 const WRITE_PATIENCE: Duration = Duration::from_secs(30);
 const SLOWEST_BYTES_PER_SECOND: u64 = 64 << 10;
+/// For how long nothing is read from a client that is over a quota, whatever it was told: after that
+/// its next request shows whether it still is, and that somebody is there.
+const MUTED_AT_MOST: Duration = Duration::from_mins(10);
 /// When a silent peer is asked whether it is still there.
 const KEEPALIVE: Duration = Duration::from_mins(1);
 
@@ -83,6 +86,12 @@ pub(super) enum Outcome {
     Answer(Answer),
     /// An answer with records.
     Records(Answer, Held),
+    /// An answer to a client that is over a quota: nothing more is read from it for a while.
+    Throttled {
+        answer: Answer,
+        held: Held,
+        pause: Duration,
+    },
     /// There is nothing to say, as with a produce that wants no acknowledgement.
     Silence,
     /// An answer, and the end.
@@ -146,6 +155,7 @@ pub(super) async fn serve(kafka: Kafka, connection: Connection) -> Result<(), En
         beginning: None,
         waiting: FuturesOrdered::new(),
         alone: false,
+        held_until: None,
         unanswered_bytes: 0,
         output: VecDeque::new(),
         kafka,
@@ -169,6 +179,7 @@ pub(super) async fn answer(kafka: Kafka, message: &Bytes) -> Result<Option<Bytes
             match outcome {
                 Outcome::Answer(answer)
                 | Outcome::Records(answer, _)
+                | Outcome::Throttled { answer, .. }
                 | Outcome::Last(answer, _) => answer,
                 Outcome::Silence => return Ok(None),
                 Outcome::Close(ended) => return Err(ended),
@@ -193,6 +204,8 @@ struct Serving {
     waiting: FuturesOrdered<BoxFuture<'static, Done>>,
     /// The last of those is one that later requests wait for.
     alone: bool,
+    /// The client is over a quota.
+    held_until: Option<Instant>,
     unanswered_bytes: usize,
     output: VecDeque<Bytes>,
 }
@@ -201,9 +214,10 @@ impl Serving {
     async fn run(&mut self) -> Result<(), Ended> {
         let mut open = true;
         while open || self.beginning.is_some() || !self.waiting.is_empty() {
+            let quiet = self.alone || self.held_until.is_some();
             let reading = open
                 && self.beginning.is_none()
-                && !self.alone
+                && !quiet
                 && self.waiting.len() < MAX_PIPELINED
                 && self.unanswered_bytes < self.kafka.inner.limits.inflight_bytes;
             tokio::select! {
@@ -217,7 +231,11 @@ impl Serving {
                         self.await_outcome(begun, receipt);
                     }
                 }
-                heard = listen(&mut self.input, reading), if reading || self.alone => {
+                () = until(self.held_until) => {
+                    self.held_until = None;
+                    self.input.resume();
+                }
+                heard = listen(&mut self.input, reading), if open && (reading || quiet) => {
                     match heard? {
                         Some(arrived) => self.begin(arrived)?,
                         None if self.alone => return Ok(()),
@@ -304,7 +322,10 @@ impl Serving {
     }
 
     /// The request is begun. As long as it is not known who the client is, little is taken from it.
-    fn take_back(&mut self, session: Session) {
+    fn take_back(&mut self, mut session: Session) {
+        if let Some(pause) = session.pause.take() {
+            self.hold(pause);
+        }
         if self.stranger {
             self.stranger = session.login.is_stranger();
             let (limit, until) = if self.stranger {
@@ -345,6 +366,15 @@ impl Serving {
                     self.output.extend(answer.0);
                     records.push(held);
                 }
+                Outcome::Throttled {
+                    answer,
+                    held,
+                    pause,
+                } => {
+                    self.output.extend(answer.0);
+                    records.push(held);
+                    self.hold(pause);
+                }
                 Outcome::Silence => {}
                 Outcome::Last(answer, ended) => {
                     self.output.extend(answer.0);
@@ -382,6 +412,12 @@ impl Serving {
         Ok(())
     }
 
+    /// Reads nothing more for so long.
+    fn hold(&mut self, pause: Duration) {
+        let until = Instant::now() + pause.min(MUTED_AT_MOST);
+        self.held_until = Some(self.held_until.map_or(until, |other| other.max(until)));
+    }
+
     async fn write_out(&mut self) -> Result<(), Ended> {
         write_in_time(&mut self.input.connection, &mut self.output).await
     }
@@ -407,6 +443,14 @@ async fn listen(input: &mut Input, reading: bool) -> Result<Option<Arrived>, End
     }
     input.hung_up().await;
     Ok(None)
+}
+
+/// Ends at a time; never, where there is none.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn poll_beginning(beginning: &mut Option<Beginning>) -> (Session, Begun) {

@@ -9,6 +9,7 @@ mod fetch_sessions;
 mod handlers;
 mod hints;
 mod input;
+mod quota;
 mod rights;
 mod sasl;
 mod session;
@@ -80,6 +81,9 @@ struct Inner {
     /// What fetches may hold that wait for records.
     fetches: Arc<Semaphore>,
     sessions: FetchSessions<Place>,
+    /// What clients with quotas have moved of late.
+    rates: quota::Rates,
+    throttled: quota::Counts,
     meters: Meters,
     /// One per entry of the table of apis.
     api_meters: Vec<ApiMeter>,
@@ -133,6 +137,8 @@ impl Kafka {
                 fetched: Arc::new(Semaphore::new(limits.memory.max(limits.request_bytes))),
                 fetches: Arc::new(Semaphore::new(limits.memory / WAITING_SHARE)),
                 sessions,
+                rates: quota::Rates::default(),
+                throttled: quota::Counts::default(),
                 meters: Meters::new(DIALECT),
                 api_meters,
             }),

@@ -68,6 +68,8 @@ pub(super) fn has_checks(key: ApiKey) -> bool {
             | ApiKey::AlterPartitionReassignments
             | ApiKey::ListPartitionReassignments
             | ApiKey::OffsetDelete
+            | ApiKey::DescribeClientQuotas
+            | ApiKey::AlterClientQuotas
             | ApiKey::DescribeUserScramCredentials
             | ApiKey::AlterUserScramCredentials
             | ApiKey::DescribeCluster

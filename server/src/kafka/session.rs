@@ -4,12 +4,14 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use trilog_model::Term;
 use trilog_raft::controller::{Operation, Topic, TopicId};
 use trilog_wire::kafka::{ErrorCode, TopicRef, Uuid};
 
 use super::fetch_sessions::Owner;
+use super::quota::Known as Quotas;
 use super::rights::Remembered;
 use super::sasl::Login;
 use super::{Kafka, errors};
@@ -37,6 +39,10 @@ pub(super) struct Session {
     pub(super) secure: bool,
     pub(super) login: Login,
     pub(super) remembered: Remembered,
+    /// What bounds its client.
+    pub(super) quotas: Quotas,
+    /// For how long nothing more is to be read, from when a request was begun on.
+    pub(super) pause: Option<Duration>,
     version: u64,
     topics: HashMap<String, Known>,
 }
@@ -139,6 +145,8 @@ impl Session {
             secure: peer.is_some_and(|peer| peer.ip().to_canonical().is_loopback()),
             login,
             remembered: Remembered::default(),
+            quotas: Quotas::default(),
+            pause: None,
             version: 0,
             topics: HashMap::new(),
         }

@@ -20,7 +20,11 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct KafkaConn {
     stream: TcpStream,
     correlation_id: i32,
+    client: &'static str,
 }
+
+/// As a connection calls itself.
+const CLIENT: &str = "raw";
 
 pub(crate) fn text(text: &str) -> StrBytes {
     StrBytes::from_string(text.to_owned())
@@ -28,11 +32,15 @@ pub(crate) fn text(text: &str) -> StrBytes {
 
 /// A request as it goes over the wire.
 pub(crate) fn framed<M: Encodable>(key: ApiKey, version: i16, id: i32, message: &M) -> Bytes {
+    framed_by(CLIENT, key, version, id, message)
+}
+
+fn framed_by<M: Encodable>(client: &str, key: ApiKey, version: i16, id: i32, message: &M) -> Bytes {
     let header = RequestHeader::default()
         .with_request_api_key(key as i16)
         .with_request_api_version(version)
         .with_correlation_id(id)
-        .with_client_id(Some(text("raw")));
+        .with_client_id(Some(text(client)));
     let mut out = BytesMut::new();
     out.put_u32(0);
     let header_version = key.request_header_version(version);
@@ -45,10 +53,16 @@ pub(crate) fn framed<M: Encodable>(key: ApiKey, version: i16, id: i32, message: 
 
 impl KafkaConn {
     pub(crate) async fn open(port: u16) -> Self {
+        Self::open_named(port, CLIENT).await
+    }
+
+    /// As [`KafkaConn::open`], by another client id.
+    pub(crate) async fn open_named(port: u16, client: &'static str) -> Self {
         let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         Self {
             stream,
             correlation_id: 0,
+            client,
         }
     }
 
@@ -65,7 +79,7 @@ impl KafkaConn {
 
     pub(crate) async fn send<M: Encodable>(&mut self, key: ApiKey, version: i16, message: &M) {
         self.correlation_id += 1;
-        let request = framed(key, version, self.correlation_id, message);
+        let request = framed_by(self.client, key, version, self.correlation_id, message);
         self.stream.write_all(&request).await.unwrap();
     }
 

@@ -14,7 +14,8 @@ use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 use tokio::task::unconstrained;
 use tokio::time::Instant;
 use trilog_wire::kafka::{
-    ErrorCode, FetchRequest, Fetched, ForgottenTopic, Request, TopicRef, fetch_answer,
+    ErrorCode, FetchRequest, Fetched, FetchedPartition, ForgottenTopic, Request, TopicRef,
+    fetch_answer,
 };
 
 use super::{Begun, count_refusal};
@@ -22,6 +23,7 @@ use crate::kafka::Kafka;
 use crate::kafka::conn::Outcome;
 use crate::kafka::fetch_sessions::{FetchSession, Part, Shareable};
 use crate::kafka::hints;
+use crate::kafka::quota::{Bound, Judged};
 use crate::kafka::session::{Place, Session};
 use reading::{Pass, Reading};
 
@@ -61,11 +63,13 @@ struct Fetch {
     turn: Turn,
     parts: Vec<Part<Place>>,
     reading: Reading,
+    /// What bounds the reader, if anything does.
+    bound: Option<Arc<Bound>>,
     /// What the request itself holds while it waits; without, it does not wait.
     waiting: Option<OwnedSemaphorePermit>,
 }
 
-pub(super) fn begin(session: &mut Session, request: Request) -> Begun {
+pub(super) fn begin(session: &mut Session, request: Request, bound: Option<Arc<Bound>>) -> Begun {
     let mut asked = match FetchRequest::decode(&request) {
         Ok(asked) => asked,
         Err(error) => return Begun::Done(Outcome::Close(error.into())),
@@ -89,6 +93,8 @@ pub(super) fn begin(session: &mut Session, request: Request) -> Begun {
             parts.push(Part::new(topic.topic.clone(), *from, place));
         }
     }
+    let most = bound.as_ref().map_or(MAX_BYTES, |bound| bound.at_once());
+    let most = most.min(MAX_BYTES);
     let wait = match &waiting {
         Some(_) => u64::try_from(asked.max_wait_ms).unwrap_or(0),
         // There is no room for it to stay.
@@ -96,8 +102,8 @@ pub(super) fn begin(session: &mut Session, request: Request) -> Begun {
     };
     let reading = Reading {
         version: request.version,
-        max_bytes: bounded(asked.max_bytes, MAX_BYTES),
-        min_bytes: bounded(asked.min_bytes, MAX_BYTES),
+        max_bytes: bounded(asked.max_bytes, most),
+        min_bytes: bounded(asked.min_bytes, most),
         deadline: Instant::now() + Duration::from_millis(wait).min(MAX_WAIT),
         committed: asked.isolation_level == READ_COMMITTED,
         rack: asked.rack.take(),
@@ -111,6 +117,7 @@ pub(super) fn begin(session: &mut Session, request: Request) -> Begun {
         turn,
         parts,
         reading,
+        bound,
         waiting,
     };
     Begun::Later(fetch.answer().boxed())
@@ -174,11 +181,17 @@ impl Fetch {
             turn,
             parts,
             mut reading,
+            bound,
             waiting,
         } = self;
+        let bound = bound.as_deref();
         match turn {
             Turn::Whole { remember } => {
                 let pass = reading.read(parts.iter()).await;
+                let judged = judged(bound, &pass);
+                if judged.withheld {
+                    return nothing(&request, 0, bound, &judged);
+                }
                 let id = if remember {
                     let by_id = request.version >= IDS_SINCE;
                     let (sessions, now) = (&kafka.inner.sessions, Instant::now());
@@ -186,7 +199,7 @@ impl Fetch {
                 } else {
                     0
                 };
-                sent(&kafka, &request, id, pass, None)
+                held(bound, &judged, sent(&kafka, &request, id, pass, None))
             }
             Turn::Next {
                 lock,
@@ -210,16 +223,44 @@ impl Fetch {
                     reading.deadline = Instant::now();
                 }
                 let pass = reading.read(session.parts.iter()).await;
-                session.tell(&pass.partitions);
                 // Without partitions it has ended.
                 let id = match session.parts.len() {
                     0 => 0,
                     _ => session.id(),
                 };
-                sent(&kafka, &request, id, pass, Some(session))
+                let judged = judged(bound, &pass);
+                if judged.withheld {
+                    return nothing(&request, id, bound, &judged);
+                }
+                session.tell(&pass.partitions);
+                let answer = sent(&kafka, &request, id, pass, Some(session));
+                held(bound, &judged, answer)
             }
         }
     }
+}
+
+/// Whether the reader may have what was read, by its quotas.
+fn judged(bound: Option<&Bound>, pass: &Pass) -> Judged {
+    let read = || pass.partitions.iter().map(FetchedPartition::bytes).sum();
+    bound.map_or_else(Judged::default, |bound| bound.judge_fetch(read()))
+}
+
+fn held(bound: Option<&Bound>, judged: &Judged, outcome: Outcome) -> Outcome {
+    match bound {
+        Some(bound) => bound.fetched(judged, outcome),
+        None => outcome,
+    }
+}
+
+/// The answer to a reader that is to have nothing now: no partitions, and no word of a new session.
+fn nothing(request: &Request, session_id: i32, bound: Option<&Bound>, judged: &Judged) -> Outcome {
+    let fetched = Fetched {
+        session_id,
+        ..Fetched::default()
+    };
+    let answer = fetch_answer(request, fetched);
+    held(bound, judged, Outcome::Answer(answer))
 }
 
 /// Takes a session on to its next request, and looks again for what may have moved.

@@ -3,6 +3,7 @@
 mod acls;
 mod add_offsets_to_txn;
 mod add_partitions_to_txn;
+mod alter_client_quotas;
 mod alter_configs;
 mod alter_partition_reassignments;
 mod alter_user_scram_credentials;
@@ -14,6 +15,7 @@ mod create_topics;
 mod delete_groups;
 mod delete_records;
 mod delete_topics;
+mod describe_client_quotas;
 mod describe_cluster;
 mod describe_configs;
 mod describe_groups;
@@ -53,6 +55,7 @@ use trilog_wire::kafka::{Encodable, ErrorCode, Request, StrBytes};
 
 use super::conn::{Ended, Outcome};
 use super::errors::{self, Refusal};
+use super::quota::{self, Bound};
 use super::rights::has_checks;
 use super::sasl;
 use super::session::Session;
@@ -87,9 +90,22 @@ pub(super) async fn begin(session: &mut Session, request: Request) -> Begun {
     if !has_checks(request.api.key) && session.check_cluster(Operation::All).is_err() {
         return Begun::Done(Outcome::Close(Ended::Forbidden));
     }
+    let Some(bound) = quota::of(session, &request) else {
+        return begin_admitted(session, request, None).await;
+    };
+    let begun = begin_admitted(session, request, Some(Arc::clone(&bound)));
+    let begun = Box::pin(bound.timed(begun)).await;
+    bound.hold(begun)
+}
+
+async fn begin_admitted(
+    session: &mut Session,
+    request: Request,
+    bound: Option<Arc<Bound>>,
+) -> Begun {
     let begun = match request.api.key {
         ApiKey::Produce => return produce::begin(session, request).await,
-        ApiKey::Fetch => return fetch::begin(session, request),
+        ApiKey::Fetch => return fetch::begin(session, request, bound),
         ApiKey::JoinGroup => return join_group::begin(session, request),
         ApiKey::SyncGroup => return sync_group::begin(session, request),
         ApiKey::ApiVersions => api_versions::answer(session, &request),
@@ -142,6 +158,8 @@ pub(super) async fn begin(session: &mut Session, request: Request) -> Begun {
         ApiKey::ListPartitionReassignments => {
             list_partition_reassignments::answer(session, &request).await
         }
+        ApiKey::DescribeClientQuotas => describe_client_quotas::answer(session, &request).await,
+        ApiKey::AlterClientQuotas => alter_client_quotas::answer(session, &request).await,
         // The table of apis names no other.
         _ => Err(Ended::Stopped),
     };

@@ -315,6 +315,20 @@ pub const APIS: &[Api] = &[
         shapes::OFFSET_DELETE,
     ),
     api(
+        ApiKey::DescribeClientQuotas,
+        "describe_client_quotas",
+        (0, 1),
+        1,
+        shapes::DESCRIBE_CLIENT_QUOTAS,
+    ),
+    api(
+        ApiKey::AlterClientQuotas,
+        "alter_client_quotas",
+        (0, 1),
+        1,
+        shapes::ALTER_CLIENT_QUOTAS,
+    ),
+    api(
         ApiKey::DescribeUserScramCredentials,
         "describe_user_scram_credentials",
         (0, 0),

@@ -307,7 +307,7 @@ impl Fetched {
 pub fn fetch_answer(request: &Request, fetched: Fetched) -> Answer {
     let version = request.version;
     let mut out = Writer::new(request.api, version, request.correlation_id);
-    // Nobody is throttled.
+    // Who is throttled is told once the answer is ready: see `Answer::throttled`.
     out.fresh.put_i32(0);
     if version >= 7 {
         out.fresh.put_i16(fetched.error_code);

@@ -17,6 +17,7 @@ mod produce;
 mod shapes;
 #[cfg(test)]
 mod tests;
+mod throttle;
 
 pub use answer::{Answer, Unanswerable, Writer};
 pub use api::{APIS, Api, api_of};

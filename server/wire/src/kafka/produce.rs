@@ -109,7 +109,7 @@ pub fn produce_answer(request: &Request, topics: &[ProducedTopic]) -> Answer {
         }
         out.no_tags();
     }
-    // Nobody is throttled.
+    // Who is throttled is told once the answer is ready: see `Answer::throttled`.
     out.fresh.put_i32(0);
     out.no_tags();
     out.finish()

@@ -613,3 +613,43 @@ pub(super) const ALTER_USER_SCRAM_CREDENTIALS: &[Field] = &[
         ]),
     ), // upsertions
 ];
+
+pub(super) const DESCRIBE_CLIENT_QUOTAS: &[Field] = &[
+    field(
+        0,
+        1,
+        Structs(&[
+            field(0, 1, Text),     // entity_type
+            field(0, 1, Fixed(1)), // match_type
+            field(0, 1, Text),     // match
+        ]),
+    ), // components
+    field(0, 1, Fixed(1)), // strict
+];
+
+pub(super) const ALTER_CLIENT_QUOTAS: &[Field] = &[
+    field(
+        0,
+        1,
+        Structs(&[
+            field(
+                0,
+                1,
+                Structs(&[
+                    field(0, 1, Text), // entity_type
+                    field(0, 1, Text), // entity_name
+                ]),
+            ), // entity
+            field(
+                0,
+                1,
+                Structs(&[
+                    field(0, 1, Text),     // key
+                    field(0, 1, Fixed(8)), // value
+                    field(0, 1, Fixed(1)), // remove
+                ]),
+            ), // ops
+        ]),
+    ), // entries
+    field(0, 1, Fixed(1)), // validate_only
+];

@@ -156,6 +156,12 @@ pub(super) fn decodes(request: &Request) -> Result<(), Malformed> {
             decode::<messages::DescribeTransactionsRequest>(request).map(drop)
         }
         ApiKey::ListTransactions => decode::<messages::ListTransactionsRequest>(request).map(drop),
+        ApiKey::DescribeClientQuotas => {
+            decode::<messages::DescribeClientQuotasRequest>(request).map(drop)
+        }
+        ApiKey::AlterClientQuotas => {
+            decode::<messages::AlterClientQuotasRequest>(request).map(drop)
+        }
         ApiKey::ElectLeaders => decode::<messages::ElectLeadersRequest>(request).map(drop),
         ApiKey::AlterPartitionReassignments => {
             decode::<messages::AlterPartitionReassignmentsRequest>(request).map(drop)

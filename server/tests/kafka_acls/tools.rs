@@ -1,0 +1,25 @@
+//! Rights to what only tools of operators ask.
+
+use super::*;
+
+pub(super) fn rows() -> Vec<Row> {
+    vec![
+        row!(
+            DescribeClientQuotas 1,
+            [(CLUSTER, DESCRIBE_CONFIGS) => NO_CLUSTER],
+            DescribeClientQuotasRequest::default(),
+            |answer: DescribeClientQuotasResponse| vec![answer.error_code]
+        ),
+        row!(
+            AlterClientQuotas 1,
+            [(CLUSTER, ALTER_CONFIGS) => NO_CLUSTER],
+            {
+                let half = alter_client_quotas_request::EntityData::default().with_entity_type(text("user")).with_entity_name(Some(text("bob")));
+                let op = alter_client_quotas_request::OpData::default().with_key(text("producer_byte_rate")).with_value(5.0);
+                let entry = alter_client_quotas_request::EntryData::default().with_entity(vec![half]).with_ops(vec![op]);
+                AlterClientQuotasRequest::default().with_entries(vec![entry]).with_validate_only(true)
+            },
+            |answer: AlterClientQuotasResponse| vec![answer.entries[0].error_code]
+        ),
+    ]
+}
