@@ -78,6 +78,7 @@ pub(super) fn has_checks(key: ApiKey) -> bool {
             | ApiKey::ListTransactions
             | ApiKey::ConsumerGroupHeartbeat
             | ApiKey::ConsumerGroupDescribe
+            | ApiKey::DescribeTopicPartitions
     )
 }
 

@@ -21,5 +21,14 @@ pub(super) fn rows() -> Vec<Row> {
             },
             |answer: AlterClientQuotasResponse| vec![answer.entries[0].error_code]
         ),
+        row!(
+            DescribeTopicPartitions 0,
+            [(TOPICS, DESCRIBE) => NO_TOPIC],
+            {
+                let topic = describe_topic_partitions_request::TopicRequest::default().with_name(name());
+                DescribeTopicPartitionsRequest::default().with_topics(vec![topic])
+            },
+            |answer: DescribeTopicPartitionsResponse| vec![answer.topics[0].error_code]
+        ),
     ]
 }

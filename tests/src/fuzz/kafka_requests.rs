@@ -80,6 +80,7 @@ fn cold(request: &Request) -> Result<(), Malformed> {
         DescribeProducers => DescribeProducersRequest,
         DescribeTransactions => DescribeTransactionsRequest,
         ListTransactions => ListTransactionsRequest,
+        DescribeTopicPartitions => DescribeTopicPartitionsRequest,
         DescribeClientQuotas => DescribeClientQuotasRequest,
         AlterClientQuotas => AlterClientQuotasRequest,
         ElectLeaders => ElectLeadersRequest,

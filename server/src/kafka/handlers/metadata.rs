@@ -146,7 +146,12 @@ fn describe(session: &Session, topic: &Arc<Topic>) -> MetadataResponseTopic {
         )
 }
 
-fn describe_partition(session: &Session, place: &Place, index: i32) -> MetadataResponsePartition {
+/// A partition with its leader and its replicas.
+pub(super) fn describe_partition(
+    session: &Session,
+    place: &Place,
+    index: i32,
+) -> MetadataResponsePartition {
     let cluster = &session.kafka.inner.cluster;
     let leader = cluster
         .leader(place.group)

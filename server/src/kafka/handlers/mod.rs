@@ -21,6 +21,7 @@ mod describe_configs;
 mod describe_groups;
 mod describe_log_dirs;
 mod describe_producers;
+mod describe_topic_partitions;
 mod describe_transactions;
 mod describe_user_scram_credentials;
 mod elect_leaders;
@@ -160,6 +161,9 @@ async fn begin_admitted(
         }
         ApiKey::DescribeClientQuotas => describe_client_quotas::answer(session, &request).await,
         ApiKey::AlterClientQuotas => alter_client_quotas::answer(session, &request).await,
+        ApiKey::DescribeTopicPartitions => {
+            describe_topic_partitions::answer(session, &request).await
+        }
         // The table of apis names no other.
         _ => Err(Ended::Stopped),
     };

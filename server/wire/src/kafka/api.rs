@@ -384,6 +384,13 @@ pub const APIS: &[Api] = &[
         0,
         shapes::CONSUMER_GROUP_DESCRIBE,
     ),
+    api(
+        ApiKey::DescribeTopicPartitions,
+        "describe_topic_partitions",
+        (0, 0),
+        0,
+        shapes::DESCRIBE_TOPIC_PARTITIONS,
+    ),
 ];
 
 /// The api of this key, if it is served.

@@ -41,6 +41,8 @@ pub(super) enum Shape {
     List(&'static Shape),
     /// An array, or null, of structs.
     Structs(&'static [Field]),
+    /// A struct, or null.
+    Maybe(&'static [Field]),
 }
 
 pub(super) const fn field(since: i16, until: i16, shape: Shape) -> Field {
@@ -101,6 +103,11 @@ impl Walk<'_> {
                 }
                 Ok(())
             }
+            // As the codec has it, whatever is not one is null.
+            Shape::Maybe(fields) => match self.cursor.i8()? {
+                1 => self.structure(fields),
+                _ => Ok(()),
+            },
             Shape::Structs(fields) => {
                 for _ in 0..self.cursor.count()?.unwrap_or(0) {
                     self.structure(fields)?;

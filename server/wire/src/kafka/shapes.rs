@@ -2,7 +2,7 @@
 //! with the first and the last version that has it.
 
 use super::guard::Field;
-use super::guard::Shape::{Blob, Fixed, List, Structs, Text};
+use super::guard::Shape::{Blob, Fixed, List, Maybe, Structs, Text};
 use super::guard::field;
 
 pub(super) const LIST_OFFSETS: &[Field] = &[
@@ -652,4 +652,23 @@ pub(super) const ALTER_CLIENT_QUOTAS: &[Field] = &[
         ]),
     ), // entries
     field(0, 1, Fixed(1)), // validate_only
+];
+
+pub(super) const DESCRIBE_TOPIC_PARTITIONS: &[Field] = &[
+    field(
+        0,
+        0,
+        Structs(&[
+            field(0, 0, Text), // name
+        ]),
+    ), // topics
+    field(0, 0, Fixed(4)), // response_partition_limit
+    field(
+        0,
+        0,
+        Maybe(&[
+            field(0, 0, Text),     // topic_name
+            field(0, 0, Fixed(4)), // partition_index
+        ]),
+    ), // cursor
 ];

@@ -88,6 +88,10 @@ impl Generator {
                 self.value(*element);
                 self.value(*element);
             }
+            Shape::Maybe(fields) => {
+                self.out.put_u8(1);
+                self.structure(fields);
+            }
             Shape::Structs(fields) => {
                 self.count(2);
                 self.structure(fields);
@@ -156,6 +160,9 @@ pub(super) fn decodes(request: &Request) -> Result<(), Malformed> {
             decode::<messages::DescribeTransactionsRequest>(request).map(drop)
         }
         ApiKey::ListTransactions => decode::<messages::ListTransactionsRequest>(request).map(drop),
+        ApiKey::DescribeTopicPartitions => {
+            decode::<messages::DescribeTopicPartitionsRequest>(request).map(drop)
+        }
         ApiKey::DescribeClientQuotas => {
             decode::<messages::DescribeClientQuotasRequest>(request).map(drop)
         }

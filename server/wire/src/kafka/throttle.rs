@@ -213,6 +213,7 @@ mod tests {
             ListTransactions => ListTransactionsResponse,
             ConsumerGroupHeartbeat => ConsumerGroupHeartbeatResponse,
             ConsumerGroupDescribe => ConsumerGroupDescribeResponse,
+            DescribeTopicPartitions => DescribeTopicPartitionsResponse,
             ;
             SaslHandshake => SaslHandshakeResponse,
             SaslAuthenticate => SaslAuthenticateResponse,
