@@ -1,20 +1,33 @@
-//! What tools ask to show a cluster: topics a page at a time.
+//! What tools ask to show a cluster: topics a page at a time, the quorum, features, and what can be
+//! configured.
 
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod kafka_conn;
 mod nodes;
 
+use std::time::Duration;
+
 use kafka_conn::{KafkaConn, text};
+use kafka_protocol::messages::describe_quorum_request::{PartitionData, TopicData};
+use kafka_protocol::messages::describe_quorum_response::ReplicaState;
 use kafka_protocol::messages::describe_topic_partitions_request::{Cursor, TopicRequest};
+use kafka_protocol::messages::update_features_request::FeatureUpdateKey;
 use kafka_protocol::messages::{
-    ApiKey, DescribeTopicPartitionsRequest, DescribeTopicPartitionsResponse, TopicName,
+    ApiKey, DescribeQuorumRequest, DescribeQuorumResponse, DescribeTopicPartitionsRequest,
+    DescribeTopicPartitionsResponse, ListConfigResourcesRequest, ListConfigResourcesResponse,
+    TopicName, UpdateFeaturesRequest, UpdateFeaturesResponse,
 };
 use nodes::Nodes;
+use tokio::time::{Instant, sleep};
 
 const UNKNOWN_TOPIC: i16 = 3;
 const INVALID_TOPIC: i16 = 17;
 const INVALID_REQUEST: i16 = 42;
+const UNSUPPORTED_VERSION: i16 = 35;
+const INVALID_UPDATE_VERSION: i16 = 95;
+const METADATA: &str = "__cluster_metadata";
+const PATIENCE: Duration = Duration::from_secs(30);
 
 fn name(topic: &str) -> TopicName {
     TopicName(text(topic))
@@ -137,5 +150,122 @@ async fn topics_are_described_a_page_at_a_time() {
     assert!(all.is_sorted_by(|a, b| a < b), "{all:?}");
     let ours = all.iter().filter(|(topic, _)| topic.len() == 1);
     assert_eq!(ours.count(), 6);
+    nodes.stop();
+}
+
+async fn quorum(
+    conn: &mut KafkaConn,
+    version: i16,
+    topic: &str,
+    partition: i32,
+) -> DescribeQuorumResponse {
+    let partition = PartitionData::default().with_partition_index(partition);
+    let topic = TopicData::default()
+        .with_topic_name(name(topic))
+        .with_partitions(vec![partition]);
+    let request = DescribeQuorumRequest::default().with_topics(vec![topic]);
+    let key = ApiKey::DescribeQuorum;
+    let answer: DescribeQuorumResponse = conn.ask(key, version, &request).await;
+    assert_eq!(answer.error_code, 0);
+    answer
+}
+
+fn ids(states: &[ReplicaState]) -> Vec<i32> {
+    let mut ids: Vec<i32> = states.iter().map(|state| state.replica_id.0).collect();
+    ids.sort_unstable();
+    ids
+}
+
+/// Each node tells the same of the controller, whichever of them leads it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_quorum_is_described_by_every_node() {
+    let mut nodes = Nodes::start(3).await;
+    nodes.run(&["topic", "create", "a"]);
+    let mut leaders = Vec::new();
+    for (node, version) in [(0, 0), (1, 1), (2, 2)] {
+        let mut conn = KafkaConn::open(nodes.kafka_port(node)).await;
+        let deadline = Instant::now() + PATIENCE;
+        // Until the last entries are known to be everywhere.
+        let told = loop {
+            let told = quorum(&mut conn, version, METADATA, 0).await;
+            let partition = &told.topics[0].partitions[0];
+            let voters = &partition.current_voters;
+            let end = partition.high_watermark;
+            let level = voters.iter().all(|voter| voter.log_end_offset == end);
+            if partition.error_code == 0 && level && voters.len() == 3 {
+                break told;
+            }
+            assert!(Instant::now() < deadline, "{told:?}");
+            sleep(Duration::from_millis(20)).await;
+        };
+        let partition = &told.topics[0].partitions[0];
+        assert_eq!(ids(&partition.current_voters), [1, 2, 3]);
+        assert_eq!(partition.observers, []);
+        assert!(partition.leader_epoch > 0 && partition.high_watermark > 0);
+        leaders.push(partition.leader_id.0);
+        if version == 2 {
+            let listeners = told.nodes.iter().map(|node| node.listeners[0].port);
+            let ports = (0..3).map(|node| nodes.kafka_port(node));
+            assert!(listeners.eq(ports), "{:?}", told.nodes);
+        }
+        for (topic, partition) in [(METADATA, 1), ("a", 0)] {
+            let told = quorum(&mut conn, version, topic, partition).await;
+            let row = &told.topics[0].partitions[0];
+            assert_eq!(
+                (row.partition_index, row.error_code),
+                (partition, UNKNOWN_TOPIC)
+            );
+        }
+    }
+    assert!(
+        leaders.iter().all(|leader| *leader == leaders[0]),
+        "{leaders:?}"
+    );
+    nodes.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn features_and_what_can_be_configured_are_told_in_every_version() {
+    let mut nodes = Nodes::start(1).await;
+    nodes.run(&["topic", "create", "a"]);
+    let mut conn = KafkaConn::open(nodes.kafka_port(0)).await;
+    for version in 0..=2 {
+        for (feature, level, code) in [
+            ("group.version", 1, 0),
+            ("group.version", 0, INVALID_UPDATE_VERSION),
+            ("metadata.version", 27, INVALID_UPDATE_VERSION),
+        ] {
+            let update = FeatureUpdateKey::default()
+                .with_feature(text(feature))
+                .with_max_version_level(level);
+            let request = UpdateFeaturesRequest::default()
+                .with_timeout_ms(1_000)
+                .with_feature_updates(vec![update]);
+            let key = ApiKey::UpdateFeatures;
+            let answer: UpdateFeaturesResponse = conn.ask(key, version, &request).await;
+            assert_eq!(answer.error_code, code, "{feature} {level} {version}");
+            assert_eq!(answer.error_message.is_some(), code != 0);
+            let rows = usize::from(code == 0 && version < 2);
+            assert_eq!(answer.results.len(), rows, "{version}");
+        }
+    }
+    for (version, kinds, code, expected) in [
+        (0, vec![], 0, vec![]),
+        (1, vec![2], 0, vec![(2, "a")]),
+        (1, vec![4], 0, vec![(4, "1")]),
+        (1, vec![8, 16, 32], 0, vec![]),
+        (1, vec![2, 3], UNSUPPORTED_VERSION, vec![]),
+        (1, vec![], 0, vec![(2, "a"), (4, "1")]),
+    ] {
+        let request = ListConfigResourcesRequest::default().with_resource_types(kinds);
+        let key = ApiKey::ListConfigResources;
+        let answer: ListConfigResourcesResponse = conn.ask(key, version, &request).await;
+        assert_eq!(answer.error_code, code);
+        let told = answer.config_resources.iter();
+        let told = told.map(|told| (told.resource_type, &*told.resource_name));
+        // The system's own topics are among them.
+        let told: Vec<(i8, &str)> = told.filter(|(_, name)| name.len() == 1).collect();
+        assert_eq!(told, expected, "{version}");
+    }
     nodes.stop();
 }

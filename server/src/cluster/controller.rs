@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::kinds::{CONFIRM, PROPOSE};
+use super::kinds::{CONFIRM, PROPOSE, QUORUM};
 use arc_swap::ArcSwap;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures::FutureExt;
@@ -321,6 +321,10 @@ impl PeerHandler for ControllerHandle {
             if call.kind == CONFIRM {
                 let version = this.prove_version().await.ok_or(Refusal::Busy)?;
                 return Ok(vec![Bytes::copy_from_slice(&version.to_be_bytes())]);
+            }
+            if call.kind == QUORUM {
+                let quorum = this.quorum_here().ok_or(Refusal::Busy)?;
+                return Ok(vec![quorum]);
             }
             match this.propose_here(call.payload).await {
                 Attempt::Answered(reply) => Ok(vec![reply]),

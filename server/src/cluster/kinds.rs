@@ -18,6 +18,8 @@ pub(super) const LEADERSHIPS: Kind = Kind(65);
 pub(super) const APPEND: Kind = Kind(66);
 /// Asks the controller's leader for the version of the map that is current.
 pub(super) const CONFIRM: Kind = Kind(67);
+/// Asks the controller's leader how far the replicas of its log are.
+pub(super) const QUORUM: Kind = Kind(68);
 /// Where starting points lie in partitions that the called node leads.
 pub(super) const LOCATE: Kind = Kind(72);
 /// The end of a transaction, for a partition that the called node leads.
@@ -27,9 +29,10 @@ pub const VERIFY: Kind = Kind(81);
 
 /// Serves them on this node.
 pub fn serve(controller: &ControllerHandle, partitions: &Partitions) {
-    let all: [(Kind, Arc<dyn PeerHandler>); 5] = [
+    let all: [(Kind, Arc<dyn PeerHandler>); 6] = [
         (PROPOSE, Arc::new(controller.clone())),
         (CONFIRM, Arc::new(controller.clone())),
+        (QUORUM, Arc::new(controller.clone())),
         (
             LEADERSHIPS,
             Arc::new(LeadershipService::new(partitions.clone())),

@@ -79,6 +79,9 @@ pub(super) fn has_checks(key: ApiKey) -> bool {
             | ApiKey::ConsumerGroupHeartbeat
             | ApiKey::ConsumerGroupDescribe
             | ApiKey::DescribeTopicPartitions
+            | ApiKey::DescribeQuorum
+            | ApiKey::UpdateFeatures
+            | ApiKey::ListConfigResources
     )
 }
 

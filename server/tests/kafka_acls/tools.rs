@@ -5,6 +5,24 @@ use super::*;
 pub(super) fn rows() -> Vec<Row> {
     vec![
         row!(
+            DescribeQuorum 2,
+            [(CLUSTER, DESCRIBE) => NO_CLUSTER],
+            DescribeQuorumRequest::default(),
+            |answer: DescribeQuorumResponse| vec![answer.error_code]
+        ),
+        row!(
+            UpdateFeatures 1,
+            [(CLUSTER, ALTER) => NO_CLUSTER],
+            UpdateFeaturesRequest::default().with_timeout_ms(1_000),
+            |answer: UpdateFeaturesResponse| vec![answer.error_code]
+        ),
+        row!(
+            ListConfigResources 1,
+            [(CLUSTER, DESCRIBE_CONFIGS) => NO_CLUSTER],
+            ListConfigResourcesRequest::default(),
+            |answer: ListConfigResourcesResponse| vec![answer.error_code]
+        ),
+        row!(
             DescribeClientQuotas 1,
             [(CLUSTER, DESCRIBE_CONFIGS) => NO_CLUSTER],
             DescribeClientQuotasRequest::default(),

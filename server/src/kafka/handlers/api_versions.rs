@@ -15,8 +15,8 @@ const FEATURES_SINCE: i16 = 3;
 
 /// The feature that says whether consumers may have the coordinator assign (KIP-848), and its
 /// only level.
-const GROUP_VERSION: &str = "group.version";
-const GROUP_LEVEL: i16 = 1;
+pub(super) const GROUP_VERSION: &str = "group.version";
+pub(super) const GROUP_LEVEL: i16 = 1;
 
 pub(in crate::kafka) fn answer(session: &Session, request: &Request) -> Result<Answer, Ended> {
     let asked: ApiVersionsRequest = decode(request)?;

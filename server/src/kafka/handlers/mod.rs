@@ -21,6 +21,7 @@ mod describe_configs;
 mod describe_groups;
 mod describe_log_dirs;
 mod describe_producers;
+mod describe_quorum;
 mod describe_topic_partitions;
 mod describe_transactions;
 mod describe_user_scram_credentials;
@@ -32,6 +33,7 @@ mod heartbeat;
 mod init_producer_id;
 mod join_group;
 mod leave_group;
+mod list_config_resources;
 mod list_groups;
 mod list_offsets;
 mod list_partition_reassignments;
@@ -44,6 +46,7 @@ mod offset_for_leader_epoch;
 mod produce;
 mod sync_group;
 mod txn_offset_commit;
+mod update_features;
 mod write_txn_markers;
 
 use std::sync::Arc;
@@ -164,6 +167,9 @@ async fn begin_admitted(
         ApiKey::DescribeTopicPartitions => {
             describe_topic_partitions::answer(session, &request).await
         }
+        ApiKey::DescribeQuorum => describe_quorum::answer(session, &request).await,
+        ApiKey::UpdateFeatures => update_features::answer(session, &request),
+        ApiKey::ListConfigResources => list_config_resources::answer(session, &request),
         // The table of apis names no other.
         _ => Err(Ended::Stopped),
     };

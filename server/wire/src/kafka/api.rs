@@ -343,6 +343,20 @@ pub const APIS: &[Api] = &[
         shapes::ALTER_USER_SCRAM_CREDENTIALS,
     ),
     api(
+        ApiKey::DescribeQuorum,
+        "describe_quorum",
+        (0, 2),
+        0,
+        shapes::DESCRIBE_QUORUM,
+    ),
+    api(
+        ApiKey::UpdateFeatures,
+        "update_features",
+        (0, 2),
+        0,
+        shapes::UPDATE_FEATURES,
+    ),
+    api(
         ApiKey::DescribeCluster,
         "describe_cluster",
         (0, 2),
@@ -383,6 +397,13 @@ pub const APIS: &[Api] = &[
         (0, 1),
         0,
         shapes::CONSUMER_GROUP_DESCRIBE,
+    ),
+    api(
+        ApiKey::ListConfigResources,
+        "list_config_resources",
+        (0, 1),
+        0,
+        shapes::LIST_CONFIG_RESOURCES,
     ),
     api(
         ApiKey::DescribeTopicPartitions,

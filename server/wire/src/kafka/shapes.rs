@@ -672,3 +672,39 @@ pub(super) const DESCRIBE_TOPIC_PARTITIONS: &[Field] = &[
         ]),
     ), // cursor
 ];
+
+pub(super) const DESCRIBE_QUORUM: &[Field] = &[
+    field(
+        0,
+        2,
+        Structs(&[
+            field(0, 2, Text), // topic_name
+            field(
+                0,
+                2,
+                Structs(&[
+                    field(0, 2, Fixed(4)), // partition_index
+                ]),
+            ), // partitions
+        ]),
+    ), // topics
+];
+
+pub(super) const UPDATE_FEATURES: &[Field] = &[
+    field(0, 2, Fixed(4)), // timeout_ms
+    field(
+        0,
+        2,
+        Structs(&[
+            field(0, 2, Text),     // feature
+            field(0, 2, Fixed(2)), // max_version_level
+            field(0, 0, Fixed(1)), // allow_downgrade
+            field(1, 2, Fixed(1)), // upgrade_type
+        ]),
+    ), // feature_updates
+    field(1, 2, Fixed(1)), // validate_only
+];
+
+pub(super) const LIST_CONFIG_RESOURCES: &[Field] = &[
+    field(1, 1, List(&Fixed(1))), // resource_types
+];

@@ -160,6 +160,11 @@ pub(super) fn decodes(request: &Request) -> Result<(), Malformed> {
             decode::<messages::DescribeTransactionsRequest>(request).map(drop)
         }
         ApiKey::ListTransactions => decode::<messages::ListTransactionsRequest>(request).map(drop),
+        ApiKey::DescribeQuorum => decode::<messages::DescribeQuorumRequest>(request).map(drop),
+        ApiKey::UpdateFeatures => decode::<messages::UpdateFeaturesRequest>(request).map(drop),
+        ApiKey::ListConfigResources => {
+            decode::<messages::ListConfigResourcesRequest>(request).map(drop)
+        }
         ApiKey::DescribeTopicPartitions => {
             decode::<messages::DescribeTopicPartitionsRequest>(request).map(drop)
         }

@@ -214,10 +214,13 @@ mod tests {
             ConsumerGroupHeartbeat => ConsumerGroupHeartbeatResponse,
             ConsumerGroupDescribe => ConsumerGroupDescribeResponse,
             DescribeTopicPartitions => DescribeTopicPartitionsResponse,
+            UpdateFeatures => UpdateFeaturesResponse,
+            ListConfigResources => ListConfigResourcesResponse,
             ;
             SaslHandshake => SaslHandshakeResponse,
             SaslAuthenticate => SaslAuthenticateResponse,
             WriteTxnMarkers => WriteTxnMarkersResponse,
+            DescribeQuorum => DescribeQuorumResponse,
         }
     }
 
