@@ -206,7 +206,16 @@ async fn commit(conn: &mut KafkaConn, name: &str, member: &str, generation: i32,
     assert_eq!((codes(0), codes(1)), (vec![0, 3, 3], vec![3]), "{version}");
     request.generation_id_or_member_epoch = generation + 1;
     let answer: OffsetCommitResponse = conn.ask(ApiKey::OffsetCommit, version, &request).await;
-    assert_eq!(answer.topics[0].partitions[0].error_code, 22, "{version}");
+    let partitions = answer.topics[0].partitions.iter();
+    let codes: Vec<i16> = partitions.map(|partition| partition.error_code).collect();
+    // Of a partition that cannot be, the coordinator is not asked.
+    assert_eq!((codes[0], codes[2]), (22, 3), "{version}");
+    request.topics.truncate(1);
+    request.topics[0].partitions.drain(..2);
+    request.group_id = group("of-nobody");
+    let answer: OffsetCommitResponse = conn.ask(ApiKey::OffsetCommit, version, &request).await;
+    let row = &answer.topics[0].partitions[0];
+    assert_eq!((row.partition_index, row.error_code), (-1, 3), "{version}");
 }
 
 /// Offsets by partition, with epoch and note; of the partitions asked for, or all.

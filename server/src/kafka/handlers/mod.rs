@@ -199,6 +199,12 @@ fn are_few(topics: impl Iterator<Item = (usize, usize)>) -> bool {
     each.fold(0, usize::saturating_add) <= MAX_PARTITIONS_COST
 }
 
+/// Whether there may be a partition of this number. Of one that no topic can have the coordinator is
+/// not asked, as at a broker.
+fn may_be(index: i32) -> bool {
+    index >= 0
+}
+
 /// An offset of a group, as both ways to commit one state it.
 fn offset_commit(
     topic: &str,

@@ -10,7 +10,7 @@ use trilog_wire::kafka::messages::offset_commit_response::{
 use trilog_wire::kafka::messages::{OffsetCommitRequest, OffsetCommitResponse};
 use trilog_wire::kafka::{Answer, ErrorCode, Request, Writer, decode};
 
-use super::{are_few, offset_commit};
+use super::{are_few, may_be, offset_commit};
 use crate::group::{CommitRequest, GroupError, MemberRef};
 use crate::kafka::conn::Ended;
 use crate::kafka::errors;
@@ -42,6 +42,9 @@ pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<A
         for partition in &topic.partitions {
             let code = match (&committed, refused) {
                 (_, Some(code)) => code.code(),
+                _ if !may_be(partition.partition_index) => {
+                    ErrorCode::UnknownTopicOrPartition.code()
+                }
                 // A client that knows no member epochs.
                 (Err(GroupError::StaleEpoch), None) if request.version < MEMBER_EPOCH_SINCE => {
                     ErrorCode::IllegalGeneration.code()
@@ -64,7 +67,7 @@ pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<A
     Ok(Writer::message(request, &response)?)
 }
 
-/// Commits what is not refused; an outcome for each offset of those topics, in order.
+/// Commits what is not refused; an outcome for each offset of those topics that may be, in order.
 async fn commit(
     session: &Session,
     asked: &OffsetCommitRequest,
@@ -78,6 +81,7 @@ async fn commit(
     let allowed = allowed.filter(|(_, refused)| refused.is_none());
     let each = allowed.flat_map(|(topic, _)| {
         let each = topic.partitions.iter();
+        let each = each.filter(|partition| may_be(partition.partition_index));
         each.map(|partition| {
             let place = (partition.committed_offset, partition.committed_leader_epoch);
             let metadata = partition.committed_metadata.as_ref();

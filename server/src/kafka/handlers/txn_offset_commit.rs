@@ -8,7 +8,7 @@ use trilog_wire::kafka::messages::txn_offset_commit_response::{
 use trilog_wire::kafka::messages::{TxnOffsetCommitRequest, TxnOffsetCommitResponse};
 use trilog_wire::kafka::{Answer, ErrorCode, Request, Writer, decode};
 
-use super::{are_few, offset_commit};
+use super::{are_few, may_be, offset_commit};
 use crate::group::{GroupError, MemberRef, TransactionCommit};
 use crate::kafka::conn::Ended;
 use crate::kafka::errors;
@@ -39,6 +39,9 @@ pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<A
         for partition in &topic.partitions {
             let code = match &committed {
                 Err(code) => Some(*code),
+                Ok(_) if refused.is_none() && !may_be(partition.partition_index) => {
+                    Some(ErrorCode::UnknownTopicOrPartition)
+                }
                 Ok(_) if refused.is_some() => *refused,
                 Ok(_) => codes
                     .next()
@@ -83,6 +86,7 @@ async fn commit(
     let allowed = allowed.filter(|(_, refused)| refused.is_none());
     let each = allowed.flat_map(|(topic, _)| {
         let each = topic.partitions.iter();
+        let each = each.filter(|partition| may_be(partition.partition_index));
         each.map(|partition| {
             let place = (partition.committed_offset, partition.committed_leader_epoch);
             let metadata = partition.committed_metadata.as_ref();
