@@ -9,14 +9,16 @@ mod nodes;
 use std::time::Duration;
 
 use kafka_conn::{KafkaConn, text};
+use kafka_protocol::messages::describe_producers_request::TopicRequest as ProducersOf;
 use kafka_protocol::messages::describe_quorum_request::{PartitionData, TopicData};
 use kafka_protocol::messages::describe_quorum_response::ReplicaState;
 use kafka_protocol::messages::describe_topic_partitions_request::{Cursor, TopicRequest};
 use kafka_protocol::messages::update_features_request::FeatureUpdateKey;
 use kafka_protocol::messages::{
-    ApiKey, DescribeQuorumRequest, DescribeQuorumResponse, DescribeTopicPartitionsRequest,
-    DescribeTopicPartitionsResponse, ListConfigResourcesRequest, ListConfigResourcesResponse,
-    TopicName, UpdateFeaturesRequest, UpdateFeaturesResponse,
+    ApiKey, DescribeProducersRequest, DescribeProducersResponse, DescribeQuorumRequest,
+    DescribeQuorumResponse, DescribeTopicPartitionsRequest, DescribeTopicPartitionsResponse,
+    ListConfigResourcesRequest, ListConfigResourcesResponse, TopicName, UpdateFeaturesRequest,
+    UpdateFeaturesResponse,
 };
 use nodes::Nodes;
 use tokio::time::{Instant, sleep};
@@ -176,6 +178,26 @@ fn ids(states: &[ReplicaState]) -> Vec<i32> {
     ids
 }
 
+/// Waits until a node tells who writes to a partition of which it has a replica, leading or not.
+async fn await_producers(conn: &mut KafkaConn, topic: &str) {
+    let topic = ProducersOf::default()
+        .with_name(name(topic))
+        .with_partition_indexes(vec![0]);
+    let request = DescribeProducersRequest::default().with_topics(vec![topic]);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let key = ApiKey::DescribeProducers;
+        let answer: DescribeProducersResponse = conn.ask(key, 0, &request).await;
+        let row = &answer.topics[0].partitions[0];
+        if row.error_code == 0 {
+            assert_eq!(row.active_producers, []);
+            return;
+        }
+        assert!(Instant::now() < deadline, "{row:?}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// Each node tells the same of the controller, whichever of them leads it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_quorum_is_described_by_every_node() {
@@ -216,6 +238,10 @@ async fn the_quorum_is_described_by_every_node() {
                 (partition, UNKNOWN_TOPIC)
             );
         }
+    }
+    for node in 0..3 {
+        let mut conn = KafkaConn::open(nodes.kafka_port(node)).await;
+        await_producers(&mut conn, "a").await;
     }
     assert!(
         leaders.iter().all(|leader| *leader == leaders[0]),

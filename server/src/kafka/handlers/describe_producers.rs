@@ -1,4 +1,5 @@
-//! DescribeProducers: who writes to a partition, and whose transaction is open there.
+//! DescribeProducers: who writes to a partition, and whose transaction is open there. Any replica
+//! tells what it knows of that, as at a broker: tools may ask all that a node holds.
 
 use std::collections::BTreeSet;
 
@@ -32,7 +33,7 @@ pub(super) fn answer(session: &mut Session, request: &Request) -> Result<Answer,
             }
             let answer = PartitionResponse::default().with_partition_index(index);
             let checked = session.check_topic(Operation::Read, &topic.name);
-            let answer = match checked.and_then(|()| session.led(&topic.name, index)) {
+            let answer = match checked.and_then(|()| session.replica(&topic.name, index)) {
                 Ok(target) => {
                     let producers = target.partition.producers(left);
                     left -= producers.len();
