@@ -98,6 +98,12 @@ async fn a_client_is_served_once_it_is_known_who_it_is() {
     assert!(counted, "{metrics}");
     assert!(!metrics.contains("alice"), "{metrics}");
     nodes.stop();
+    let mode = std::fs::metadata(nodes.data(0))
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o700, "others may not look at what is kept");
+    assert!(!nodes.log(0).contains("others than its owner"));
     assert!(!nodes.log(0).contains(PASSWORD));
     refute_password(nodes.data(0));
 }

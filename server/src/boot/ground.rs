@@ -172,8 +172,8 @@ impl Ground {
     }
 }
 
-/// Makes the data directory, unless it is there: for its owner alone, for everything is in it.
-fn make_private(dir: &Path) -> anyhow::Result<()> {
+/// Makes a data directory, unless it is there: for its owner alone, for everything is in it.
+pub fn make_private(dir: &Path) -> anyhow::Result<()> {
     let mut builder = DirBuilder::new();
     builder.recursive(true).mode(0o700);
     builder

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use trilog_raft::controller::BUILD_LEVEL;
 
 pub use assemble::{Listeners, Server};
-pub use ground::{Footing, Ground, Surroundings};
+pub use ground::{Footing, Ground, Surroundings, make_private};
 
 use crate::config::Config;
 use crate::http::{Health, Http, Metrics, ProcessSource};

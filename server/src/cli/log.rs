@@ -15,6 +15,7 @@ use trilog_storage::io::Backend;
 
 use super::output::{self, OutputArgs};
 use super::topic::plural;
+use crate::boot::make_private;
 
 #[derive(Debug, Args)]
 pub(super) struct LogArgs {
@@ -54,7 +55,7 @@ const LOCK: &str = "lock";
 pub(super) fn lock(dir: &Path, create: bool) -> anyhow::Result<Option<File>> {
     let path = dir.join(LOCK);
     if create {
-        std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+        make_private(dir)?;
     }
     let opened = File::options()
         .create(create)

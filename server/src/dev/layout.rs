@@ -10,6 +10,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -230,7 +231,10 @@ impl Layout {
     pub(super) fn prepare(&self, place: &Place) -> Result<(), DevError> {
         let path = self.config_path(place.node);
         let write = || -> io::Result<()> {
-            fs::create_dir_all(self.data_dir(place.node))?;
+            // As a node does: everything is in it.
+            let mut builder = fs::DirBuilder::new();
+            builder.recursive(true).mode(0o700);
+            builder.create(self.data_dir(place.node))?;
             fs::write(&path, self.config_text(place))
         };
         write().map_err(|source| DevError::File {
