@@ -438,6 +438,43 @@ fn a_replica_whose_consensus_ended_is_opened_anew() {
 /// Two of three lost what their logs alone cannot give back. One of them may be given up; without
 /// the other there would be no majority to fetch from, so what it holds stays where it is.
 #[test]
+fn a_controller_whose_consensus_ended_is_opened_anew() {
+    for seed in seeds(2) {
+        block_on(async {
+            let all = three(seed).await;
+            all.until("three voters", |all| {
+                (1..=3).all(|number| members_and_voters(all, number) == (3, 3))
+            })
+            .await;
+            // One after the other, whoever leads among them: each is needed for the next.
+            for number in 1..=3 {
+                let cluster = all.with(number, |server| server.cluster().clone()).unwrap();
+                let version = cluster.map().version();
+                let ended = cluster.controller().group();
+                ended.end_consensus().await;
+                let again = |_: &Machines| {
+                    let now = cluster.controller().group();
+                    let led = now.leadership().borrow().leader.is_some();
+                    assert!(cluster.map().version() >= version, "the map went back");
+                    !Arc::ptr_eq(&now, &ended) && led
+                };
+                all.until("the replica is open again", again).await;
+                // What is decided from now on arrives here, too.
+                let topic = format!("after-{number}");
+                all.create(&topic, 3).await;
+                let known = |all: &Machines| {
+                    (1..=3).all(|number| {
+                        let map = all.with(number, |server| server.cluster().map());
+                        map.is_some_and(|map| map.topic_named(&topic).is_some())
+                    })
+                };
+                all.until("everybody knows the topic", known).await;
+            }
+        });
+    }
+}
+
+#[test]
 fn a_replica_that_lost_its_views_is_kept_where_no_majority_is_intact_without_it() {
     for seed in seeds(2) {
         block_on(async {

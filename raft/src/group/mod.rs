@@ -12,6 +12,7 @@ mod clean;
 mod copy;
 mod descriptor;
 mod error;
+mod heard;
 mod install;
 mod log_store;
 mod members;
@@ -55,6 +56,7 @@ pub use status::{HighWatermark, Leadership};
 pub(crate) use catch_up::Throttle;
 pub(crate) use checkpoint::remembered_members;
 pub(crate) use copy::{Copies, FetchError};
+pub(crate) use heard::Heard;
 pub(crate) use network::{APPEND, COPY, Network, SNAPSHOT, TRANSFER};
 pub(crate) use quiesce::{Alarm, Patience};
 pub(crate) use serve::GroupRaft;
@@ -73,6 +75,9 @@ use crate::transport::heartbeat::HeartbeatHub;
 use crate::transport::{PeerCall, PeerStream, Refusal, Transport};
 use crate::types::LogId;
 use crate::view::View;
+
+/// For how many times the longest silence that is none a leader is excused whose node is heard.
+const EXCUSED: u32 = 3;
 
 /// What opening a group takes, the same for all groups of a node.
 #[derive(Clone, Debug)]
@@ -102,6 +107,7 @@ pub(crate) struct Replica {
     in_flight: Arc<InFlight>,
     resting: Arc<Resting>,
     succession: Arc<Succession>,
+    heard: Arc<Heard>,
     failover: Duration,
     copies: Copies,
     /// Ends waits for repairs when the replica begins to close: none may come any more.
@@ -151,7 +157,17 @@ impl Replica {
             patience.clone(),
         );
         let throttle = Arc::clone(&parts.throttle);
-        let network = Network::new(parts.transport.clone(), log.clone(), throttle);
+        let heard = Heard::new(
+            Arc::clone(&status),
+            parts.hub.clone(),
+            parts.failover * EXCUSED,
+        );
+        let network = Network::new(
+            parts.transport.clone(),
+            log.clone(),
+            throttle,
+            Arc::clone(&heard),
+        );
         let config = Arc::clone(&parts.config);
         let started = Raft::new(log.replica().0, config, network, store, machine).await;
         let raft = started.map_err(|error| OpenError::Raft {
@@ -173,6 +189,7 @@ impl Replica {
             in_flight: Arc::default(),
             resting: Arc::new(resting),
             succession: Arc::default(),
+            heard,
             failover: parts.failover,
             copies: parts.copies.clone(),
             closing,

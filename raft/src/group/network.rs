@@ -34,16 +34,17 @@ use openraft::raft::{
 };
 use openraft::type_config::alias::SnapshotOf;
 use openraft::{OptionalSend, RPCTypes};
-use trilog_model::{GroupId, LogIndex, ReplicaId};
+use trilog_model::{EntryId, GroupId, LogIndex, ReplicaId};
 use trilog_storage::log::GroupLog;
 
 use super::catch_up::Throttle;
 use super::descriptor::Descriptor;
+use super::heard::Heard;
 use crate::codec::{self, CodecError, SnapshotMessage};
 use crate::transport::{
     Kind, Lane, PeerError, Route, StreamReceiver, StreamSender, Target, Transport,
 };
-use crate::types::{RaftVote, TypeConfig};
+use crate::types::{RaftVote, TypeConfig, log_id};
 
 pub(crate) const VOTE: Kind = Kind(Kind::FIRST_RAFT);
 pub(crate) const PRE_VOTE: Kind = Kind(Kind::FIRST_RAFT + 1);
@@ -72,16 +73,35 @@ pub(crate) struct Network {
     from: ReplicaId,
     log: GroupLog,
     throttle: Arc<Throttle>,
+    heard: Arc<Heard>,
 }
 
 impl Network {
-    pub(crate) fn new(transport: Transport, log: GroupLog, throttle: Arc<Throttle>) -> Self {
+    pub(crate) fn new(
+        transport: Transport,
+        log: GroupLog,
+        throttle: Arc<Throttle>,
+        heard: Arc<Heard>,
+    ) -> Self {
         Self {
             transport,
             group: log.group(),
             from: log.replica(),
             log,
             throttle,
+            heard,
+        }
+    }
+
+    /// Has a request say what is committed, as far as it is known here. A new leader says nothing
+    /// of that before it has committed an entry of its own term; a follower whose memory is full of
+    /// what it does not know to be committed could not take that entry.
+    fn tell_committed(&self, request: &mut AppendEntriesRequest<TypeConfig>) {
+        if request.leader_commit.is_none()
+            && let Some(index) = self.log.state().committed
+            && let Some(term) = self.log.term_of(index)
+        {
+            request.leader_commit = Some(log_id(EntryId { term, index }));
         }
     }
 
@@ -168,9 +188,10 @@ impl Client {
     /// One empty append as a call that no payload can hold up.
     async fn beat(
         &self,
-        request: AppendEntriesRequest<TypeConfig>,
+        mut request: AppendEntriesRequest<TypeConfig>,
         timeout: Duration,
     ) -> Result<StreamAppendResult<TypeConfig>, RpcError> {
+        self.network.tell_committed(&mut request);
         let payload = codec::encode_append(request).map_err(unreachable_peer)?;
         let payload = payload.into_iter().next().unwrap_or_default();
         let reply = self
@@ -215,6 +236,10 @@ impl NetVote<TypeConfig> for Client {
         rpc: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
+        // openraft judges by its timer alone, which may be late, or ahead of what has arrived.
+        if self.network.heard.excuses_leader(self.network.from) {
+            return Err(unreachable_peer("the leader's node is heard"));
+        }
         let payload = codec::encode_vote(&rpc);
         let call = self.call(PRE_VOTE, RPCTypes::Vote, payload, option.soft_ttl());
         codec::decode_vote_reply(call.await?).map_err(unreachable_peer)

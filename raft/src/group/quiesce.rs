@@ -200,6 +200,9 @@ impl Replica {
 
     /// A message of a peer was taken; `heard` if it was a leader's and accepted.
     pub(super) fn take_note(&self, heard: bool) {
+        if heard {
+            self.heard.note();
+        }
         if self.resting.is_asleep() {
             self.change(|rest| rest.look(&self.look_now(), heard, Instant::now()));
         }

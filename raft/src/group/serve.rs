@@ -60,14 +60,15 @@ pub(crate) async fn call(replica: &Replica, call: PeerCall) -> Result<Vec<Bytes>
 }
 
 /// Judges a candidate. While this replica rests, it refuses it as it would under the lease of the
-/// leader that is vouched for.
+/// leader that is vouched for; so it does while the leader is excused.
 async fn vote(
     replica: &Replica,
     pre: bool,
     candidate: ReplicaId,
     request: VoteRequest<TypeConfig>,
 ) -> Result<VoteResponse<TypeConfig>, Refusal> {
-    if !request.leadership_transfer && replica.shields_leader(candidate) {
+    let shields = || replica.shields_leader(candidate) || replica.heard.excuses_leader(candidate);
+    if !request.leadership_transfer && shields() {
         let state = replica.log.state();
         if let Some(vote) = state.vote.as_ref().map(raft_vote) {
             return Ok(VoteResponse::new(vote, state.last.map(log_id), false));

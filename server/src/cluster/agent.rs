@@ -252,6 +252,24 @@ impl Agent {
             partition.close();
             self.node.close_group(id).await;
         }
+        self.reopen_controller().await;
+    }
+
+    /// The same of this node's replica of the controller, which others hold on to meanwhile.
+    async fn reopen_controller(&self) {
+        let controller = self.cluster.controller();
+        let Some(why) = controller.group().failure() else {
+            return;
+        };
+        let id = GroupId::CONTROLLER;
+        if self.progress.lock().is_put_off(id) {
+            return;
+        }
+        warn!(why, "the controller's replica failed and is opened anew");
+        self.progress.lock().put_off(id, why);
+        if let Err(error) = controller.reopen(&self.node).await {
+            warn!(%error, "the controller's replica cannot be opened");
+        }
     }
 
     fn mention(&self, unexplained: Vec<GroupId>) {
@@ -264,7 +282,7 @@ impl Agent {
     }
 
     fn local_groups(&self) -> Vec<LocalGroup> {
-        let mut local = vec![self.local(self.cluster.controller().group())];
+        let mut local = vec![self.local(&*self.cluster.controller().group())];
         let partitions = self.cluster.partitions();
         for id in self.node.store().groups() {
             if id == GroupId::CONTROLLER {
@@ -485,7 +503,7 @@ impl Agent {
         let changing = async move {
             let _busy = busy;
             let changed = if group == GroupId::CONTROLLER {
-                let group = this.cluster.controller().group().clone();
+                let group = this.cluster.controller().group();
                 tokio::time::timeout(CHANGE_PATIENCE, change(&group, action)).await
             } else if let Some(partition) = this.cluster.partitions().get(group) {
                 let change = change(partition.group(), action);

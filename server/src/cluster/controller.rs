@@ -11,7 +11,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use trilog_model::{NodeId, Offset, ReplicaId, Timestamp};
+use trilog_model::{GroupId, NodeId, Offset, ReplicaId, Timestamp};
 use trilog_raft::controller::commands::{Command, Purpose};
 use trilog_raft::controller::{
     ClusterMap, ControllerError, ControllerState, Outcome, Reply, RestoreError, decode_outcome,
@@ -19,7 +19,7 @@ use trilog_raft::controller::{
 use trilog_raft::transport::{
     Lane, PeerCall, PeerError, PeerHandler, PeerStream, Refusal, Route, Target, Transport,
 };
-use trilog_raft::{Committed, Group, Proposal, View, ViewError};
+use trilog_raft::{Committed, Group, Node, OpenError, Proposal, View, ViewError};
 use trilog_storage::kv::WriteBatch;
 
 /// How long a change may take before its outcome counts as unknown.
@@ -65,9 +65,22 @@ impl ControllerView {
         )
     }
 
+    /// A view that begins anew beside those who have the map of this one.
+    fn successor(&self) -> Self {
+        Self {
+            state: ControllerState::new(),
+            map: Arc::clone(&self.map),
+            version: self.version.clone(),
+        }
+    }
+
     fn publish(&self) {
         let map = self.state.map();
         let version = map.version();
+        // One that begins anew passes through what was published long ago.
+        if version < self.map.load().version() {
+            return;
+        }
         self.map.store(Arc::new(map));
         self.version.send_replace(version);
     }
@@ -113,7 +126,7 @@ impl View for ControllerView {
 /// The way to the controller's leader; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct ControllerHandle {
-    group: Group<ControllerView>,
+    group: Arc<ArcSwap<Group<ControllerView>>>,
     transport: Transport,
     map: Arc<ArcSwap<ClusterMap>>,
     changes: watch::Receiver<u64>,
@@ -128,7 +141,7 @@ impl ControllerHandle {
         changes: watch::Receiver<u64>,
     ) -> Self {
         Self {
-            group,
+            group: Arc::new(ArcSwap::from_pointee(group)),
             transport,
             map,
             changes,
@@ -176,11 +189,16 @@ impl ControllerHandle {
     /// The node that leads the controller, as far as this one knows.
     #[must_use]
     pub fn leader(&self) -> Option<NodeId> {
-        self.group.leadership().borrow().leader.map(ReplicaId::node)
+        self.group()
+            .leadership()
+            .borrow()
+            .leader
+            .map(ReplicaId::node)
     }
 
     async fn propose_here(&self, command: Bytes) -> Attempt {
-        let leadership = *self.group.leadership().borrow();
+        let group = self.group();
+        let leadership = *group.leadership().borrow();
         if !leadership.ready {
             return Attempt::Nothing;
         }
@@ -189,7 +207,7 @@ impl ControllerHandle {
             record_count: 0,
             command,
         };
-        match self.group.propose(vec![proposal], leadership.term).await {
+        match group.propose(vec![proposal], leadership.term).await {
             Ok(applied) => applied
                 .into_iter()
                 .next()
@@ -231,7 +249,7 @@ impl ControllerHandle {
 
     /// What the change would come to on the state this node has now; nothing is changed.
     pub fn rehearse(&self, command: &Command, time: Timestamp) -> Outcome {
-        let mut state = self.group.with_view(|view| view.state.clone());
+        let mut state = self.group().with_view(|view| view.state.clone());
         state.carry_out(command, time)
     }
 
@@ -279,22 +297,35 @@ impl ControllerHandle {
     }
 
     async fn prove_version(&self) -> Option<u64> {
-        let index = self.group.read_index().await.ok()?;
-        let mut applied = self.group.high_watermark();
+        let group = self.group();
+        let index = group.read_index().await.ok()?;
+        let mut applied = group.high_watermark();
         let caught_up = applied.wait_for(|now| now.applied >= Some(index));
         tokio::time::timeout(ONE_TRY, caught_up).await.ok()?.ok()?;
-        Some(self.group.with_view(|view| view.state.map().version()))
+        Some(group.with_view(|view| view.state.map().version()))
     }
 
+    /// This node's replica of the controller, as it is now.
     #[must_use]
-    pub fn group(&self) -> &Group<ControllerView> {
-        &self.group
+    pub fn group(&self) -> Arc<Group<ControllerView>> {
+        self.group.load_full()
+    }
+
+    /// Closes the replica here, whose consensus has ended by itself, and opens it anew. The map
+    /// stays what it is until the new one has caught up with it.
+    pub(super) async fn reopen(&self, node: &Node) -> Result<(), OpenError> {
+        let ended = self.group();
+        node.close_group(GroupId::CONTROLLER).await;
+        let view = ended.with_view(ControllerView::successor);
+        let opened = node.open_group(GroupId::CONTROLLER, ended.replica(), view);
+        self.group.store(Arc::new(opened.await?));
+        Ok(())
     }
 
     /// The metadata log's applied end, for those who compare nodes.
     #[must_use]
     pub fn applied_offset(&self) -> Offset {
-        self.group.high_watermark().borrow().offset
+        self.group().high_watermark().borrow().offset
     }
 }
 

@@ -70,8 +70,15 @@ impl Inbound {
     }
 
     /// Serves one stream of pulses to its end.
-    pub(super) async fn serve(&self, hub: &Hub, mut stream: PeerStream) {
+    pub(super) async fn serve(&self, hub: &Hub, stream: PeerStream) {
         let number = self.start_over();
+        self.take(hub, number, stream).await;
+        if self.state.lock().stream == number {
+            hub.lives.cut_off(self.node);
+        }
+    }
+
+    async fn take(&self, hub: &Hub, number: u64, mut stream: PeerStream) {
         let mut answer = Answer::default();
         let mut due: Option<Instant> = None;
         loop {

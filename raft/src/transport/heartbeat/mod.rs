@@ -39,6 +39,7 @@ use super::handle::Transport;
 use super::peer::{Kind, PeerCall, PeerError, PeerHandler, PeerStream, Refusal, Route};
 
 pub use self::liveness::NodeLife;
+pub(crate) use self::liveness::{RunClock, RunTime};
 
 /// When pulses are sent and when a node counts as dead.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +59,13 @@ impl Default for HeartbeatConfig {
             interval: Duration::from_millis(100),
             timeout: Duration::from_millis(500),
         }
+    }
+}
+
+impl HeartbeatConfig {
+    /// What a tick of a process's own time is.
+    fn run_tick(&self) -> Duration {
+        (self.timeout / liveness::PATIENCE).max(Duration::from_millis(1))
     }
 }
 
@@ -209,6 +217,23 @@ impl HeartbeatHub {
     /// Whether a node was heard lately: well within the time after which it counts as dead.
     pub fn hears(&self, node: NodeId) -> bool {
         self.hub.lives.hears(node)
+    }
+
+    /// Counts the time that this process has run.
+    pub(crate) fn run_clock(&self) -> RunClock {
+        self.hub.lives.clock().clone()
+    }
+
+    /// Whether at least so much of its time has passed since then.
+    pub(crate) fn has_passed(&self, time: Duration, since: RunTime) -> bool {
+        let passed = self.hub.lives.clock().now().ticks_since(since);
+        self.hub.config.run_tick().saturating_mul(passed) >= time
+    }
+
+    /// Whether the process of a node that was there at `since` still is: what it sends its pulses on
+    /// is there, and it is not silent for long enough to be called dead.
+    pub(crate) fn lives_since(&self, node: NodeId, since: RunTime) -> bool {
+        self.hub.lives.lives_since(node, since)
     }
 
     /// How a node's wall clock differs from ours, as of its last answer; `None` while it is not
