@@ -10,7 +10,7 @@ export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 TRILOG = $(CARGO) run --quiet --release --locked -p trilog-server --bin trilog --
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev test sim fuzz interop-kafka bench bench-kafka fmt lint verify setup rocksdb
+.PHONY: help run dev test sim chaos fuzz interop-kafka bench bench-kafka fmt lint verify setup rocksdb
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -31,6 +31,13 @@ sim: rocksdb ## Disks, links and whole clusters under SEEDS=200 different fates
 	TRILOG_SEEDS=$(SEEDS) $(CARGO) test --locked -p trilog-storage -p trilog-raft --lib -- \
 		nothing_acknowledged any_crash promises_hold nobody_rests double_crash seed
 	TRILOG_SEEDS=$(SEEDS) $(CARGO) test --locked -p trilog-server --test admission
+
+# One seed after the other, each with a report under target/chaos/SEED; without HOURS two of them.
+HOURS ?= 0
+SEED ?=
+chaos: rocksdb ## Real nodes mistreated while clients work, the history judged; HOURS=8, SEED=1
+	$(CARGO) build --release --locked -p trilog-server -p trilog-jepsen --bins
+	scripts/chaos.sh "$(HOURS)" "$(SEED)"
 
 # On the pinned compiler, hence without a sanitizer: what is fuzzed has no `unsafe` code.
 fuzz: setup ## Everything that reads foreign bytes, SECONDS=60 on each

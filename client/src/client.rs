@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
 
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use tonic::{Response, Status};
 use tracing::debug;
@@ -124,7 +125,24 @@ impl Client {
     }
 
     /// Asks the cluster about a topic, unless somebody else has since `seen` was the answer.
+    ///
+    /// One asks for all, in a task of its own: whoever wants to know may be a stream that its owner
+    /// does not poll for a while, and must not hold up all others meanwhile.
     async fn describe(
+        &self,
+        name: &str,
+        seen: Option<&Arc<TopicView>>,
+    ) -> Result<Arc<TopicView>, Error> {
+        let (client, name, seen) = (self.clone(), name.to_owned(), seen.cloned());
+        let mut asking = JoinSet::new();
+        asking.spawn(async move { client.ask_in_turn(&name, seen.as_ref()).await });
+        match asking.join_next().await {
+            Some(Ok(described)) => described,
+            Some(Err(_)) | None => Err(Error::Unreachable("the client is ending".to_owned())),
+        }
+    }
+
+    async fn ask_in_turn(
         &self,
         name: &str,
         seen: Option<&Arc<TopicView>>,

@@ -321,3 +321,24 @@ async fn a_topic_created_anew_is_not_taken_for_the_old_one() {
     assert_eq!(error.code(), Some(ErrorCode::TopicReplaced));
     assert!(consumer.next().await.is_none());
 }
+
+/// The stream of somebody who writes meanwhile, say.
+#[tokio::test]
+async fn a_consumer_that_is_not_polled_holds_up_nobody_else() {
+    let cluster = FakeCluster::start(1, &[("t", 1)]).await;
+    let client = client(&cluster).await;
+    let consumer = client.consumer("t").start(StartAt::Earliest);
+    let mut opening = Box::pin(consumer.open());
+    assert!(opening.as_mut().now_or_never().is_none(), "asks");
+    let producer = client.producer();
+    let sending = async { producer.send("t", Record::new("1")).await?.await };
+    let sent = tokio::time::timeout(DEADLINE / 2, sending).await;
+    assert_eq!(
+        sent.expect("the producer waits for the consumer")
+            .unwrap()
+            .offset,
+        0
+    );
+    let mut records = opening.await.unwrap();
+    assert_eq!(number(&records.next().await.unwrap().unwrap()), 1);
+}

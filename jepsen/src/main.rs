@@ -1,9 +1,10 @@
-//! `trilog-jepsen`: judges histories, and makes valid ones.
+//! `trilog-jepsen`: mistreats clusters, judges histories, and makes valid ones.
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -11,6 +12,9 @@ use trilog_jepsen::check::{Anomaly, Checker, Kind, Slice, Tally, Validity, Verdi
 use trilog_jepsen::generate::{Plan, generate};
 use trilog_jepsen::history::json::{self, Reader};
 use trilog_jepsen::history::{Event, Header};
+use trilog_jepsen::nemesis::Fault;
+use trilog_jepsen::report::{page, summarize};
+use trilog_jepsen::run::{self, Options, Outcome};
 
 /// Checks what clients of a log saw while it was mistreated.
 #[derive(Debug, Parser)]
@@ -22,6 +26,11 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Runs a cluster of real nodes, mistreats it while clients work, and judges what they saw.
+    ///
+    /// Ends as `check` does; with 1 also if a node died by itself or files are not as they should
+    /// be, with 3 also if not everything could be looked at.
+    Run(RunArgs),
     /// Judges a history.
     ///
     /// Ends with 0 if it is valid, 1 if it is not, 2 if it cannot be judged, and 3 if nothing is
@@ -51,6 +60,42 @@ enum Command {
     },
 }
 
+#[derive(Debug, clap::Args)]
+struct RunArgs {
+    /// The `trilog` binary whose nodes are run; without it the one beside this program.
+    #[arg(long)]
+    trilog: Option<PathBuf>,
+    /// Where the history and what the nodes write goes; without it a directory that is removed
+    /// unless something is wrong.
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Without one it is drawn, and said.
+    #[arg(long)]
+    seed: Option<u64>,
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=6))]
+    nodes: u32,
+    /// How long clients work, in seconds.
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+    /// Operations at most.
+    #[arg(long, default_value_t = 1_000_000)]
+    operations: u64,
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=64))]
+    workers: u32,
+    /// Partitions of the topic.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
+    keys: u32,
+    /// What a client rests after an operation at most, in milliseconds.
+    #[arg(long, default_value_t = 10)]
+    pace: u64,
+    /// Kinds of faults, with commas; `none`, or `all` that this machine can do.
+    #[arg(
+        long,
+        default_value = "kill,pause,isolate,cut-one-way,partial,delay,transfer"
+    )]
+    faults: String,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Output {
     Text,
@@ -69,6 +114,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Run(args) => run_cluster(args),
         Command::Check {
             file,
             output,
@@ -87,11 +133,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             }
             .and_then(|()| out.flush())
             .context("cannot write the verdict")?;
-            Ok(ExitCode::from(match verdict.validity {
-                Validity::Valid => 0,
-                Validity::Invalid => 1,
-                Validity::Unknown => 3,
-            }))
+            Ok(exit_code(verdict.validity))
         }
         Command::Generate {
             file,
@@ -102,6 +144,167 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+fn exit_code(validity: Validity) -> ExitCode {
+    ExitCode::from(match validity {
+        Validity::Valid => 0,
+        Validity::Invalid => 1,
+        Validity::Unknown => 3,
+    })
+}
+
+fn faults(text: &str) -> anyhow::Result<Vec<Fault>> {
+    match text {
+        "none" => Ok(Vec::new()),
+        "all" => Ok(Fault::ALL.to_vec()),
+        names => names
+            .split(',')
+            .map(|name| Fault::named(name).with_context(|| format!("{name} is no fault")))
+            .collect(),
+    }
+}
+
+fn beside_this_program(name: &str) -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe().context("cannot find this program")?;
+    let path = own.with_file_name(name);
+    anyhow::ensure!(
+        path.exists(),
+        "{} is not there; give --trilog",
+        path.display()
+    );
+    Ok(path)
+}
+
+fn run_cluster(args: RunArgs) -> anyhow::Result<ExitCode> {
+    let trilog = match args.trilog {
+        Some(trilog) => trilog,
+        None => beside_this_program("trilog")?,
+    };
+    let kept = args.dir.is_some();
+    let dir = match args.dir {
+        Some(dir) => dir,
+        None => tempfile::Builder::new()
+            .prefix("trilog-chaos-")
+            .tempdir()?
+            .keep(),
+    };
+    let options = Options {
+        trilog,
+        dir: dir.clone(),
+        seed: args.seed.unwrap_or_else(rand::random),
+        nodes: args.nodes,
+        length: Duration::from_secs(args.seconds),
+        operations: args.operations,
+        workers: args.workers,
+        keys: args.keys,
+        pace: Duration::from_millis(args.pace),
+        faults: faults(&args.faults)?,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    let mut say = |line: &str| {
+        let _ = writeln!(io::stdout(), "{line}");
+    };
+    let outcome = runtime.block_on(run::run(&options, &mut say));
+    let outcome = outcome.with_context(|| format!("seed {}, {}", options.seed, dir.display()))?;
+    let validity = outcome.validity();
+    conclude(&options, &outcome)?;
+    if validity == Validity::Valid {
+        // What nodes wrote is of interest only if something is wrong with it.
+        let written = if kept { dir.join("nodes") } else { dir };
+        std::fs::remove_dir_all(&written).context("removing what the run wrote")?;
+    }
+    Ok(exit_code(validity))
+}
+
+/// What a run came to, for people and for programs.
+fn conclude(options: &Options, outcome: &Outcome) -> anyhow::Result<()> {
+    let mut verdict = outcome.verdict.clone();
+    verdict.anomalies.retain(|anomaly| !anomaly.allowed);
+    let header = open(&outcome.history)?.header().clone();
+    let slice = slice(&outcome.history, &verdict.anomalies)?;
+    write_report(options, outcome, &header, &verdict, &slice)?;
+    let mut out = BufWriter::new(io::stdout().lock());
+    for (fault, count) in run::tally(&outcome.done) {
+        writeln!(out, "ran {count:>3} x {fault}")?;
+    }
+    text(&mut out, &outcome.history, &header, &verdict, &slice)?;
+    for failure in &outcome.failures {
+        writeln!(out, "FAILED: {failure}")?;
+    }
+    for gap in &outcome.gaps {
+        writeln!(out, "NOT SEEN: {gap}")?;
+    }
+    writeln!(out, "{} (seed {})", outcome.validity(), options.seed)?;
+    out.flush().context("cannot write the verdict")
+}
+
+/// `report.html` and `report.json` beside the history.
+fn write_report(
+    options: &Options,
+    outcome: &Outcome,
+    header: &Header,
+    verdict: &Verdict,
+    slice: &Slice,
+) -> anyhow::Result<()> {
+    let mut failed = None;
+    let events = open(&outcome.history)?.map_while(|event| match event {
+        Ok(event) => Some(event),
+        Err(error) => {
+            failed = Some(error);
+            None
+        }
+    });
+    let summary = summarize(events);
+    if let Some(error) = failed {
+        return Err(error).context("reading the history for its report");
+    }
+    let done = outcome.done.iter();
+    let done: Vec<String> = done
+        .map(|one| format!("{} {:?} {}", one.fault, one.nodes, one.what))
+        .collect();
+    let skipped = outcome.skipped.iter();
+    let skipped: Vec<String> = skipped
+        .map(|one| format!("{}: {}", one.fault, one.why))
+        .collect();
+    let told = [
+        ("Failures", outcome.failures.clone()),
+        ("What could not be looked at", outcome.gaps.clone()),
+        ("Faults that were carried out", done.clone()),
+        ("Faults that this machine cannot do", skipped.clone()),
+        (
+            "The schedule",
+            outcome.schedule.iter().map(ToString::to_string).collect(),
+        ),
+    ];
+    let validity = outcome.validity().to_string();
+    let html = page(header, &validity, verdict, slice, &summary, &told);
+    let write = |name: &str, text: String| {
+        let path = options.dir.join(name);
+        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    };
+    write("report.html", html)?;
+    let mut tally: Vec<(String, usize)> = Vec::new();
+    for (fault, count) in run::tally(&outcome.done) {
+        tally.push((fault.name().to_owned(), count));
+    }
+    let json = serde_json::json!({
+        "seed": options.seed,
+        "nodes": options.nodes,
+        "seconds": options.length.as_secs(),
+        "validity": validity,
+        "faults_run": tally.into_iter().collect::<std::collections::BTreeMap<_, _>>(),
+        "faults": done,
+        "faults_skipped": skipped,
+        "failures": outcome.failures,
+        "gaps": outcome.gaps,
+        "verdict": verdict,
+        "slices": proofs(verdict, slice)?,
+        "summary": summary,
+    });
+    write("report.json", serde_json::to_string_pretty(&json)?)
 }
 
 fn open(file: &Path) -> anyhow::Result<Reader<BufReader<File>>> {
@@ -244,6 +447,13 @@ struct Proof {
 }
 
 fn as_json(out: &mut impl Write, verdict: &Verdict, slice: &Slice) -> io::Result<()> {
+    let slices = proofs(verdict, slice)?;
+    serde_json::to_writer_pretty(&mut *out, &Report { verdict, slices })?;
+    writeln!(out)
+}
+
+/// For each anomaly what proves it.
+fn proofs(verdict: &Verdict, slice: &Slice) -> io::Result<Vec<Proof>> {
     let proof = |anomaly: &Anomaly| -> io::Result<Proof> {
         let lines = slice.events(anomaly);
         let lines = lines
@@ -254,8 +464,5 @@ fn as_json(out: &mut impl Write, verdict: &Verdict, slice: &Slice) -> io::Result
             events: lines.collect::<Result<_, _>>()?,
         })
     };
-    let slices = verdict.anomalies.iter().map(proof);
-    let slices = slices.collect::<io::Result<_>>()?;
-    serde_json::to_writer_pretty(&mut *out, &Report { verdict, slices })?;
-    writeln!(out)
+    verdict.anomalies.iter().map(proof).collect()
 }

@@ -9,6 +9,7 @@ use clap::{Args, Subcommand};
 use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, flock};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use trilog_storage::frame::Frame;
 use trilog_storage::inspect::{GroupFound, Inspection, Place, Visitor, inspect};
 use trilog_storage::io::Backend;
@@ -45,9 +46,14 @@ enum LogCommand {
         /// Stop after so many lines
         #[arg(short = 'n', long, value_name = "COUNT")]
         count: Option<u64>,
+        /// With `json`, each line is an object, with a sum over the entry's content
+        #[command(flatten)]
+        output: OutputArgs,
     },
 }
 
+/// Where what a batch's own checksum covers begins.
+const CRC_COVER: usize = 21;
 /// The file by which a running node keeps others out of its data directory.
 const LOCK: &str = "lock";
 
@@ -103,7 +109,15 @@ pub(super) async fn run(args: LogArgs) -> anyhow::Result<()> {
             group,
             entries,
             count,
-        } => dump(&dir, group, entries, count).await,
+            output,
+        } => {
+            let line = if output.is_json() {
+                json_line
+            } else {
+                text_line
+            };
+            dump(&dir, group, entries, count, line).await
+        }
     }
 }
 
@@ -119,6 +133,7 @@ async fn dump(
     group: Option<u64>,
     entries: bool,
     count: Option<u64>,
+    line: fn(&Place, &Frame) -> String,
 ) -> anyhow::Result<()> {
     // The visitor runs on another thread and cannot stop the inspection: what went wrong with
     // the output is kept, and nothing more is written.
@@ -145,7 +160,7 @@ async fn dump(
     bail!("not everything could be read");
 }
 
-fn line(place: &Place, frame: &Frame) -> String {
+fn text_line(place: &Place, frame: &Frame) -> String {
     let header = &frame.header;
     let kind = format!("{:?}", header.kind).to_lowercase();
     let (group, id) = (header.group, header.id());
@@ -162,6 +177,32 @@ fn line(place: &Place, frame: &Frame) -> String {
     let time = time.map_or_else(|_| header.append_time.to_string(), |time| time.to_string());
     let (first, bytes) = (header.base_offset, header.records_len);
     format!("{start} offsets {first}..={last} ({bytes} B) at {time}")
+}
+
+/// The sum covers what all replicas of an entry have in common: not the bytes of a batch outside
+/// its own checksum, which say where it lies, as the line does.
+fn json_line(place: &Place, frame: &Frame) -> String {
+    let header = &frame.header;
+    let content = frame.records.get(CRC_COVER..).unwrap_or_default();
+    let mut sum = Sha256::new();
+    sum.update(header.records_len.to_be_bytes());
+    sum.update(content);
+    sum.update(&frame.command);
+    let sum = format!("{:x}", sum.finalize());
+    let line = json!({
+        "at": place.to_string(),
+        "in_segment": matches!(place, Place::Segment { .. }),
+        "group": header.group.get(),
+        "kind": format!("{:?}", header.kind).to_lowercase(),
+        "index": header.index.get(),
+        "term": header.term.get(),
+        "next_index": header.next_index().get(),
+        "offset": header.base_offset.get(),
+        "next_offset": header.next_offset().get(),
+        "append_time_ns": header.append_time.nanos(),
+        "sha256": sum,
+    });
+    line.to_string()
 }
 
 fn show(dir: &Path, found: &Inspection, output: OutputArgs) -> anyhow::Result<()> {

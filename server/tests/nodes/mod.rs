@@ -3,18 +3,14 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::fmt::Write as _;
-use std::fs::File;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Command, Output};
 use std::time::Duration;
 
 use tokio::time::Instant;
 use trilog_client::proto::StatusResponse;
 use trilog_client::{Admin, Client, ClientConfig, Credentials};
-
-#[path = "../ports/mod.rs"]
-mod ports;
-use ports::Ports;
+use trilog_jepsen::cluster::{Node, Place, Ports};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_trilog");
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -28,15 +24,6 @@ pub(crate) struct Nodes {
     /// Who calls the nodes, where they ask.
     caller: Option<(String, String)>,
     _ports: Ports,
-}
-
-struct Node {
-    config: PathBuf,
-    data: PathBuf,
-    log: PathBuf,
-    grpc: u16,
-    http: u16,
-    process: Option<Child>,
 }
 
 impl Nodes {
@@ -74,15 +61,17 @@ impl Nodes {
     /// only each other; the others are told of all.
     fn prepare(count: usize, seeds: usize, storage: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let ports = Ports::claim();
+        let ports = Ports::claim().expect("every block of ports is taken");
         let first = |node: usize| ports.first() + 4 * u16::try_from(node).unwrap();
         let peers: Vec<String> = (0..count)
-            .map(|node| format!("\"127.0.0.1:{}\"", first(node) + 1))
+            .map(|node| format!("127.0.0.1:{}", first(node) + 1))
             .collect();
         let write = |node: usize| {
             let known = if node < seeds { seeds } else { count };
-            let known = peers[..known].join(", ");
-            Node::write(dir.path(), node, first(node), &known, storage)
+            let place = Place::new(u32::try_from(node).unwrap() + 1, first(node));
+            let settings = format!("wal_file_size = \"16MiB\"\nwal_files = 8\n{storage}");
+            let binary = Path::new(BINARY);
+            Node::prepare(binary, dir.path(), place, &peers[..known], &settings).unwrap()
         };
         let nodes = (0..count).map(write).collect();
         Self {
@@ -96,26 +85,26 @@ impl Nodes {
     pub(crate) fn addresses(&self) -> Vec<String> {
         self.members
             .iter()
-            .map(|node| format!("127.0.0.1:{}", node.grpc))
+            .map(|node| format!("127.0.0.1:{}", node.place.grpc))
             .collect()
     }
 
     pub(crate) fn address(&self, node: usize) -> String {
-        format!("127.0.0.1:{}", self.members[node].grpc)
+        format!("127.0.0.1:{}", self.members[node].place.grpc)
     }
 
     /// Where a node listens: gRPC, peers, HTTP, Kafka.
     pub(crate) fn ports(&self, node: usize) -> [u16; 4] {
-        let grpc = self.members[node].grpc;
+        let grpc = self.members[node].place.grpc;
         [grpc, grpc + 1, grpc + 2, grpc + 3]
     }
 
     pub(crate) fn kafka_port(&self, node: usize) -> u16 {
-        self.members[node].grpc + 3
+        self.members[node].place.grpc + 3
     }
 
     pub(crate) fn config(&self, node: usize) -> &Path {
-        &self.members[node].config
+        self.members[node].config()
     }
 
     /// Waits until one node serves, and leads everything, whatever the others do.
@@ -136,68 +125,60 @@ impl Nodes {
 
     /// As `kill -9` does.
     pub(crate) fn kill(&mut self, node: usize) {
-        let mut process = self.members[node].process.take().unwrap();
-        process.kill().unwrap();
-        process.wait().unwrap();
+        assert!(self.members[node].is_started());
+        self.members[node].kill().unwrap();
+        self.members[node].bury().unwrap();
     }
 
     pub(crate) fn kill_all(&mut self) {
         for node in &mut self.members {
-            node.process.as_mut().unwrap().kill().unwrap();
+            assert!(node.is_started());
+            node.kill().unwrap();
         }
         for node in &mut self.members {
-            node.process.take().unwrap().wait().unwrap();
+            node.bury().unwrap();
         }
     }
 
     pub(crate) fn restart(&mut self, node: usize) {
-        self.members[node].spawn();
+        self.members[node].spawn(&[]).unwrap();
     }
 
     pub(crate) fn restart_all(&mut self) {
         for node in &mut self.members {
-            node.spawn();
+            node.spawn(&[]).unwrap();
         }
     }
 
     /// Starts a node as the one that takes the place of its lost self.
     pub(crate) fn restart_as_replacement(&mut self, node: usize) {
-        self.members[node].spawn_with(&["--replace"]);
+        self.members[node].spawn(&["--replace"]).unwrap();
     }
 
     /// Ends one node in order.
     pub(crate) fn stop_one(&mut self, node: usize) {
         self.members[node].close();
-        self.members[node].reap();
+        reap(&mut self.members[node]);
     }
 
     pub(crate) fn data(&self, node: usize) -> &Path {
-        &self.members[node].data
+        self.members[node].data()
     }
 
     /// Loses a stopped node's disk.
     pub(crate) fn wipe(&self, node: usize) {
-        std::fs::remove_dir_all(&self.members[node].data).unwrap();
+        self.members[node].wipe().unwrap();
     }
 
     /// Waits until a node that may not serve has ended by itself, as a failure.
     pub(crate) async fn await_end(&mut self, node: usize) {
-        let deadline = Instant::now() + PATIENCE;
-        let process = self.members[node].process.as_mut().unwrap();
-        let status = loop {
-            if let Some(status) = process.try_wait().unwrap() {
-                break status;
-            }
-            assert!(Instant::now() < deadline, "node {node} goes on");
-            tokio::time::sleep(POLL).await;
-        };
-        self.members[node].process = None;
-        assert!(!status.success());
+        let ended = self.members[node].await_end(PATIENCE).await.unwrap();
+        assert!(!ended.expect("the node goes on").success());
     }
 
     /// What a node has said so far.
     pub(crate) fn log(&self, node: usize) -> String {
-        std::fs::read_to_string(&self.members[node].log).unwrap_or_default()
+        std::fs::read_to_string(self.members[node].log()).unwrap_or_default()
     }
 
     /// Runs a command of the binary to its end.
@@ -243,7 +224,7 @@ impl Nodes {
 
     /// What one node says of the cluster, if it answers.
     pub(crate) async fn status_of(&self, node: usize) -> Result<StatusResponse, String> {
-        let address = [format!("127.0.0.1:{}", self.members[node].grpc)];
+        let address = [format!("127.0.0.1:{}", self.members[node].place.grpc)];
         let asked = async { self.connect(address).await?.admin().status().await };
         let answered = tokio::time::timeout(Duration::from_secs(2), asked).await;
         answered
@@ -266,7 +247,7 @@ impl Nodes {
     pub(crate) fn page(&self, node: usize, path: &str) -> String {
         use std::io::{Read, Write};
         let mut stream =
-            std::net::TcpStream::connect(("127.0.0.1", self.members[node].http)).unwrap();
+            std::net::TcpStream::connect(("127.0.0.1", self.members[node].place.http)).unwrap();
         let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();
@@ -279,7 +260,7 @@ impl Nodes {
     pub(crate) async fn await_placed(&mut self, admin: &Admin, topic: &str, replicas: usize) {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let running = self.members.iter().filter(|node| node.process.is_some());
+            let running = self.members.iter().filter(|node| node.is_started());
             let running = running.count();
             let state = placed(admin, topic, replicas, running).await;
             let Err(state) = state else { break };
@@ -311,20 +292,13 @@ impl Nodes {
 
     async fn check_ready(&mut self) -> Result<(), String> {
         for node in &mut self.members {
-            let Some(process) = &mut node.process else {
-                continue;
-            };
-            if let Some(status) = process.try_wait().unwrap() {
+            if let Some(status) = node.ended().unwrap() {
                 panic!("a node ended by itself ({status}):\n{}", self.logs());
             }
         }
-        let running = self
-            .members
-            .iter()
-            .filter(|node| node.process.is_some())
-            .count();
-        for node in self.members.iter().filter(|node| node.process.is_some()) {
-            let address = [format!("127.0.0.1:{}", node.grpc)];
+        let running = self.members.iter().filter(|node| node.is_started()).count();
+        for node in self.members.iter().filter(|node| node.is_started()) {
+            let address = [format!("127.0.0.1:{}", node.place.grpc)];
             let client = self
                 .connect(address)
                 .await
@@ -351,16 +325,16 @@ impl Nodes {
             node.close();
         }
         for node in &mut self.members {
-            node.reap();
+            reap(node);
         }
     }
 
     /// `trilog log verify` finds nothing wrong in the stopped nodes' directories.
     pub(crate) fn verify_logs(&self) {
-        for node in self.members.iter().filter(|node| node.data.exists()) {
+        for node in self.members.iter().filter(|node| node.data().exists()) {
             let verified = Command::new(BINARY)
                 .args(["log", "verify"])
-                .arg(&node.data)
+                .arg(node.data())
                 .output()
                 .unwrap();
             let text = String::from_utf8_lossy(&verified.stdout);
@@ -372,89 +346,17 @@ impl Nodes {
     fn logs(&self) -> String {
         let mut all = format!("\n(logs under {})", self.dir.path().display());
         for node in &self.members {
-            let text = std::fs::read_to_string(&node.log).unwrap_or_default();
-            let lines: Vec<&str> = text.lines().collect();
-            let tail = lines[lines.len().saturating_sub(15)..].join("\n");
-            write!(all, "\n== {}\n{tail}", node.log.display()).unwrap();
+            let (log, tail) = (node.log().display(), node.last_words(15));
+            write!(all, "\n== {log}\n{tail}").unwrap();
         }
         all
     }
 }
 
-impl Drop for Nodes {
-    fn drop(&mut self) {
-        for node in &mut self.members {
-            if let Some(mut process) = node.process.take() {
-                let _gone = process.kill();
-                let _reaped = process.wait();
-            }
-        }
-    }
-}
-
-impl Node {
-    fn write(dir: &Path, node: usize, port: u16, seeds: &str, storage: &str) -> Self {
-        let home = dir.join(format!("node-{}", node + 1));
-        std::fs::create_dir_all(&home).unwrap();
-        let data = home.join("data");
-        let text = format!(
-            "[node]\nid = {0}\nrack = \"rack-{0}\"\ndata_dir = \"{1}\"\n[cluster]\nseeds = [{seeds}]\n[listen]\n\
-             grpc = \"127.0.0.1:{2}\"\npeer = \"127.0.0.1:{3}\"\nhttp = \"127.0.0.1:{4}\"\n\
-             kafka = \"127.0.0.1:{5}\"\n\
-             [storage]\nwal_file_size = \"16MiB\"\nwal_files = 8\n{storage}\n",
-            node + 1,
-            data.display(),
-            port,
-            port + 1,
-            port + 2,
-            port + 3,
-        );
-        let config = home.join("trilog.toml");
-        std::fs::write(&config, text).unwrap();
-        Self {
-            config,
-            data,
-            log: home.join("log"),
-            grpc: port,
-            http: port + 2,
-            process: None,
-        }
-    }
-
-    fn spawn(&mut self) {
-        self.spawn_with(&[]);
-    }
-
-    fn spawn_with(&mut self, arguments: &[&str]) {
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(&self.log)
-            .unwrap();
-        let process = Command::new(BINARY)
-            .args(["server", "--stop-with-stdin", "-c"])
-            .arg(&self.config)
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        self.process = Some(process);
-    }
-
-    /// Tells a running process to stop, which closing its standard input does.
-    fn close(&mut self) {
-        if let Some(process) = &mut self.process {
-            drop(process.stdin.take());
-        }
-    }
-
-    fn reap(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            let status = process.wait().unwrap();
-            assert!(status.success(), "a node did not stop in order: {status}");
-        }
+/// Waits for a node that was told to stop, which must be in order.
+fn reap(node: &mut Node) {
+    if let Some(status) = node.reap().unwrap() {
+        assert!(status.success(), "a node did not stop in order: {status}");
     }
 }
 

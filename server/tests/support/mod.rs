@@ -6,9 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-#[path = "../ports/mod.rs"]
-mod ports;
-use ports::Ports;
+use trilog_jepsen::cluster::Ports;
 
 /// Runs the binary to its end.
 pub(crate) fn trilog(arguments: &[&str]) -> Output {
@@ -46,7 +44,7 @@ impl Drop for Cluster {
 impl Cluster {
     /// Starts three nodes and waits until they serve.
     pub(crate) fn start(data: &Path) -> Self {
-        Self::start_at(data, Ports::claim())
+        Self::start_at(data, Ports::claim().expect("every block of ports is taken"))
     }
 
     fn start_at(data: &Path, ports: Ports) -> Self {
@@ -155,7 +153,10 @@ impl Cluster {
         self.end();
         // The old ports stay taken until the new ones are.
         let _old = self.ports.take();
-        Self::start_at(&self.data, Ports::claim())
+        Self::start_at(
+            &self.data,
+            Ports::claim().expect("every block of ports is taken"),
+        )
     }
 
     fn end(&mut self) {

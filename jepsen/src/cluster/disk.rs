@@ -1,0 +1,157 @@
+//! A disk of a node's own: a file with a file system on it, which can be filled, and cut off as if
+//! the power had gone. Needs root and loop devices. The one module here with `unsafe` code: the
+//! call that cuts a file system off.
+
+#![expect(unsafe_code, reason = "an ioctl has no safe form")]
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::ioctl::{Setter, ioctl, opcode};
+use tokio::time::{Instant, sleep};
+
+/// `EXT4_IOC_SHUTDOWN`, and the way of it that writes nothing more, not even its journal.
+const SHUTDOWN: rustix::ioctl::Opcode = opcode::read::<u32>(b'X', 125);
+const NO_LOG_FLUSH: u32 = 2;
+/// What takes up the room on a disk that is to be full.
+const BALLAST: &str = "ballast";
+/// How long the kernel may take to let go of a file system whose users are gone.
+const LET_GO: Duration = Duration::from_secs(20);
+
+#[derive(Debug)]
+pub struct Disk {
+    image: PathBuf,
+    at: PathBuf,
+}
+
+fn run(program: &str, arguments: &[&Path]) -> io::Result<()> {
+    let output = Command::new(program).args(arguments).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let errors = String::from_utf8_lossy(&output.stderr);
+    Err(io::Error::other(format!("{program}: {}", errors.trim())))
+}
+
+impl Disk {
+    /// A new disk of so many bytes, mounted at `at`.
+    pub fn make(image: &Path, at: &Path, bytes: u64) -> io::Result<Self> {
+        File::create(image)?.set_len(bytes)?;
+        fs::create_dir_all(at)?;
+        // No blocks are set apart for root, whom nothing would be full for otherwise.
+        let plain = ["-q", "-F", "-m", "0"].map(Path::new);
+        run("mkfs.ext4", &[&plain[..], &[image]].concat())?;
+        let disk = Self {
+            image: image.to_owned(),
+            at: at.to_owned(),
+        };
+        disk.mount()?;
+        fs::remove_dir(at.join("lost+found"))?;
+        Ok(disk)
+    }
+
+    fn mount(&self) -> io::Result<()> {
+        let options = ["-o", "loop,noatime"].map(Path::new);
+        run("mount", &[&options[..], &[&self.image, &self.at]].concat())
+    }
+
+    /// Cuts it off: nothing is written any more, and what was not synced never will be.
+    pub fn cut_off(&self) -> io::Result<()> {
+        let dir = File::open(&self.at)?;
+        // SAFETY: the call reads the u32 that it is given a pointer to, and `Setter` gives one that
+        // is valid during the call; `SHUTDOWN` is the number of that very call.
+        unsafe { ioctl(&dir, Setter::<SHUTDOWN, u32>::new(NO_LOG_FLUSH)) }?;
+        Ok(())
+    }
+
+    /// Has it again as it was when it was cut off. Nobody may use it.
+    pub async fn mount_again(&self) -> io::Result<()> {
+        let deadline = Instant::now() + LET_GO;
+        while let Err(error) = run("umount", &[&self.at]) {
+            if Instant::now() >= deadline {
+                return Err(error);
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+        self.mount()
+    }
+
+    /// Leaves no room on it.
+    pub fn fill(&self) -> io::Result<()> {
+        let mut ballast = File::create(self.at.join(BALLAST))?;
+        for size in [1 << 20, 4096] {
+            let bytes = vec![0xB5; size];
+            while let Ok(()) = ballast.write_all(&bytes) {}
+        }
+        Ok(())
+    }
+
+    /// Takes away what filled it.
+    pub fn make_room(&self) -> io::Result<()> {
+        match fs::remove_file(self.at.join(BALLAST)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let lazily = [Path::new("-l"), &self.at];
+        let _gone = run("umount", &lazily);
+        let _removed = fs::remove_file(&self.image);
+    }
+}
+
+/// Whether a disk can be made here, cut off and had again; why not, if not.
+pub async fn probe(dir: &Path) -> Result<(), String> {
+    let probing = async {
+        let disk = Disk::make(&dir.join("probe.img"), &dir.join("probe"), 8 << 20)?;
+        disk.cut_off()?;
+        disk.mount_again().await
+    };
+    let probed = probing.await.map_err(|error| error.to_string());
+    let _gone = fs::remove_dir(dir.join("probe"));
+    probed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_not_synced_is_gone_and_a_full_disk_takes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        if let Err(why) = probe(dir.path()).await {
+            eprintln!("SKIPPED: disks of a node's own: {why}");
+            return;
+        }
+        let at = dir.path().join("at");
+        let disk = Disk::make(&dir.path().join("image"), &at, 16 << 20).unwrap();
+        let write = |name: &str, sync: bool| {
+            let mut file = File::create(at.join(name)).unwrap();
+            file.write_all(&[7; 10_000]).unwrap();
+            if sync {
+                file.sync_all().unwrap();
+                File::open(&at).unwrap().sync_all().unwrap();
+            }
+        };
+        write("synced", true);
+        write("unsynced", false);
+        disk.cut_off().unwrap();
+        assert!(File::create(at.join("later")).is_err());
+        disk.mount_again().await.unwrap();
+        assert_eq!(fs::read(at.join("synced")).unwrap(), [7; 10_000]);
+        let unsynced = fs::read(at.join("unsynced")).unwrap_or_default();
+        assert_ne!(unsynced, [7; 10_000]);
+
+        disk.fill().unwrap();
+        let more = File::create(at.join("more")).and_then(|mut file| file.write_all(&[1; 8_000]));
+        assert!(more.is_err());
+        disk.make_room().unwrap();
+        fs::write(at.join("more"), [1; 8_000]).unwrap();
+    }
+}

@@ -1,0 +1,243 @@
+//! One node: its configuration, its files, and its process, which is started, killed, paused and
+//! waited for by the handle of the child, so never by a number that belongs to somebody else.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::time::Instant;
+
+/// How often a process is looked at that is to end.
+const POLL: Duration = Duration::from_millis(20);
+
+/// Where one node listens, and what others are told.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// From one on.
+    pub number: u32,
+    pub grpc: u16,
+    pub peer: u16,
+    pub http: u16,
+    pub kafka: u16,
+    /// Where other nodes reach it, if that is not `peer`.
+    pub advertised_peer: Option<u16>,
+}
+
+impl Place {
+    /// A node whose four ports follow `first`.
+    pub fn new(number: u32, first: u16) -> Self {
+        Self {
+            number,
+            grpc: first,
+            peer: first + 1,
+            http: first + 2,
+            kafka: first + 3,
+            advertised_peer: None,
+        }
+    }
+
+    /// Where other nodes reach it.
+    pub fn reached_at(&self) -> String {
+        format!("127.0.0.1:{}", self.advertised_peer.unwrap_or(self.peer))
+    }
+}
+
+/// A node of this machine; dropping it ends its process.
+#[derive(Debug)]
+pub struct Node {
+    pub place: Place,
+    binary: PathBuf,
+    config: PathBuf,
+    data: PathBuf,
+    log: PathBuf,
+    process: Option<Child>,
+    /// How often it was started.
+    boots: u32,
+}
+
+impl Node {
+    /// A node under `dir` that is yet to be started. `storage` are further lines of the section on
+    /// storage, and sections behind it.
+    pub fn prepare(
+        binary: &Path,
+        dir: &Path,
+        place: Place,
+        seeds: &[String],
+        storage: &str,
+    ) -> io::Result<Self> {
+        let home = dir.join(format!("node-{}", place.number));
+        std::fs::create_dir_all(&home)?;
+        let disk = Self::disk_of(dir, &place);
+        let data = if disk.is_dir() { disk } else { home.clone() }.join("data");
+        let config = home.join("trilog.toml");
+        std::fs::write(&config, config_text(&place, &data, seeds, storage))?;
+        Ok(Self {
+            binary: binary.to_owned(),
+            log: home.join("log"),
+            place,
+            config,
+            data,
+            process: None,
+            boots: 0,
+        })
+    }
+
+    /// Where a node under `dir` has a disk of its own, if it has one before it is prepared.
+    pub fn disk_of(dir: &Path, place: &Place) -> PathBuf {
+        dir.join(format!("node-{}", place.number)).join("disk")
+    }
+
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// Where its standard error goes.
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
+    pub fn boots(&self) -> u32 {
+        self.boots
+    }
+
+    /// Whether it was started and has not been found ended.
+    pub fn is_started(&self) -> bool {
+        self.process.is_some()
+    }
+
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Child::id)
+    }
+
+    pub fn spawn(&mut self, arguments: &[&str]) -> io::Result<()> {
+        let log = File::options().create(true).append(true).open(&self.log)?;
+        let process = Command::new(&self.binary)
+            .args(["server", "--stop-with-stdin", "-c"])
+            .arg(&self.config)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()?;
+        self.boots += 1;
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// As `kill -9` does. Works on a paused process, too.
+    pub fn kill(&mut self) -> io::Result<()> {
+        if let Some(process) = &mut self.process {
+            process.kill()?;
+        }
+        Ok(())
+    }
+
+    /// Waits for a process that was killed.
+    pub fn bury(&mut self) -> io::Result<()> {
+        if let Some(mut process) = self.process.take() {
+            process.wait()?;
+        }
+        Ok(())
+    }
+
+    /// How a process has ended by itself, if it has.
+    pub fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
+        let Some(process) = &mut self.process else {
+            return Ok(None);
+        };
+        let status = process.try_wait()?;
+        if status.is_some() {
+            self.process = None;
+        }
+        Ok(status)
+    }
+
+    /// Stands still, as a machine does that is suspended.
+    pub fn pause(&self) -> io::Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    pub fn resume(&self) -> io::Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    fn signal(&self, signal: Signal) -> io::Result<()> {
+        // The child was not waited for yet, so its number is still its own.
+        let pid = self.process.as_ref().map(Child::id);
+        let pid = pid.and_then(|pid| Pid::from_raw(pid.cast_signed()));
+        pid.map_or(Ok(()), |pid| Ok(kill_process(pid, signal)?))
+    }
+
+    /// Tells a running process to stop, which closing its standard input does.
+    pub fn close(&mut self) {
+        if let Some(process) = &mut self.process {
+            drop(process.stdin.take());
+        }
+    }
+
+    /// Waits until a process has ended; nothing if it goes on.
+    pub async fn await_end(&mut self, patience: Duration) -> io::Result<Option<ExitStatus>> {
+        let deadline = Instant::now() + patience;
+        loop {
+            if let Some(status) = self.ended()? {
+                return Ok(Some(status));
+            }
+            if self.process.is_none() || Instant::now() >= deadline {
+                return Ok(None);
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Waits, for as long as it takes, until a process that was closed has ended.
+    pub fn reap(&mut self) -> io::Result<Option<ExitStatus>> {
+        let process = self.process.take();
+        process.map(|mut process| process.wait()).transpose()
+    }
+
+    /// Loses a stopped node's disk.
+    pub fn wipe(&self) -> io::Result<()> {
+        std::fs::remove_dir_all(&self.data)
+    }
+
+    /// What it has said last.
+    pub fn last_words(&self, lines: usize) -> String {
+        let text = std::fs::read(&self.log).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let all: Vec<&str> = text.lines().collect();
+        all[all.len().saturating_sub(lines)..].join("\n")
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _gone = self.kill();
+        let _reaped = self.bury();
+    }
+}
+
+fn config_text(place: &Place, data: &Path, seeds: &[String], storage: &str) -> String {
+    let seeds: Vec<String> = seeds.iter().map(|seed| format!("\"{seed}\"")).collect();
+    let advertise = place.advertised_peer.map_or(String::new(), |port| {
+        format!("[advertise]\npeer = \"127.0.0.1:{port}\"\n")
+    });
+    format!(
+        "[node]\nid = {0}\nrack = \"rack-{0}\"\ndata_dir = \"{1}\"\n[cluster]\nseeds = [{2}]\n\
+         [listen]\ngrpc = \"127.0.0.1:{3}\"\npeer = \"127.0.0.1:{4}\"\nhttp = \"127.0.0.1:{5}\"\n\
+         kafka = \"127.0.0.1:{6}\"\n{advertise}[storage]\n{storage}\n",
+        place.number,
+        data.display(),
+        seeds.join(", "),
+        place.grpc,
+        place.peer,
+        place.http,
+        place.kafka,
+    )
+}

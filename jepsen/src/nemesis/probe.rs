@@ -1,0 +1,80 @@
+//! What this machine can do to a cluster: found out by trying, and said, so that a fault that did
+//! not run is never taken for one that was survived.
+
+use std::path::Path;
+
+use super::schedule::Fault;
+use crate::cluster::disk;
+
+/// A fault that cannot be had here, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Skipped {
+    pub fault: Fault,
+    pub why: String,
+}
+
+/// What faults stand on.
+#[derive(Debug, Clone, Default)]
+pub struct Means {
+    /// Whether the kernel says which process a connection belongs to; links need it.
+    pub links: bool,
+    /// How many nodes there are.
+    pub nodes: usize,
+    /// Why nodes cannot have disks of their own, if so.
+    pub no_disks: Option<String>,
+}
+
+impl Means {
+    /// Tries in the directory `dir` what has to be tried for these faults.
+    pub async fn probe(dir: &Path, nodes: usize, faults: &[Fault]) -> Self {
+        let wanted = faults.iter().any(|fault| fault.needs_disks());
+        let no_disks = if wanted {
+            disk::probe(dir).await.err()
+        } else {
+            None
+        };
+        Self {
+            links: std::fs::read_to_string("/proc/net/tcp").is_ok(),
+            nodes,
+            no_disks,
+        }
+    }
+
+    /// Which of these faults can be had, and which cannot.
+    pub fn sort(&self, faults: &[Fault]) -> (Vec<Fault>, Vec<Skipped>) {
+        let mut ready = Vec::new();
+        let mut skipped = Vec::new();
+        for fault in faults.iter().copied() {
+            match self.lacks(fault) {
+                None => ready.push(fault),
+                Some(why) => skipped.push(Skipped { fault, why }),
+            }
+        }
+        (ready, skipped)
+    }
+
+    fn lacks(&self, fault: Fault) -> Option<String> {
+        let unless = |can: bool, why: &str| (!can).then(|| why.to_owned());
+        match fault {
+            Fault::Isolate
+            | Fault::CutOneWay
+            | Fault::Partial
+            | Fault::Delay
+            | Fault::Loss
+            | Fault::Bandwidth => unless(self.links, "/proc/net/tcp cannot be read"),
+            Fault::Membership => unless(self.nodes > 3, "there is no node to move to"),
+            Fault::DiskFull | Fault::PowerLoss => self.no_disks.clone(),
+            Fault::ClockJump => unless(false, "a node has no clock of its own to set"),
+            Fault::Kill
+            | Fault::KillAll
+            | Fault::Pause
+            | Fault::PauseMost
+            | Fault::Transfer
+            | Fault::RollingRestart
+            | Fault::Wipe
+            | Fault::FlipBits
+            | Fault::Truncate
+            | Fault::StaleChunks => None,
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! The schedule of faults: drawn from the seed before anything starts, so that it can be printed,
+//! and be the same again.
+
+use std::fmt;
+use std::time::Duration;
+
+use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+
+/// A kind of fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Fault {
+    /// `kill -9`, and a restart.
+    Kill,
+    KillAll,
+    /// A process stands still.
+    Pause,
+    /// So many that no majority is left moving.
+    PauseMost,
+    /// One node and the others do not hear each other.
+    Isolate,
+    /// One node does not hear another, which hears it.
+    CutOneWay,
+    /// Two nodes do not hear each other, all others hear both.
+    Partial,
+    Delay,
+    Loss,
+    Bandwidth,
+    /// Leaderships are handed over by request.
+    Transfer,
+    /// Replicas leave and come.
+    Membership,
+    /// All nodes stop in order and start again, one after the other.
+    RollingRestart,
+    /// A disk is lost, and its node comes back empty in its own place.
+    Wipe,
+    /// Bits of a stopped node's files change.
+    FlipBits,
+    /// A stopped node's files end earlier.
+    Truncate,
+    /// Parts of a stopped node's files are as they were earlier.
+    StaleChunks,
+    /// No room is left on a disk.
+    DiskFull,
+    /// What was not synced is gone, on all nodes at once.
+    PowerLoss,
+    /// The clock of a node jumps.
+    ClockJump,
+}
+
+impl Fault {
+    pub const ALL: [Self; 20] = [
+        Self::Kill,
+        Self::KillAll,
+        Self::Pause,
+        Self::PauseMost,
+        Self::Isolate,
+        Self::CutOneWay,
+        Self::Partial,
+        Self::Delay,
+        Self::Loss,
+        Self::Bandwidth,
+        Self::Transfer,
+        Self::Membership,
+        Self::RollingRestart,
+        Self::Wipe,
+        Self::FlipBits,
+        Self::Truncate,
+        Self::StaleChunks,
+        Self::DiskFull,
+        Self::PowerLoss,
+        Self::ClockJump,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kill => "kill",
+            Self::KillAll => "kill-all",
+            Self::Pause => "pause",
+            Self::PauseMost => "pause-most",
+            Self::Isolate => "isolate",
+            Self::CutOneWay => "cut-one-way",
+            Self::Partial => "partial",
+            Self::Delay => "delay",
+            Self::Loss => "loss",
+            Self::Bandwidth => "bandwidth",
+            Self::Transfer => "transfer",
+            Self::Membership => "membership",
+            Self::RollingRestart => "rolling-restart",
+            Self::Wipe => "wipe",
+            Self::FlipBits => "flip-bits",
+            Self::Truncate => "truncate",
+            Self::StaleChunks => "stale-chunks",
+            Self::DiskFull => "disk-full",
+            Self::PowerLoss => "power-loss",
+            Self::ClockJump => "clock-jump",
+        }
+    }
+
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|fault| fault.name() == name)
+    }
+
+    /// Whether nodes must have disks of their own for it.
+    pub fn needs_disks(self) -> bool {
+        matches!(self, Self::DiskFull | Self::PowerLoss)
+    }
+
+    /// Whether it takes copies of what was acknowledged away, or makes fewer of them. One such
+    /// begins only when everything is whole, and nothing else happens meanwhile: a majority of
+    /// good copies is what the promise rests on.
+    pub fn is_alone(self) -> bool {
+        match self {
+            Self::Membership
+            | Self::RollingRestart
+            | Self::Wipe
+            | Self::FlipBits
+            | Self::Truncate
+            | Self::StaleChunks => true,
+            Self::Kill
+            | Self::KillAll
+            | Self::Pause
+            | Self::PauseMost
+            | Self::Isolate
+            | Self::CutOneWay
+            | Self::Partial
+            | Self::Delay
+            | Self::Loss
+            | Self::Bandwidth
+            | Self::Transfer
+            | Self::DiskFull
+            | Self::PowerLoss
+            | Self::ClockJump => false,
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// One fault, and what it is about.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scheduled {
+    pub at: Duration,
+    pub lasts: Duration,
+    pub fault: Fault,
+    /// Whom it strikes; in pairs, who does not hear whom.
+    pub nodes: Vec<u32>,
+    /// What else it draws.
+    pub seed: u64,
+}
+
+impl fmt::Display for Scheduled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (at, lasts) = (self.at.as_secs_f64(), self.lasts.as_secs_f64());
+        let nodes: Vec<String> = self.nodes.iter().map(u32::to_string).collect();
+        write!(
+            f,
+            "{at:6.1} s  {:<16} {:<8} for {lasts:.1} s",
+            self.fault,
+            nodes.join(",")
+        )
+    }
+}
+
+/// What a schedule is drawn for.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub seed: u64,
+    pub nodes: Vec<u32>,
+    /// How long faults may begin.
+    pub length: Duration,
+    pub faults: Vec<Fault>,
+}
+
+/// Before the first fault, so that there is something to lose.
+const CALM: Duration = Duration::from_millis(2_500);
+
+/// What happens and when.
+pub fn schedule(plan: &Plan) -> Vec<Scheduled> {
+    let mut rng = SmallRng::seed_from_u64(plan.seed ^ 0x6e65_6d65_7369_7300);
+    let mut all: Vec<Scheduled> = Vec::new();
+    let mut at = CALM;
+    // When everything that was begun is over.
+    let mut over = CALM;
+    // Each kind comes once before any comes again, as far as there is time.
+    let mut due: Vec<Fault> = Vec::new();
+    while at < plan.length && !plan.faults.is_empty() {
+        if due.is_empty() {
+            due.clone_from(&plan.faults);
+        }
+        let fault = due.swap_remove(rng.random_range(0..due.len()));
+        if fault.is_alone() {
+            at = over.max(at);
+        }
+        let lasts = lasting(fault, &mut rng);
+        all.push(Scheduled {
+            at,
+            lasts,
+            fault,
+            nodes: victims(fault, &plan.nodes, &mut rng),
+            seed: rng.random(),
+        });
+        over = over.max(at + lasts + rest(&mut rng));
+        // A quarter of the time the next one comes while this one lasts.
+        at = if fault.is_alone() || rng.random_bool(0.75) {
+            over
+        } else {
+            at + lasts.mul_f64(rng.random_range(0.1..0.9))
+        };
+    }
+    all
+}
+
+fn rest(rng: &mut SmallRng) -> Duration {
+    Duration::from_millis(rng.random_range(600..2_500))
+}
+
+fn lasting(fault: Fault, rng: &mut SmallRng) -> Duration {
+    let millis = match fault {
+        Fault::Kill | Fault::KillAll | Fault::PowerLoss => 100..2_500,
+        Fault::Pause | Fault::PauseMost => 300..4_000,
+        Fault::Isolate | Fault::CutOneWay | Fault::Partial => 800..5_000,
+        Fault::Delay | Fault::Loss | Fault::Bandwidth | Fault::DiskFull => 1_500..5_000,
+        Fault::Transfer | Fault::Membership | Fault::ClockJump => 1_000..3_000,
+        Fault::RollingRestart
+        | Fault::Wipe
+        | Fault::FlipBits
+        | Fault::Truncate
+        | Fault::StaleChunks => 500..1_500,
+    };
+    Duration::from_millis(rng.random_range(millis))
+}
+
+/// Whom a fault strikes.
+fn victims(fault: Fault, nodes: &[u32], rng: &mut SmallRng) -> Vec<u32> {
+    let count = match fault {
+        Fault::Kill | Fault::Pause if rng.random_bool(0.2) => nodes.len().div_ceil(2),
+        Fault::Isolate if nodes.len() >= 5 && rng.random_bool(0.3) => 2,
+        Fault::Kill
+        | Fault::Pause
+        | Fault::Isolate
+        | Fault::Membership
+        | Fault::Wipe
+        | Fault::FlipBits
+        | Fault::Truncate
+        | Fault::StaleChunks
+        | Fault::DiskFull
+        | Fault::ClockJump => 1,
+        Fault::CutOneWay | Fault::Partial => 2,
+        Fault::PauseMost => nodes.len() / 2 + 1,
+        Fault::KillAll
+        | Fault::Delay
+        | Fault::Loss
+        | Fault::Bandwidth
+        | Fault::Transfer
+        | Fault::RollingRestart
+        | Fault::PowerLoss => nodes.len(),
+    };
+    let mut chosen: Vec<u32> = nodes.choose_multiple(rng, count).copied().collect();
+    if fault != Fault::CutOneWay {
+        chosen.sort_unstable();
+    }
+    chosen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(seed: u64, faults: &[Fault]) -> Plan {
+        Plan {
+            seed,
+            nodes: vec![1, 2, 3],
+            length: Duration::from_mins(5),
+            faults: faults.to_vec(),
+        }
+    }
+
+    #[test]
+    fn a_seed_gives_one_schedule_and_another_seed_another() {
+        let one = schedule(&plan(1, &Fault::ALL));
+        assert_eq!(one, schedule(&plan(1, &Fault::ALL)));
+        assert_ne!(one, schedule(&plan(2, &Fault::ALL)));
+    }
+
+    #[test]
+    fn every_kind_comes_and_what_costs_copies_comes_alone() {
+        for seed in 0..200 {
+            let all = schedule(&plan(seed, &Fault::ALL));
+            for fault in Fault::ALL {
+                assert!(all.iter().any(|one| one.fault == fault), "{seed}: {fault}");
+            }
+            for (nth, one) in all
+                .iter()
+                .enumerate()
+                .filter(|(_, one)| one.fault.is_alone())
+            {
+                let before = all[..nth].iter().map(|other| other.at + other.lasts);
+                assert!(
+                    before.max().is_none_or(|end| end <= one.at),
+                    "{seed}: {one}"
+                );
+                let after = all.get(nth + 1);
+                assert!(
+                    after.is_none_or(|next| one.at + one.lasts <= next.at),
+                    "{seed}: {one}"
+                );
+                assert!(one.fault == Fault::RollingRestart || one.nodes.len() == 1);
+            }
+        }
+    }
+
+    #[test]
+    fn names_are_read_back() {
+        for fault in Fault::ALL {
+            assert_eq!(Fault::named(fault.name()), Some(fault));
+        }
+        assert_eq!(Fault::named("none"), None);
+    }
+}

@@ -1,0 +1,427 @@
+//! Carries a schedule out: begins and ends each fault at its time, and writes down that it did.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use tokio::time::{Instant, sleep_until};
+use trilog_client::proto::MoveRequest;
+use trilog_client::{Client, ClientConfig};
+
+use super::damage::damage;
+use super::schedule::{Fault, Scheduled};
+use crate::cluster::{Cluster, ClusterError, Way, while_doing};
+use crate::history::Note;
+use crate::workload::{Stage, TOPIC};
+
+/// How long a cluster may take to be whole before and after what costs copies.
+const SETTLE: Duration = Duration::from_mins(2);
+/// How long somebody is looked for who does what is asked.
+const ASKING: Duration = Duration::from_secs(8);
+/// How long a node may take to stop in order.
+const STOP: Duration = Duration::from_secs(40);
+
+/// A fault that was carried out.
+#[derive(Debug, Clone)]
+pub struct Done {
+    pub fault: Fault,
+    pub nodes: Vec<u32>,
+    /// What it came to in particular.
+    pub what: String,
+}
+
+/// Strikes a cluster, which it has for itself as long as it lasts.
+#[derive(Debug)]
+pub struct Nemesis {
+    pub cluster: Cluster,
+    stage: Arc<Stage>,
+    done: Vec<Done>,
+    /// What went wrong with the cluster or with the faults themselves.
+    pub troubles: Vec<String>,
+}
+
+enum Turn {
+    Begin(usize),
+    End(usize),
+}
+
+impl Nemesis {
+    pub fn new(cluster: Cluster, stage: &Arc<Stage>) -> Self {
+        Self {
+            cluster,
+            stage: Arc::clone(stage),
+            done: Vec::new(),
+            troubles: Vec::new(),
+        }
+    }
+
+    /// Everything of the schedule, at its times or as soon after as what is before it allows.
+    pub async fn run(&mut self, schedule: &[Scheduled]) -> Result<(), ClusterError> {
+        let began = Instant::now();
+        let mut turns: BTreeMap<(Duration, usize), Turn> = BTreeMap::new();
+        for (nth, one) in schedule.iter().enumerate() {
+            turns.insert((one.at, 2 * nth), Turn::Begin(nth));
+            turns.insert((one.at + one.lasts, 2 * nth + 1), Turn::End(nth));
+        }
+        for ((at, _), turn) in turns {
+            sleep_until(began + at).await;
+            match turn {
+                Turn::Begin(nth) => {
+                    let one = &schedule[nth];
+                    self.note(one, true);
+                    let began = self.begin(one).await;
+                    if let Some(what) = self.unless_late(began)? {
+                        self.done.extend(what.map(|what| Done {
+                            fault: one.fault,
+                            nodes: one.nodes.clone(),
+                            what,
+                        }));
+                    }
+                }
+                Turn::End(nth) => {
+                    let ended = self.end(&schedule[nth]).await;
+                    self.unless_late(ended)?;
+                    self.note(&schedule[nth], false);
+                }
+            }
+            self.look_for_deaths()?;
+        }
+        Ok(())
+    }
+
+    /// A cluster that does not get well in time is trouble, and what is wrong with it shows when
+    /// everything is read back; any other error ends the run.
+    fn unless_late<T>(&mut self, done: Result<T, ClusterError>) -> Result<Option<T>, ClusterError> {
+        match done {
+            Ok(done) => Ok(Some(done)),
+            Err(late @ ClusterError::Late { .. }) => {
+                let words = self.cluster.last_words();
+                self.troubles.push(format!("{late}\n{words}"));
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    pub fn done(&self) -> &[Done] {
+        &self.done
+    }
+
+    fn note(&self, one: &Scheduled, begins: bool) {
+        let (fault, nodes) = (one.fault.name().to_owned(), one.nodes.clone());
+        self.stage.recorder.note(if begins {
+            Note::FaultBegin { fault, nodes }
+        } else {
+            Note::FaultEnd { fault, nodes }
+        });
+    }
+
+    /// A node that ends by itself is trouble, whatever was done to it; it is started again, as
+    /// whoever looks after it would.
+    fn look_for_deaths(&mut self) -> Result<(), ClusterError> {
+        for (number, how) in self.cluster.ended()? {
+            let words = self.cluster.node(number).map(|node| node.last_words(6));
+            let words = words.unwrap_or_default();
+            self.troubles
+                .push(format!("node {number} ended by itself ({how}):\n{words}"));
+            self.cluster.boot(number, &[])?;
+        }
+        Ok(())
+    }
+
+    /// What it came to; nothing if it could not be done after all.
+    async fn begin(&mut self, one: &Scheduled) -> Result<Option<String>, ClusterError> {
+        let mut rng = SmallRng::seed_from_u64(one.seed);
+        if one.fault.is_alone() {
+            self.cluster.boot_all()?;
+            self.cluster.await_settled(SETTLE).await?;
+        }
+        match one.fault {
+            Fault::Kill | Fault::KillAll => self.cluster.kill(&one.nodes)?,
+            Fault::Pause | Fault::PauseMost => self.signal(&one.nodes, true)?,
+            Fault::Isolate
+            | Fault::CutOneWay
+            | Fault::Partial
+            | Fault::Delay
+            | Fault::Loss
+            | Fault::Bandwidth => return Ok(Some(self.spoil_links(one, &mut rng))),
+            Fault::Transfer => return Ok(self.transfer().await),
+            Fault::Membership => return Ok(self.move_replicas(one, &mut rng).await),
+            Fault::RollingRestart => self.roll(&one.nodes).await?,
+            Fault::Wipe => {
+                self.cluster.kill(&one.nodes)?;
+                for number in &one.nodes {
+                    if let Some(node) = self.cluster.node(*number) {
+                        node.wipe().map_err(while_doing("wiping a disk"))?;
+                    }
+                }
+            }
+            Fault::FlipBits | Fault::Truncate | Fault::StaleChunks => {
+                self.cluster.kill(&one.nodes)?;
+                let mut what = Vec::new();
+                for number in &one.nodes {
+                    if let Some(node) = self.cluster.node(*number) {
+                        let done = damage(node.data(), one.fault, &mut rng);
+                        what.extend(done.map_err(while_doing("damaging files"))?);
+                    }
+                }
+                return Ok((!what.is_empty()).then(|| what.join("; ")));
+            }
+            Fault::DiskFull => {
+                for number in &one.nodes {
+                    if let Some(disk) = self.cluster.disks.get(number) {
+                        disk.fill().map_err(while_doing("filling a disk"))?;
+                    }
+                }
+            }
+            Fault::PowerLoss => self.lose_power(&one.nodes).await?,
+            Fault::ClockJump => return Ok(None),
+        }
+        Ok(Some(String::new()))
+    }
+
+    async fn end(&mut self, one: &Scheduled) -> Result<(), ClusterError> {
+        let mut rng = SmallRng::seed_from_u64(one.seed.rotate_left(17));
+        match one.fault {
+            Fault::Kill | Fault::KillAll | Fault::PowerLoss => self.boot(&one.nodes, &[])?,
+            Fault::DiskFull => self.make_room(&one.nodes)?,
+            Fault::Pause | Fault::PauseMost => self.signal(&one.nodes, false)?,
+            Fault::Isolate
+            | Fault::CutOneWay
+            | Fault::Partial
+            | Fault::Delay
+            | Fault::Loss
+            | Fault::Bandwidth => {
+                let reset = rng.random_bool(0.5);
+                for (from, to) in self.pairs(one) {
+                    self.cluster.links.change(from, to, |way| {
+                        let resets = way.resets + u32::from(reset);
+                        *way = Way {
+                            resets,
+                            ..Way::default()
+                        };
+                    });
+                }
+            }
+            Fault::Wipe => {
+                self.boot(&one.nodes, &["--replace"])?;
+                self.cluster.await_settled(SETTLE).await?;
+            }
+            Fault::FlipBits | Fault::Truncate | Fault::StaleChunks => {
+                self.boot(&one.nodes, &[])?;
+                self.cluster.await_settled(SETTLE).await?;
+            }
+            Fault::Membership | Fault::RollingRestart => {
+                self.cluster.await_settled(SETTLE).await?;
+            }
+            Fault::Transfer | Fault::ClockJump => {}
+        }
+        Ok(())
+    }
+
+    /// Cuts the disks of all of these off at once, then kills the nodes: what was not synced is
+    /// gone.
+    async fn lose_power(&mut self, nodes: &[u32]) -> Result<(), ClusterError> {
+        let disks = &self.cluster.disks;
+        for disk in nodes.iter().filter_map(|number| disks.get(number)) {
+            disk.cut_off().map_err(while_doing("cutting a disk off"))?;
+        }
+        self.cluster.kill(nodes)?;
+        let disks = &self.cluster.disks;
+        for disk in nodes.iter().filter_map(|number| disks.get(number)) {
+            disk.mount_again()
+                .await
+                .map_err(while_doing("mounting a disk"))?;
+        }
+        Ok(())
+    }
+
+    fn make_room(&mut self, nodes: &[u32]) -> Result<(), ClusterError> {
+        let disks = &self.cluster.disks;
+        for disk in nodes.iter().filter_map(|number| disks.get(number)) {
+            disk.make_room()
+                .map_err(while_doing("making room on a disk"))?;
+        }
+        Ok(())
+    }
+
+    fn boot(&mut self, nodes: &[u32], arguments: &[&str]) -> Result<(), ClusterError> {
+        for number in nodes {
+            self.cluster.boot(*number, arguments)?;
+        }
+        Ok(())
+    }
+
+    fn signal(&mut self, nodes: &[u32], pause: bool) -> Result<(), ClusterError> {
+        for number in nodes {
+            if let Some(node) = self.cluster.node(*number) {
+                let done = if pause { node.pause() } else { node.resume() };
+                done.map_err(while_doing("pausing or resuming a node"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Who says something to whom that a fault of the links is about.
+    fn pairs(&self, one: &Scheduled) -> Vec<(u32, u32)> {
+        let all = self.cluster.numbers();
+        let every = all
+            .iter()
+            .flat_map(|from| all.iter().map(move |to| (*from, *to)));
+        let every = every.filter(|(from, to)| from != to);
+        let is_in = |node: &u32| one.nodes.contains(node);
+        match one.fault {
+            Fault::Isolate => every
+                .filter(|(from, to)| is_in(from) != is_in(to))
+                .collect(),
+            Fault::CutOneWay => one
+                .nodes
+                .first()
+                .copied()
+                .zip(one.nodes.get(1).copied())
+                .into_iter()
+                .collect(),
+            Fault::Partial => every
+                .filter(|(from, to)| is_in(from) && is_in(to))
+                .collect(),
+            _ => every.collect(),
+        }
+    }
+
+    fn spoil_links(&self, one: &Scheduled, rng: &mut SmallRng) -> String {
+        let way = match one.fault {
+            Fault::Delay => Way {
+                delay: Duration::from_millis(rng.random_range(5..120)),
+                jitter: Duration::from_millis(rng.random_range(1..200)),
+                ..Way::default()
+            },
+            Fault::Loss => Way {
+                loss: rng.random_range(0.02..0.3),
+                ..Way::default()
+            },
+            Fault::Bandwidth => Way {
+                rate: Some(rng.random_range(20_000..400_000)),
+                ..Way::default()
+            },
+            _ => Way {
+                cut: true,
+                ..Way::default()
+            },
+        };
+        for (from, to) in self.pairs(one) {
+            self.cluster.links.change(from, to, |now| {
+                *now = Way {
+                    resets: now.resets,
+                    ..way
+                };
+            });
+        }
+        match one.fault {
+            Fault::Delay => format!(
+                "{} ms and up to {} more",
+                way.delay.as_millis(),
+                way.jitter.as_millis()
+            ),
+            Fault::Loss => format!("{:.1} % of pieces", way.loss * 100.0),
+            Fault::Bandwidth => format!("{} bytes/s", way.rate.unwrap_or(0)),
+            _ => String::new(),
+        }
+    }
+
+    /// A client of whoever answers, looked for as long as faults beside this one may last.
+    async fn client(&self) -> Option<Client> {
+        let deadline = Instant::now() + ASKING;
+        while Instant::now() < deadline {
+            let config = ClientConfig {
+                seeds: self.cluster.addresses(),
+                connect_timeout: Duration::from_secs(1),
+                call_timeout: Duration::from_secs(5),
+                attempt_timeout: Duration::from_secs(1),
+                ..ClientConfig::default()
+            };
+            if let Ok(client) = Client::connect_with(config).await {
+                return Some(client);
+            }
+        }
+        None
+    }
+
+    /// Has every key led by another node, as far as somebody is there to do it.
+    async fn transfer(&self) -> Option<String> {
+        let client = self.client().await?;
+        let mut done = 0;
+        for key in 0..self.stage.keys {
+            done += u32::from(client.admin().transfer(TOPIC, key, 0).await.is_ok());
+        }
+        (done > 0).then(|| format!("{done} of {} keys", self.stage.keys))
+    }
+
+    /// Moves each key's replica on one node to one that has none of it.
+    async fn move_replicas(&self, one: &Scheduled, rng: &mut SmallRng) -> Option<String> {
+        let (client, from) = (self.client().await?, *one.nodes.first()?);
+        let admin = client.admin();
+        let topic = admin.describe_topic(TOPIC).await.ok()?;
+        let mut moved = Vec::new();
+        for place in topic
+            .partitions
+            .iter()
+            .filter(|place| place.replicas.contains(&from))
+        {
+            let free = self.cluster.numbers().into_iter();
+            let free: Vec<u32> = free.filter(|node| !place.replicas.contains(node)).collect();
+            if free.is_empty() {
+                continue;
+            }
+            let to = free[rng.random_range(0..free.len())];
+            let request = MoveRequest {
+                topic: TOPIC.to_owned(),
+                partition: place.partition,
+                from,
+                to,
+            };
+            if admin.move_replica(request).await.is_ok() {
+                moved.push(format!("{}: {from} to {to}", place.partition));
+            }
+        }
+        (!moved.is_empty()).then(|| moved.join(", "))
+    }
+
+    /// Stops each node in order, and starts it again, when the others have it back.
+    async fn roll(&mut self, nodes: &[u32]) -> Result<(), ClusterError> {
+        for number in nodes {
+            if let Some(node) = self.cluster.node(*number) {
+                node.close();
+                let ended = node.await_end(STOP).await;
+                match ended.map_err(while_doing("waiting for a node"))? {
+                    Some(status) if status.success() => {}
+                    Some(status) => {
+                        self.troubles
+                            .push(format!("node {number} did not stop in order: {status}"));
+                    }
+                    None => {
+                        self.troubles
+                            .push(format!("node {number} did not stop in time"));
+                        self.cluster.kill(&[*number])?;
+                    }
+                }
+            }
+            self.cluster.boot(*number, &[])?;
+            self.cluster.await_settled(SETTLE).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends whatever is going on: everybody runs and hears everybody.
+    pub async fn heal(&mut self) -> Result<(), ClusterError> {
+        self.cluster.links.heal(true);
+        let numbers = self.cluster.numbers();
+        self.make_room(&numbers)?;
+        self.signal(&numbers, false)?;
+        self.look_for_deaths()?;
+        self.cluster.boot_all()?;
+        let settled = self.cluster.await_settled(SETTLE).await;
+        self.unless_late(settled).map(drop)
+    }
+}

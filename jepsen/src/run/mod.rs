@@ -1,0 +1,254 @@
+//! A run from its seed to its verdict: a cluster is started, clients work on it, faults strike it;
+//! then everything is healed and read back, the nodes are stopped, their files compared, and the
+//! history is judged.
+
+mod finish;
+mod replicas;
+
+use std::collections::BTreeMap;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+use trilog_client::proto::CreateTopicRequest;
+use trilog_client::{Client, ClientConfig};
+
+use crate::check::{Checker, Validity, Verdict};
+use crate::cluster::Cluster;
+use crate::history::json::Reader;
+use crate::history::{Header, json};
+use crate::nemesis::{Done, Fault, Means, Nemesis, Plan, Scheduled, Skipped, schedule};
+use crate::workload::{Auditor, Kind, Load, Recorder, Stage, TOPIC, Worker};
+
+/// How long a cluster may take to come up.
+const START: Duration = Duration::from_mins(1);
+/// What workers may take beyond the patience of their clients once they are told to stop.
+const GRACE: Duration = Duration::from_mins(1);
+
+/// What a run is to be.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The binary whose nodes are run.
+    pub trilog: PathBuf,
+    /// Where the history and the nodes' files go.
+    pub dir: PathBuf,
+    pub seed: u64,
+    pub nodes: u32,
+    /// How long clients work.
+    pub length: Duration,
+    pub operations: u64,
+    pub workers: u32,
+    pub keys: u32,
+    /// What a worker rests after an operation at most.
+    pub pace: Duration,
+    /// The kinds of faults to draw from.
+    pub faults: Vec<Fault>,
+}
+
+/// What a run came to.
+#[derive(Debug)]
+pub struct Outcome {
+    pub verdict: Verdict,
+    /// What is wrong that no history shows: a node that died, a log that does not verify.
+    pub failures: Vec<String>,
+    /// Why not everything could be looked at.
+    pub gaps: Vec<String>,
+    pub done: Vec<Done>,
+    pub skipped: Vec<Skipped>,
+    pub schedule: Vec<Scheduled>,
+    pub history: PathBuf,
+}
+
+impl Outcome {
+    /// What it proves, everything taken together.
+    pub fn validity(&self) -> Validity {
+        match self.verdict.validity {
+            _ if !self.failures.is_empty() => Validity::Invalid,
+            Validity::Valid if !self.gaps.is_empty() => Validity::Unknown,
+            validity => validity,
+        }
+    }
+}
+
+/// Runs it. Each line that `say` is given is for people.
+pub async fn run(options: &Options, say: &mut dyn FnMut(&str)) -> anyhow::Result<Outcome> {
+    let nodes = options.dir.join("nodes");
+    std::fs::create_dir_all(&nodes).with_context(|| format!("cannot make {}", nodes.display()))?;
+    let count = usize::try_from(options.nodes).unwrap_or(0);
+    let means = Means::probe(&options.dir, count, &options.faults).await;
+    let (faults, skipped) = means.sort(&options.faults);
+    let own_disks = faults.iter().any(|fault| fault.needs_disks());
+    let scheduled = schedule(&Plan {
+        seed: options.seed,
+        nodes: (1..=options.nodes).collect(),
+        length: options.length,
+        faults,
+    });
+    announce(options, &scheduled, &skipped, say);
+
+    let (trilog, seed) = (&options.trilog, options.seed);
+    let mut cluster = Cluster::prepare(trilog, &nodes, options.nodes, seed, own_disks).await?;
+    cluster.boot_all()?;
+    if let Err(error) = cluster.await_settled(START).await {
+        bail!("{error}\n{}", cluster.last_words());
+    }
+    create_topic(&cluster, options).await?;
+    cluster.await_settled(START).await?;
+
+    let history = options.dir.join("history.jsonl");
+    let recorder = Recorder::create(&history, &header(options))
+        .with_context(|| format!("cannot write {}", history.display()))?;
+    let load = load(options);
+    let (kafka, seeds) = (cluster.kafka_nodes(), cluster.addresses());
+    let stage = Stage::new(recorder, &load, kafka, seeds, cluster.lives());
+    let mut nemesis = Nemesis::new(cluster, &stage);
+    let workers = trouble(&mut nemesis, &stage, &scheduled, options).await?;
+    say("healed; everything is read back");
+    let finish = finish::finish(nemesis, &stage, workers, options).await?;
+    stage.recorder.flush().context("cannot write the history")?;
+    Ok(Outcome {
+        verdict: judge(&history)?,
+        failures: finish.failures,
+        gaps: finish.gaps,
+        done: finish.done,
+        skipped,
+        schedule: scheduled,
+        history,
+    })
+}
+
+fn announce(
+    options: &Options,
+    scheduled: &[Scheduled],
+    skipped: &[Skipped],
+    say: &mut dyn FnMut(&str),
+) {
+    say(&format!(
+        "seed {}: {} nodes, {} workers, {} keys, {} s",
+        options.seed,
+        options.nodes,
+        options.workers,
+        options.keys,
+        options.length.as_secs()
+    ));
+    for one in skipped {
+        say(&format!("SKIPPED {}: {}", one.fault, one.why));
+    }
+    for one in scheduled {
+        say(&one.to_string());
+    }
+}
+
+fn header(options: &Options) -> Header {
+    let faults: Vec<&str> = options.faults.iter().map(|fault| fault.name()).collect();
+    Header {
+        version: json::VERSION,
+        keys: (0..options.keys)
+            .map(|key| format!("{TOPIC}/{key}"))
+            .collect(),
+        seed: Some(options.seed),
+        about: format!("{} nodes; {}", options.nodes, faults.join(" ")),
+        ..Header::default()
+    }
+}
+
+fn load(options: &Options) -> Load {
+    Load {
+        keys: options.keys,
+        operations: options.operations,
+        pace: options.pace,
+        patience: Duration::from_secs(6),
+        txn_timeout: Duration::from_secs(12),
+    }
+}
+
+async fn create_topic(cluster: &Cluster, options: &Options) -> anyhow::Result<()> {
+    let client = Client::connect_with(ClientConfig {
+        seeds: cluster.addresses(),
+        ..ClientConfig::default()
+    })
+    .await?;
+    let request = CreateTopicRequest {
+        name: TOPIC.to_owned(),
+        partitions: options.keys,
+        replication: 3.min(options.nodes),
+        if_not_exists: true,
+        ..CreateTopicRequest::default()
+    };
+    let admin = client.admin();
+    admin
+        .create_topic(request)
+        .await
+        .context("creating the topic")?;
+    admin
+        .await_leaders(TOPIC)
+        .await
+        .context("creating the topic")?;
+    Ok(())
+}
+
+/// Has workers work and faults strike until time is up, and heals everything.
+async fn trouble(
+    nemesis: &mut Nemesis,
+    stage: &Arc<Stage>,
+    scheduled: &[Scheduled],
+    options: &Options,
+) -> anyhow::Result<Vec<Worker>> {
+    let (stop, stopped) = watch::channel(false);
+    let mut working = JoinSet::new();
+    for nth in 0..options.workers {
+        let kinds = Kind::ALL.len();
+        let kind = Kind::ALL[usize::try_from(nth).unwrap_or(0) % kinds];
+        let worker = Worker::new(stage, kind, nth, options.seed);
+        working.spawn(worker.work(stopped.clone()));
+    }
+    let auditing = tokio::spawn(Auditor::new(stage).look_on(stopped));
+    let until = Instant::now() + options.length;
+    let struck = nemesis.run(scheduled).await;
+    if struck.is_ok() {
+        sleep_until(until).await;
+    }
+    stop.send_replace(true);
+    let healed = nemesis.heal().await;
+    let mut workers = Vec::new();
+    let patience = load(options).patience * 4 + GRACE;
+    let ending = async {
+        while let Some(ended) = working.join_next().await {
+            workers.push(ended.context("a worker failed")?);
+        }
+        auditing.await.context("the auditor failed")
+    };
+    timeout(patience, ending)
+        .await
+        .context("workers do not end")??;
+    struck
+        .and(healed)
+        .with_context(|| nemesis.cluster.last_words())?;
+    Ok(workers)
+}
+
+/// Judges a history that was written.
+pub fn judge(history: &Path) -> anyhow::Result<Verdict> {
+    let file = std::fs::File::open(history)
+        .with_context(|| format!("cannot open {}", history.display()))?;
+    let reader = Reader::new(BufReader::with_capacity(1 << 20, file))?;
+    let mut checker = Checker::new(reader.header().clone());
+    for event in reader {
+        checker.push(event?)?;
+    }
+    Ok(checker.finish()?)
+}
+
+/// How often each kind of fault was carried out.
+pub fn tally(done: &[Done]) -> BTreeMap<Fault, usize> {
+    let mut tally = BTreeMap::new();
+    for one in done {
+        *tally.entry(one.fault).or_default() += 1;
+    }
+    tally
+}

@@ -1,0 +1,248 @@
+//! Replicas side by side: what the files of stopped nodes hold of each key, entry by entry.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, bail};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use super::finish::Held;
+use crate::history::{Key, Note};
+
+/// A line of `trilog log dump --entries -o json`.
+#[derive(Debug, Deserialize)]
+struct Line {
+    group: u64,
+    in_segment: bool,
+    index: u64,
+    term: u64,
+    offset: u64,
+    next_offset: u64,
+    sha256: String,
+}
+
+/// An entry with records, as one replica has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Entry {
+    term: u64,
+    offset: u64,
+    next_offset: u64,
+    sha256: String,
+    in_segment: bool,
+}
+
+/// A replica's entries by their index.
+type Log = BTreeMap<u64, Entry>;
+
+#[derive(Debug, Default)]
+pub(super) struct Compared {
+    pub(super) notes: Vec<Note>,
+    /// Keys that too few replicas hold to their end, or with holes.
+    pub(super) short: Vec<String>,
+}
+
+/// Sums of what each replica holds of each key up to its end.
+pub(super) async fn compare(
+    trilog: &Path,
+    dirs: &[(u32, PathBuf)],
+    held: &BTreeMap<Key, Held>,
+    ends: &BTreeMap<Key, u64>,
+) -> anyhow::Result<Compared> {
+    let mut logs: BTreeMap<(u32, u64), Log> = BTreeMap::new();
+    for (node, dir) in dirs {
+        let (trilog, dir) = (trilog.to_owned(), dir.clone());
+        let groups = held.values().map(|held| held.group).collect::<Vec<_>>();
+        let read = tokio::task::spawn_blocking(move || read(&trilog, &dir, &groups));
+        for (group, log) in read.await?? {
+            logs.insert((*node, group), log);
+        }
+    }
+    let mut compared = Compared::default();
+    for (key, held) in held {
+        let end = ends.get(key).copied().unwrap_or(0);
+        let of_key: Vec<(u32, Log)> = held
+            .nodes
+            .iter()
+            .map(|node| (*node, logs.remove(&(*node, held.group)).unwrap_or_default()))
+            .collect();
+        side_by_side(*key, end, &of_key, &mut compared);
+    }
+    Ok(compared)
+}
+
+fn read(trilog: &Path, dir: &Path, groups: &[u64]) -> anyhow::Result<BTreeMap<u64, Log>> {
+    let mut child = Command::new(trilog)
+        .args(["log", "dump", "--entries", "-o", "json"])
+        .arg(dir)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .with_context(|| format!("cannot run {}", trilog.display()))?;
+    let mut logs: BTreeMap<u64, Log> = BTreeMap::new();
+    let stdout = child.stdout.take().context("the dump has no output")?;
+    for text in BufReader::new(stdout).lines() {
+        let line: Line = serde_json::from_str(&text?).context("a line of the dump")?;
+        if groups.contains(&line.group) {
+            take(logs.entry(line.group).or_default(), line);
+        }
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("the log in {} cannot be read whole", dir.display());
+    }
+    Ok(logs)
+}
+
+/// Keeps the entry that counts at its index: what is in a segment was committed; of what is in the
+/// write-ahead log alone the last one replaced those before it, and what followed them.
+fn take(log: &mut Log, line: Line) {
+    if !line.in_segment {
+        if log.get(&line.index).is_some_and(|there| there.in_segment) {
+            return;
+        }
+        let after = log.split_off(&line.index);
+        log.extend(after.into_iter().filter(|(_, entry)| entry.in_segment));
+    }
+    log.insert(
+        line.index,
+        Entry {
+            term: line.term,
+            offset: line.offset,
+            next_offset: line.next_offset,
+            sha256: line.sha256,
+            in_segment: line.in_segment,
+        },
+    );
+}
+
+fn side_by_side(key: Key, end: u64, replicas: &[(u32, Log)], compared: &mut Compared) {
+    let mut whole: Vec<(u32, Vec<(u64, &Entry)>)> = Vec::new();
+    for (node, log) in replicas {
+        let entries: Vec<(u64, &Entry)> = log
+            .iter()
+            .map(|(index, entry)| (*index, entry))
+            .filter(|(_, entry)| entry.next_offset > entry.offset && entry.offset < end)
+            .collect();
+        let hole = entries
+            .windows(2)
+            .find(|pair| pair[0].1.next_offset != pair[1].1.offset);
+        if let Some([(_, before), (_, after)]) = hole {
+            compared.short.push(format!(
+                "node {node} has nothing of key {} from {} to {}",
+                key.0, before.next_offset, after.offset
+            ));
+        }
+        let reaches = entries
+            .last()
+            .is_some_and(|(_, last)| last.next_offset >= end);
+        if reaches || end == 0 {
+            whole.push((*node, entries));
+        }
+    }
+    if whole.len() * 2 <= replicas.len() {
+        let nodes: Vec<u32> = whole.iter().map(|(node, _)| *node).collect();
+        compared.short.push(format!(
+            "of {} replicas of key {} only those of nodes {nodes:?} reach its end at {end}",
+            replicas.len(),
+            key.0
+        ));
+    }
+    let first = |entries: &Vec<(u64, &Entry)>| entries.first().map(|(_, entry)| entry.offset);
+    let Some(from) = whole.iter().filter_map(|(_, entries)| first(entries)).max() else {
+        return;
+    };
+    for (node, entries) in &whole {
+        let mut text = String::new();
+        for (index, entry) in entries.iter().filter(|(_, entry)| entry.offset >= from) {
+            let Entry {
+                term,
+                offset,
+                next_offset,
+                sha256,
+                ..
+            } = entry;
+            let place = format!("{index} {term} {offset} {next_offset}");
+            text.extend([&place, " ", sha256, "\n"]);
+        }
+        let sum = Sha256::digest(text.as_bytes());
+        compared.notes.push(Note::Replica {
+            key,
+            node: *node,
+            from,
+            upto: end,
+            checksum: format!("{sum:x}"),
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(in_segment: bool, index: u64, term: u64, offset: u64, sum: &str) -> Line {
+        Line {
+            group: 1,
+            in_segment,
+            index,
+            term,
+            offset,
+            next_offset: offset + 1,
+            sha256: sum.to_owned(),
+        }
+    }
+
+    fn log(lines: Vec<Line>) -> Log {
+        let mut log = Log::new();
+        for line in lines {
+            take(&mut log, line);
+        }
+        log
+    }
+
+    #[test]
+    fn what_was_replaced_in_the_write_ahead_log_does_not_count() {
+        let found = log(vec![
+            line(true, 1, 1, 0, "a"),
+            line(false, 1, 1, 0, "a"),
+            line(false, 2, 1, 1, "old"),
+            line(false, 3, 1, 2, "old"),
+            line(false, 2, 2, 1, "b"),
+        ]);
+        let sums: Vec<&str> = found.values().map(|entry| entry.sha256.as_str()).collect();
+        assert_eq!(sums, ["a", "b"]);
+        assert!(found[&1].in_segment);
+    }
+
+    #[test]
+    fn replicas_that_differ_have_other_sums_and_holes_are_told() {
+        let good = || log(vec![line(true, 1, 1, 0, "a"), line(false, 2, 1, 1, "b")]);
+        let bad = log(vec![line(true, 1, 1, 0, "a"), line(false, 2, 1, 1, "c")]);
+        let mut compared = Compared::default();
+        let replicas = [(1, good()), (2, good()), (3, bad)];
+        side_by_side(Key(0), 2, &replicas, &mut compared);
+        let sums: Vec<_> = compared
+            .notes
+            .iter()
+            .map(|note| match note {
+                Note::Replica { checksum, .. } => checksum.clone(),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert!(sums[0] == sums[1] && sums[1] != sums[2]);
+        assert!(compared.short.is_empty());
+
+        let holed = log(vec![line(true, 1, 1, 0, "a"), line(true, 3, 1, 2, "c")]);
+        let short = log(vec![line(true, 1, 1, 0, "a")]);
+        let mut compared = Compared::default();
+        side_by_side(
+            Key(0),
+            3,
+            &[(1, holed), (2, short.clone()), (3, short)],
+            &mut compared,
+        );
+        assert_eq!(compared.short.len(), 2, "{:?}", compared.short);
+    }
+}

@@ -1,0 +1,116 @@
+//! Clients at work: each worker is one process of the history after another, and does what its
+//! seed says, one operation at a time.
+//!
+//! ```text
+//! worker ──> hand ──> kafka, native      what is done │ by which client
+//!    └─────> recorder                    what is written down of it
+//! ```
+//!
+//! Owns what is done and what is said of it; it knows nothing of faults. An operation that fails
+//! for certain is a `fail`; one that may have happened is an `info`, after which another process
+//! goes on with a new client.
+
+mod auditor;
+mod hand;
+mod kafka_hand;
+mod native_hand;
+mod recorder;
+mod worker;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+pub use auditor::Auditor;
+pub use hand::Kind;
+pub use recorder::Recorder;
+pub use worker::Worker;
+
+use crate::history::Key;
+use crate::kafka::{Lives, Node};
+
+/// The topic whose partitions are the keys.
+pub const TOPIC: &str = "chaos";
+/// The group that subscribers are in.
+pub const GROUP: &str = "readers";
+
+/// What all workers of a run have in common.
+#[derive(Debug)]
+pub struct Stage {
+    pub recorder: Recorder,
+    pub keys: u32,
+    /// Kafka ports.
+    pub nodes: Vec<Node>,
+    /// gRPC addresses.
+    pub seeds: Vec<String>,
+    pub lives: Lives,
+    /// When an open transaction is aborted that nobody ends.
+    pub txn_timeout: Duration,
+    /// How long a client tries one thing.
+    pub patience: Duration,
+    /// What a worker rests after an operation at most.
+    pub pace: Duration,
+    /// Operations that may still begin.
+    pub budget: AtomicU64,
+    values: Vec<AtomicU64>,
+    processes: AtomicU32,
+}
+
+/// What a run is made of, as far as its clients are concerned.
+#[derive(Debug, Clone)]
+pub struct Load {
+    pub keys: u32,
+    pub operations: u64,
+    pub pace: Duration,
+    pub patience: Duration,
+    pub txn_timeout: Duration,
+}
+
+impl Stage {
+    pub fn new(
+        recorder: Recorder,
+        load: &Load,
+        nodes: Vec<Node>,
+        seeds: Vec<String>,
+        lives: Lives,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            recorder,
+            keys: load.keys,
+            nodes,
+            seeds,
+            lives,
+            txn_timeout: load.txn_timeout,
+            patience: load.patience,
+            pace: load.pace,
+            budget: AtomicU64::new(load.operations),
+            values: (0..load.keys).map(|_| AtomicU64::new(0)).collect(),
+            processes: AtomicU32::new(0),
+        })
+    }
+
+    /// A value that nobody has sent to this key.
+    fn value(&self, key: Key) -> u64 {
+        let values = usize::try_from(key.0)
+            .ok()
+            .and_then(|key| self.values.get(key));
+        values.map_or(0, |value| value.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn process(&self) -> u32 {
+        self.processes.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Takes an operation out of the budget, if one is left.
+    fn may_begin(&self) -> bool {
+        let less = |left: u64| left.checked_sub(1);
+        let taken = self
+            .budget
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        taken.is_ok()
+    }
+
+    pub fn all_keys(&self) -> Vec<Key> {
+        (0..self.keys).map(Key).collect()
+    }
+}

@@ -1,0 +1,304 @@
+//! One worker: what it does next, and what it says became of it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+
+use super::hand::{Hand, Kind, Polled};
+use super::{GROUP, Stage};
+use crate::history::{Function, Key, Mop, Note, Op, Rebalance, Stage as Half};
+use crate::kafka::Fault;
+
+/// Of so many fetches one is written down for its high watermark.
+const SAMPLED: u32 = 4;
+/// How long a reader of everything may find nothing new before a new client takes its place.
+const STUCK: Duration = Duration::from_secs(15);
+
+#[derive(Debug)]
+pub struct Worker {
+    stage: Arc<Stage>,
+    kind: Kind,
+    name: String,
+    nth: u32,
+    rng: SmallRng,
+    process: u32,
+    hand: Hand,
+    has_keys: bool,
+}
+
+impl Worker {
+    /// The `nth` worker of a run with this seed.
+    pub fn new(stage: &Arc<Stage>, kind: Kind, nth: u32, seed: u64) -> Self {
+        let name = format!("{}-{nth}", kind.name());
+        Self {
+            rng: SmallRng::seed_from_u64(seed ^ u64::from(nth + 1) << 32),
+            process: stage.process(),
+            hand: Hand::new(kind, &name, nth, stage),
+            stage: Arc::clone(stage),
+            kind,
+            name,
+            nth,
+            has_keys: false,
+        }
+    }
+
+    /// Does one thing after the other until it is told to stop, or has done enough.
+    pub async fn work(mut self, stop: watch::Receiver<bool>) -> Self {
+        while !*stop.borrow() && self.stage.may_begin() {
+            self.step().await;
+            let rest = self.stage.pace.mul_f64(self.rng.random());
+            sleep(rest).await;
+        }
+        self
+    }
+
+    async fn step(&mut self) {
+        if !self.has_keys {
+            return self.choose_keys().await;
+        }
+        match self.rng.random_range(0..1000) {
+            0..16 => self.choose_keys().await,
+            16..20 => self.crash(),
+            20..430 => self.poll().await,
+            430..720 if self.kind == Kind::Transactional => self.transact().await,
+            _ => self.send().await,
+        }
+        self.note_high_watermarks();
+    }
+
+    fn key(&mut self) -> Key {
+        Key(self.rng.random_range(0..self.stage.keys))
+    }
+
+    fn op(&self, half: Half, f: Function) -> Op {
+        Op::new(half, self.process, f)
+    }
+
+    /// Another client goes on, as another process.
+    fn renew(&mut self) {
+        self.process = self.stage.process();
+        self.hand = Hand::new(self.kind, &self.name, self.nth, &self.stage);
+        self.has_keys = false;
+    }
+
+    fn crash(&mut self) {
+        self.stage
+            .recorder
+            .op(self.op(Half::Invoke, Function::Crash));
+        self.stage.recorder.op(self.op(Half::Info, Function::Crash));
+        self.renew();
+    }
+
+    /// Writes down how an operation ended.
+    fn complete(&mut self, mut op: Op, fault: Option<&Fault>) {
+        op.stage = match fault {
+            None => Half::Ok,
+            Some(Fault::Not(_)) => Half::Fail,
+            Some(Fault::Unknown(_)) => Half::Info,
+        };
+        op.error = fault.map(|fault| fault.text().to_owned());
+        let retired = op.stage == Half::Info;
+        self.stage.recorder.op(op);
+        if retired {
+            self.renew();
+        }
+    }
+
+    async fn choose_keys(&mut self) {
+        if self.kind.can_subscribe() && self.rng.random_bool(0.4) {
+            let mut op = self.op(Half::Invoke, Function::Subscribe);
+            op.keys = self.stage.all_keys();
+            self.stage.recorder.op(op.clone());
+            self.hand.subscribe();
+            self.complete(op, None);
+        } else {
+            let all = self.stage.all_keys();
+            let count = self.rng.random_range(1..=all.len().max(1));
+            let mut keys: Vec<Key> = all.choose_multiple(&mut self.rng, count).copied().collect();
+            keys.sort();
+            let seek = self.rng.random_bool(0.15);
+            self.assign(keys, seek).await;
+        }
+        self.has_keys = true;
+    }
+
+    async fn assign(&mut self, keys: Vec<Key>, seek_to_beginning: bool) {
+        let mut op = self.op(Half::Invoke, Function::Assign);
+        op.keys.clone_from(&keys);
+        op.seek_to_beginning = seek_to_beginning;
+        self.stage.recorder.op(op.clone());
+        self.hand.assign(&keys, seek_to_beginning).await;
+        self.complete(op, None);
+    }
+
+    async fn send(&mut self) {
+        if self.kind == Kind::Transactional {
+            let sends = self.rng.random_range(1..=4);
+            let mops = (0..sends).map(|_| self.new_send()).collect();
+            return self.transaction(Function::Send, mops).await;
+        }
+        let mop = self.new_send();
+        let Mop::Send { key, value, .. } = mop else {
+            return;
+        };
+        let mut op = self.op(Half::Invoke, Function::Send);
+        op.mops = vec![mop];
+        self.stage.recorder.op(op.clone());
+        let sent = self.hand.send(key, value).await;
+        let offset = sent.as_ref().ok().copied();
+        op.mops = vec![Mop::Send {
+            key,
+            value,
+            offset,
+            term: None,
+        }];
+        self.complete(op, sent.err().as_ref());
+    }
+
+    fn new_send(&mut self) -> Mop {
+        let key = self.key();
+        Mop::Send {
+            key,
+            value: self.stage.value(key),
+            offset: None,
+            term: None,
+        }
+    }
+
+    async fn transact(&mut self) {
+        let count = self.rng.random_range(1..=4);
+        let mut mops = Vec::new();
+        for _ in 0..count {
+            // A second poll of one transaction would only find what came meanwhile.
+            let polls = mops.iter().any(|mop| matches!(mop, Mop::Poll(_)));
+            if !polls && self.rng.random_bool(0.5) {
+                mops.push(Mop::Poll(Vec::new()));
+            } else {
+                mops.push(self.new_send());
+            }
+        }
+        self.transaction(Function::Txn, mops).await;
+    }
+
+    async fn transaction(&mut self, f: Function, mops: Vec<Mop>) {
+        let mut op = self.op(Half::Invoke, f);
+        op.mops = mops;
+        self.stage.recorder.op(op.clone());
+        let outcome = self.hand.transact(&op.mops).await;
+        op.mops = outcome.mops;
+        told(&mut op, &outcome.offsets, &outcome.rebalanced);
+        self.complete(op, outcome.fault.as_ref());
+    }
+
+    async fn poll(&mut self) {
+        let op = self.begin_poll();
+        let polled = self.hand.poll().await;
+        self.end_poll(op, polled);
+    }
+
+    fn begin_poll(&self) -> Op {
+        let mut op = self.op(Half::Invoke, Function::Poll);
+        op.mops = vec![Mop::Poll(Vec::new())];
+        self.stage.recorder.op(op.clone());
+        op
+    }
+
+    fn end_poll(&mut self, mut op: Op, polled: Result<Polled, Fault>) {
+        match polled {
+            Ok(polled) => {
+                told(&mut op, &polled.offsets, &polled.rebalanced);
+                op.mops = vec![Mop::Poll(polled.runs)];
+                self.complete(op, None);
+            }
+            Err(fault) => self.complete(op, Some(&fault)),
+        }
+    }
+
+    fn note_high_watermarks(&mut self) {
+        for seen in self.hand.take_seen() {
+            if self.rng.random_ratio(1, SAMPLED) {
+                self.stage.recorder.note(Note::HighWatermark {
+                    key: seen.key,
+                    node: seen.node,
+                    boot: seen.boot,
+                    high_watermark: seen.high_watermark,
+                    began: self.stage.recorder.nanos(seen.began),
+                    linearizable: false,
+                });
+            }
+        }
+    }
+
+    /// With new clients, reads everything from the start of each key to these ends. Whether it
+    /// got there.
+    pub async fn read_everything(
+        mut self,
+        ends: BTreeMap<Key, u64>,
+        deadline: Instant,
+    ) -> Result<(), String> {
+        let mut why = String::new();
+        while Instant::now() < deadline {
+            self.crash();
+            self.assign(self.stage.all_keys(), true).await;
+            match self.read_once(&ends, deadline).await {
+                Ok(()) => return Ok(()),
+                Err(fault) => fault.text().clone_into(&mut why),
+            }
+        }
+        Err(format!("{} did not read everything: {why}", self.name))
+    }
+
+    async fn read_once(
+        &mut self,
+        ends: &BTreeMap<Key, u64>,
+        deadline: Instant,
+    ) -> Result<(), Fault> {
+        let mut moved = Instant::now();
+        loop {
+            let until = deadline.min(moved + STUCK);
+            let op = self.begin_poll();
+            match self.hand.read_all(ends, until).await {
+                Ok(Some(polled)) => {
+                    if polled.runs.iter().any(|(_, records)| !records.is_empty()) {
+                        moved = Instant::now();
+                    }
+                    self.end_poll(op, Ok(polled));
+                    self.note_high_watermarks();
+                    if Instant::now() >= until {
+                        return Err(Fault::Not("nothing new comes".to_owned()));
+                    }
+                }
+                Ok(None) => {
+                    self.end_poll(op, Ok(Polled::default()));
+                    return Ok(());
+                }
+                Err(fault) => {
+                    self.end_poll(op, Err(fault.clone()));
+                    return Err(fault);
+                }
+            }
+        }
+    }
+}
+
+/// Writes into an operation what a group has to do with it.
+fn told(op: &mut Op, offsets: &BTreeMap<Key, u64>, rebalanced: &[Key]) {
+    if !offsets.is_empty() {
+        op.group = Some(GROUP.to_owned());
+        op.offsets = offsets
+            .iter()
+            .map(|(key, offset)| (*key, *offset))
+            .collect();
+    }
+    if !rebalanced.is_empty() {
+        op.rebalance_log = vec![Rebalance {
+            keys: rebalanced.to_vec(),
+        }];
+    }
+}
