@@ -6,6 +6,7 @@
 //! on life cannot.
 
 mod memory;
+mod tls;
 
 use std::future::Future;
 use std::io;
@@ -20,8 +21,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
+use tokio_rustls::server::TlsStream;
 
 pub use memory::{Crowded, RequestClaim, RequestMemory};
+use tls::Metered;
+pub use tls::{Tls, TlsError, TlsFiles, show_handshakes};
 
 /// After an accept that failed for want of descriptors, most likely.
 const BREATH: Duration = Duration::from_millis(100);
@@ -99,14 +103,16 @@ impl Listener {
             None => self.bounds.greeting,
         };
         let connection = Connection {
-            stream,
-            end: Some(Box::pin(tokio::time::sleep(end))),
-            greeted: false,
-            lifetime: self.bounds.lifetime,
-            gauge: self.bounds.gauge.clone(),
-            dialect: self.bounds.dialect,
-            ended_by: "server",
-            _slot: slot,
+            stream: Stream::Plain(stream),
+            life: Life {
+                end: Some(Box::pin(tokio::time::sleep(end))),
+                greeted: false,
+                lifetime: self.bounds.lifetime,
+                gauge: self.bounds.gauge.clone(),
+                dialect: self.bounds.dialect,
+                ended_by: "server",
+                _slot: slot,
+            },
         };
         (connection, from)
     }
@@ -115,7 +121,19 @@ impl Listener {
 /// An open connection.
 #[derive(Debug)]
 pub struct Connection {
-    stream: TcpStream,
+    stream: Stream,
+    life: Life,
+}
+
+#[derive(Debug)]
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<Metered>>),
+}
+
+/// What a connection holds while it is open, and how it ends.
+#[derive(Debug)]
+struct Life {
     /// When it ends.
     end: Option<Pin<Box<Sleep>>>,
     greeted: bool,
@@ -130,9 +148,52 @@ pub struct Connection {
 impl Connection {
     #[must_use]
     pub fn stream(&self) -> &TcpStream {
-        &self.stream
+        match &self.stream {
+            Stream::Plain(stream) => stream,
+            Stream::Tls(stream) => &stream.get_ref().0.stream,
+        }
     }
 
+    /// Whether nobody on the way can read what is said.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        matches!(self.stream, Stream::Tls(_))
+    }
+
+    /// The same connection, over TLS from here on. The handshake counts as a first word yet to be
+    /// said: it takes of the time for that.
+    pub async fn secured(self, tls: &Tls) -> io::Result<Self> {
+        let Self { stream, mut life } = self;
+        let Stream::Plain(stream) = stream else {
+            return Err(io::Error::other("it speaks TLS already"));
+        };
+        let shaking = tls.shake(stream);
+        let shaken = match &mut life.end {
+            None => shaking.await,
+            Some(end) => tokio::select! {
+                shaken = shaking => shaken,
+                () = end => Err(io::ErrorKind::TimedOut.into()),
+            },
+        };
+        tls::count(life.dialect, shaken.is_ok());
+        let stream = shaken.inspect_err(|_| life.ended_by = "error")?;
+        Ok(Self {
+            stream: Stream::Tls(Box::new(stream)),
+            life,
+        })
+    }
+
+    /// Whether the other side has closed, whatever of it is yet to be read.
+    #[must_use]
+    pub fn is_closed_by_peer(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let stream = self.stream();
+        let mut look = [PollFd::new(stream, PollFlags::RDHUP)];
+        poll(&mut look, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+    }
+}
+
+impl Life {
     fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         match self.end.as_mut().map(|end| end.as_mut().poll(cx)) {
             None | Some(Poll::Pending) => Ok(()),
@@ -149,7 +210,7 @@ impl Connection {
     }
 }
 
-impl Drop for Connection {
+impl Drop for Life {
     fn drop(&mut self) {
         self.gauge.decrement(1.0);
         if let Some(dialect) = self.dialect {
@@ -166,17 +227,21 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.check(cx)?;
+        let Self { stream, life } = &mut *self;
+        life.check(cx)?;
         let (room, before) = (buffer.remaining(), buffer.filled().len());
-        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        let read = match stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+        };
         let came = buffer.filled().len() - before;
         match &read {
-            Poll::Ready(Ok(())) if room > 0 && came == 0 => self.ended_by = "client",
-            Poll::Ready(Err(_)) => self.ended_by = "error",
+            Poll::Ready(Ok(())) if room > 0 && came == 0 => life.ended_by = "client",
+            Poll::Ready(Err(_)) => life.ended_by = "error",
             Poll::Ready(Ok(())) | Poll::Pending => {}
         }
-        if !self.greeted && came > 0 {
-            self.greet();
+        if !life.greeted && came > 0 {
+            life.greet();
         }
         read
     }
@@ -188,16 +253,25 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.check(cx)?;
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        self.life.check(cx)?;
+        match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
     }
 
     fn poll_write_vectored(
@@ -205,12 +279,18 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.check(cx)?;
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+        self.life.check(cx)?;
+        match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+        }
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        match &self.stream {
+            Stream::Plain(stream) => stream.is_write_vectored(),
+            Stream::Tls(stream) => stream.is_write_vectored(),
+        }
     }
 }
 

@@ -48,6 +48,7 @@ fn sums(pages: &[String]) -> BTreeMap<&str, f64> {
 const MAY_BE_ZERO: [&str; 31] = [
     "trilog_throttle_duration_seconds",
     "trilog_authentications_total",
+    "trilog_tls_handshakes_total",
     "trilog_transactions",
     "trilog_transactions_committed_total",
     "trilog_transactions_aborted_total",

@@ -32,7 +32,7 @@ use crate::cluster::{
 use crate::config::{Authentication, Config};
 use crate::group::{Coordinator, LagMeter, Settings as GroupSettings};
 use crate::kafka::{Kafka, Limits as KafkaLimits, Parts as KafkaParts};
-use crate::listen::RequestMemory;
+use crate::listen::{RequestMemory, Tls, TlsFiles};
 use crate::partition::{Intake, Partitions, keep_compaction, keep_retention};
 use crate::transaction::{self, Settings as TransactionSettings};
 
@@ -46,6 +46,8 @@ const IN_FLIGHT_BYTES: usize = 256 << 20;
 pub struct Listeners {
     grpc: TcpListener,
     kafka: TcpListener,
+    /// For Kafka clients.
+    tls: Option<Tls>,
     peer: std::net::SocketAddr,
 }
 
@@ -59,9 +61,17 @@ impl Listeners {
         let kafka = TcpListener::bind(address)
             .await
             .with_context(|| format!("listening for Kafka clients on {address}"))?;
+        let tls = match (&config.tls.certificate, &config.tls.key) {
+            (Some(certificate), Some(key)) => {
+                let (certificate, key) = (certificate.clone(), key.clone());
+                Some(Tls::load(TlsFiles { certificate, key }).context("TLS for Kafka clients")?)
+            }
+            _ => None,
+        };
         Ok(Self {
             grpc,
             kafka,
+            tls,
             peer: config.listen.peer,
         })
     }
@@ -108,7 +118,7 @@ impl Server {
             });
         }
         server.run_api(&config, listeners.grpc);
-        server.run_kafka(&config, listeners.kafka);
+        server.run_kafka(&config, listeners.kafka, listeners.tls);
         Ok(server)
     }
 
@@ -304,7 +314,7 @@ impl Server {
         });
     }
 
-    fn run_kafka(&self, config: &Config, socket: TcpListener) {
+    fn run_kafka(&self, config: &Config, socket: TcpListener, tls: Option<Tls>) {
         let limits = KafkaLimits {
             connections: usize::try_from(config.kafka.connections).unwrap_or(usize::MAX),
             request_bytes: config.kafka.request_size.as_usize(),
@@ -325,7 +335,14 @@ impl Server {
             data_dir: std::path::absolute(data_dir).unwrap_or_else(|_| data_dir.clone()),
         };
         let kafka = Kafka::new(parts, limits);
-        self.tasks.spawn(kafka.serve(socket, self.stop.clone()));
+        if let Some(tls) = tls.clone() {
+            let stop = self.stop.clone();
+            self.tasks.spawn(async move {
+                stop.run_until_cancelled(tls.keep()).await;
+            });
+        }
+        self.tasks
+            .spawn(kafka.serve(socket, tls, self.stop.clone()));
     }
 
     /// Fires once storage can no longer be trusted.

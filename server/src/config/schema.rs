@@ -89,6 +89,17 @@ section! {
 }
 
 section! {
+    /// TLS for Kafka clients, who are then served over nothing else. The files are looked at again
+    /// while the node runs, so certificates can be replaced.
+    Tls {
+        /// A file with the node's certificate and those that vouch for it, in that order, as PEM.
+        certificate: Option<PathBuf> = None,
+        /// A file with the certificate's private key, as PEM.
+        key: Option<PathBuf> = None,
+    }
+}
+
+section! {
     /// The log on disk, and the memory before it.
     Storage {
         /// How files are written: `uring`, `threads`, or `auto` for io_uring where a probe at
@@ -313,6 +324,7 @@ config! {
     listen: Listen,
     advertise: Advertise,
     access: Access,
+    tls: Tls,
     storage: Storage,
     raft: Raft,
     groups: Groups,

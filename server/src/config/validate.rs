@@ -27,6 +27,7 @@ pub(super) fn problems(loaded: &Loaded) -> Vec<Problem> {
     check.listeners(config);
     check.addresses(config);
     check.access(config);
+    check.tls(config);
     check.storage(config);
     check.raft(config);
     check.groups(config);
@@ -147,6 +148,15 @@ impl Check<'_> {
             Duration::from_secs(0),
             year,
         );
+    }
+
+    fn tls(&mut self, config: &Config) {
+        let (certificate, key) = (&config.tls.certificate, &config.tls.key);
+        match (certificate, key) {
+            (Some(_), None) => self.refuse("tls.certificate", "has no tls.key to it"),
+            (None, Some(_)) => self.refuse("tls.key", "has no tls.certificate to it"),
+            (None, None) | (Some(_), Some(_)) => {}
+        }
     }
 
     fn transactions(&mut self, config: &Config) {

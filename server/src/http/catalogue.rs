@@ -42,6 +42,7 @@ use Kind::{Counter, Gauge, Histogram};
 pub const CATALOGUE: &[Metric] = &[
     metric("trilog_build_info", Gauge, &["version", "commit"], "What was built; always 1."),
     metric("trilog_connections", Gauge, &["dialect"], "Client connections open now."),
+    metric("trilog_tls_handshakes_total", Counter, &["dialect", "state"], "Handshakes of TLS, by how they ended."),
     metric("trilog_connections_closed_total", Counter, &["dialect", "reason"], "Connections closed, by why."),
     metric("trilog_authentications_total", Counter, &["dialect", "op", "state"], "Attempts of clients to prove who they are, by mechanism and outcome."),
     metric("trilog_requests_total", Counter, &["dialect", "api"], "Requests answered."),

@@ -28,7 +28,7 @@ use super::fetch_sessions::FetchSession;
 use super::handlers;
 use super::input::{Arrived, Input};
 use super::sasl;
-use super::session::{Place, Session};
+use super::session::{Place, Session, is_secure};
 use super::{Kafka, handlers::Begun};
 use crate::listen::{Connection, Crowded, RequestClaim};
 
@@ -42,6 +42,8 @@ const SLOWEST_BYTES_PER_SECOND: u64 = 64 << 10;
 /// For how long nothing is read from a client that is over a quota, whatever it was told: after that
 /// its next request shows whether it still is, and that somebody is there.
 const MUTED_AT_MOST: Duration = Duration::from_mins(10);
+/// How long a last word may take.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// When a silent peer is asked whether it is still there.
 const KEEPALIVE: Duration = Duration::from_mins(1);
 
@@ -146,7 +148,8 @@ pub(super) async fn serve(kafka: Kafka, connection: Connection) -> Result<(), En
     let peer = connection.stream().peer_addr().ok();
     let limits = kafka.inner.limits;
     let memory = kafka.inner.requests.clone();
-    let session = Session::new(kafka.clone(), local, peer);
+    let mut session = Session::new(kafka.clone(), local, peer);
+    session.secure = is_secure(peer, connection.is_encrypted());
     let mut serving = Serving {
         input: Input::new(connection, limits.request_bytes, memory),
         session: None,
@@ -161,7 +164,12 @@ pub(super) async fn serve(kafka: Kafka, connection: Connection) -> Result<(), En
         kafka,
     };
     serving.take_back(session);
-    serving.run().await
+    let served = serving.run().await;
+    if serving.input.connection.is_encrypted() {
+        // So that nobody can make a connection that is cut off look like one that was closed.
+        drop(tokio::time::timeout(FAREWELL, serving.input.connection.shutdown()).await);
+    }
+    served
 }
 
 /// One request without a connection.
@@ -482,6 +490,8 @@ async fn write_all(connection: &mut Connection, output: &mut VecDeque<Bytes>) ->
             output.pop_front();
         }
     }
+    // What TLS may still hold of it.
+    connection.flush().await?;
     Ok(())
 }
 

@@ -18,6 +18,8 @@ use trilog_wire::kafka::{LENGTH_BYTES, frame_length, token_length};
 use super::conn::Ended;
 use crate::listen::{Connection, Crowded, RequestClaim, RequestMemory};
 
+/// How soon it is looked whether a client has gone that has something to say.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How long a client may have nothing to say, as Kafka's `connections.max.idle.ms`.
 const IDLE: Duration = Duration::from_mins(10);
 /// How long a request may take from its first byte to its last, room for it included.
@@ -102,8 +104,15 @@ impl Input {
     /// to be read later; with that nothing can be known any more.
     pub(super) async fn hung_up(&mut self) {
         let peeked = self.connection.stream().peek(&mut [0]).await;
-        if matches!(peeked, Ok(1..)) {
+        if !matches!(peeked, Ok(1..)) {
+            return;
+        }
+        if !self.connection.is_encrypted() {
             std::future::pending::<()>().await;
+        }
+        // Another request; or TLS saying good-bye, which is not to be told from one.
+        while !self.connection.is_closed_by_peer() {
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 

@@ -30,7 +30,7 @@ use trilog_wire::kafka::APIS;
 use crate::access::Access;
 use crate::cluster::Cluster;
 use crate::group::Coordinator;
-use crate::listen::{Bounds, Listener, RequestMemory};
+use crate::listen::{Bounds, Listener, RequestMemory, Tls, show_handshakes};
 use crate::meter::{ApiMeter, Meters};
 use crate::transaction;
 use fetch_sessions::FetchSessions;
@@ -119,6 +119,7 @@ impl Kafka {
         let (slots, memory) = (limits.fetch_sessions, limits.fetch_session_memory);
         let sessions = FetchSessions::new(slots, memory, entropy.clone());
         sasl::show_counts();
+        show_handshakes(DIALECT);
         let api_meters = APIS
             .iter()
             .map(|api| ApiMeter::new(DIALECT, api.name))
@@ -155,8 +156,8 @@ impl Kafka {
             .ok()?
     }
 
-    /// Serves until `stop`; connections end with it, wherever they are.
-    pub async fn serve(self, socket: TcpListener, stop: CancellationToken) {
+    /// Serves until `stop`, over TLS where there is any; connections end with it, wherever they are.
+    pub async fn serve(self, socket: TcpListener, tls: Option<Tls>, stop: CancellationToken) {
         let bounds = Bounds {
             gauge: gauge!("trilog_connections", "dialect" => DIALECT),
             dialect: Some(DIALECT),
@@ -165,9 +166,17 @@ impl Kafka {
         let listener = Listener::new(socket, bounds);
         let tasks = TaskTracker::new();
         while let Some((connection, from)) = stop.run_until_cancelled(listener.next()).await {
-            let (kafka, stop) = (self.clone(), stop.clone());
+            let (kafka, tls, stop) = (self.clone(), tls.clone(), stop.clone());
             tasks.spawn(async move {
-                let serving = conn::serve(kafka, connection);
+                let serving = async {
+                    match tls {
+                        None => conn::serve(kafka, connection).await,
+                        Some(tls) => {
+                            let connection = Box::pin(connection.secured(&tls)).await?;
+                            conn::serve(kafka, connection).await
+                        }
+                    }
+                };
                 if let Some(Err(ended)) = stop.run_until_cancelled(serving).await {
                     debug!(%from, %ended, "a Kafka client's connection ends");
                 }

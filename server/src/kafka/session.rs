@@ -142,7 +142,7 @@ impl Session {
             kafka,
             local,
             peer,
-            secure: peer.is_some_and(|peer| peer.ip().to_canonical().is_loopback()),
+            secure: is_secure(peer, false),
             login,
             remembered: Remembered::default(),
             quotas: Quotas::default(),
@@ -262,6 +262,11 @@ impl Known {
     }
 }
 
+/// Whether nobody on the way can read what is said.
+pub(super) fn is_secure(peer: Option<SocketAddr>, encrypted: bool) -> bool {
+    encrypted || peer.is_some_and(|peer| peer.ip().to_canonical().is_loopback())
+}
+
 /// Whether a client's idea of the leader epoch lets it be served; -1 is none.
 pub(super) fn check_epoch(partition: &Partition, epoch: i32) -> Result<(), ErrorCode> {
     if epoch < 0 {
@@ -281,4 +286,24 @@ pub(super) fn leader_epoch(partition: &Partition) -> i32 {
 
 pub(super) fn epoch_of(term: Term) -> i32 {
     i32::try_from(term.get()).unwrap_or(i32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_secure_on_this_machine_or_over_tls() {
+        for (peer, encrypted, secure) in [
+            (Some("127.0.0.1:1"), false, true),
+            (Some("[::1]:1"), false, true),
+            (Some("[::ffff:127.0.0.1]:1"), false, true),
+            (Some("10.0.0.1:1"), false, false),
+            (Some("10.0.0.1:1"), true, true),
+            (None, false, false),
+        ] {
+            let peer = peer.map(|peer| peer.parse().unwrap());
+            assert_eq!(is_secure(peer, encrypted), secure, "{peer:?} {encrypted}");
+        }
+    }
 }

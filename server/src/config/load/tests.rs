@@ -212,6 +212,8 @@ fn values_out_of_bounds_or_at_odds_are_refused() {
         ("[advertise]\ngrpc = \"host:0\"\n", "1 to 65535"),
         ("[storage]\nwal_file_size = \"1MiB\"\n", "4MiB to 4GiB"),
         ("[storage]\nwal_file_size = 4194305\n", "multiple of 4KiB"),
+        ("[tls]\ncertificate = \"node.pem\"\n", "has no tls.key"),
+        ("[tls]\nkey = \"node.key\"\n", "has no tls.certificate"),
         ("[storage]\nwal_files = 1\n", "4 to 1024"),
         (
             "[raft]\nelection_timeout_min = \"150ms\"\n",

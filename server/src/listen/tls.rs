@@ -1,0 +1,350 @@
+//! TLS for a listener: what it shows of itself, from files that may be replaced while it serves.
+//!
+//! ```text
+//! accepted ─> handshake, of so many bytes, within the time for a first word ─> served
+//! ```
+//!
+//! Whoever does not speak TLS, or not soon, is let go. Nobody waits for the handshakes of others, or
+//! a few who say nothing could shut the door: what bounds their number is that of connections. A connection that goes on keeps the
+//! certificate it began with.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use metrics::counter;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::{self, ServerConfig};
+use tokio_rustls::server::TlsStream;
+use tracing::{info, warn};
+
+/// Bytes of the other side that are read before a handshake is done; a client without a
+/// certificate takes two or three thousand.
+const HANDSHAKE_BYTES: usize = 16 << 10;
+/// The longest file that is looked at.
+const MAX_FILE: u64 = 1 << 20;
+/// How soon a file that was replaced is looked at.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+
+/// Where certificate and key are, as PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// That of the node first, then those that vouch for it.
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+/// Why files cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    #[error("{file}: {error}")]
+    Read { file: PathBuf, error: io::Error },
+    #[error("{file} holds no {what}: {error}")]
+    Pem {
+        file: PathBuf,
+        what: &'static str,
+        error: rustls::pki_types::pem::Error,
+    },
+    #[error("certificate and key cannot be used: {0}")]
+    Unusable(#[from] rustls::Error),
+}
+
+/// Speaks TLS on a listener's connections; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    files: TlsFiles,
+    config: ArcSwap<Loaded>,
+}
+
+/// The files as they were read.
+struct Loaded {
+    read: [Vec<u8>; 2],
+    config: Arc<ServerConfig>,
+}
+
+/// Keys are for nobody's eyes.
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tls")
+            .field("files", &self.files)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Tls {
+    /// Reads the files.
+    pub fn load(files: TlsFiles) -> Result<Self, TlsError> {
+        let loaded = files.load()?;
+        let inner = Inner {
+            files,
+            config: ArcSwap::from_pointee(loaded),
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// Goes by the files as they change; by the last ones that could be used while they cannot be.
+    pub async fn keep(self) {
+        let mut told = None;
+        loop {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            let this = self.clone();
+            let looked = tokio::task::spawn_blocking(move || this.look()).await;
+            match looked.unwrap_or(Ok(false)) {
+                Ok(false) => told = None,
+                Ok(true) => info!(files = ?self.inner.files, "another certificate is used now"),
+                Err(error) => {
+                    let error = error.to_string();
+                    if told.as_ref() != Some(&error) {
+                        warn!(error, "the certificate stays the one that was read before");
+                    }
+                    told = Some(error);
+                }
+            }
+        }
+    }
+
+    /// Whether there was something new.
+    fn look(&self) -> Result<bool, TlsError> {
+        let inner = &*self.inner;
+        if inner.files.read()? == inner.config.load().read {
+            return Ok(false);
+        }
+        inner.config.store(Arc::new(inner.files.load()?));
+        Ok(true)
+    }
+
+    /// Agrees on keys with whoever connected.
+    pub(super) async fn shake(&self, stream: TcpStream) -> io::Result<TlsStream<Metered>> {
+        let config = Arc::clone(&self.inner.config.load().config);
+        let stream = Metered {
+            stream,
+            left: Some(HANDSHAKE_BYTES),
+        };
+        let mut stream = TlsAcceptor::from(config).accept(stream).await?;
+        stream.get_mut().0.left = None;
+        Ok(stream)
+    }
+}
+
+/// A socket that gives no more than so many bytes while there is a limit.
+#[derive(Debug)]
+pub(super) struct Metered {
+    pub(super) stream: TcpStream,
+    left: Option<usize>,
+}
+
+impl AsyncRead for Metered {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let Self { stream, left } = &mut *self;
+        let Some(left) = left else {
+            return Pin::new(stream).poll_read(cx, buffer);
+        };
+        if *left == 0 {
+            let why = "the handshake is too long";
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, why)));
+        }
+        let room = buffer.remaining().min(*left);
+        let mut part = ReadBuf::new(buffer.initialize_unfilled_to(room));
+        ready!(Pin::new(stream).poll_read(cx, &mut part))?;
+        let came = part.filled().len();
+        *left -= came;
+        buffer.advance(came);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Metered {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+/// Shows what is counted before anything is, so that a first failure is seen as one.
+pub fn show_handshakes(dialect: &'static str) {
+    for state in ["success", "failure"] {
+        counter!("trilog_tls_handshakes_total", "dialect" => dialect, "state" => state)
+            .increment(0);
+    }
+}
+
+/// Counts a handshake.
+pub(super) fn count(dialect: Option<&'static str>, done: bool) {
+    let state = if done { "success" } else { "failure" };
+    let dialect = dialect.unwrap_or("none");
+    counter!("trilog_tls_handshakes_total", "dialect" => dialect, "state" => state).increment(1);
+}
+
+impl TlsFiles {
+    fn read(&self) -> Result<[Vec<u8>; 2], TlsError> {
+        Ok([read(&self.certificate)?, read(&self.key)?])
+    }
+
+    fn load(&self) -> Result<Loaded, TlsError> {
+        let read = self.read()?;
+        let [chain, key] = &read;
+        let wrong = |file: &Path, what| {
+            let file = file.to_owned();
+            move |error| TlsError::Pem { file, what, error }
+        };
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain).collect();
+        let chain = chain.and_then(|chain| {
+            if chain.is_empty() {
+                return Err(rustls::pki_types::pem::Error::NoItemsFound);
+            }
+            Ok(chain)
+        });
+        let chain = chain.map_err(wrong(&self.certificate, "certificate"))?;
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(wrong(&self.key, "private key"))?;
+        // TLS 1.2 and 1.3, and what of them is thought safe.
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_single_cert(chain, key)?;
+        Ok(Loaded {
+            read,
+            config: Arc::new(config),
+        })
+    }
+}
+
+fn read(file: &Path) -> Result<Vec<u8>, TlsError> {
+    use std::io::Read as _;
+    let reading = || {
+        let mut bytes = Vec::new();
+        let opened = std::fs::File::open(file)?;
+        opened.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > MAX_FILE {
+            return Err(io::Error::other("it is too long"));
+        }
+        Ok(bytes)
+    };
+    reading().map_err(|error| TlsError::Read {
+        file: file.to_owned(),
+        error,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::TcpListener;
+
+    use super::super::{Bounds, Listener};
+    use super::*;
+
+    fn fixture(name: &str) -> PathBuf {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR"));
+        dir.join("tests/fixtures/tls").join(name)
+    }
+
+    fn files(certificate: &str, key: &str) -> TlsFiles {
+        TlsFiles {
+            certificate: fixture(certificate),
+            key: fixture(key),
+        }
+    }
+
+    #[test]
+    fn files_that_do_not_fit_one_another_are_refused_with_their_names() {
+        Tls::load(files("first.pem", "first.key")).unwrap();
+        for (certificate, key, said) in [
+            ("first.pem", "second.key", "cannot be used"),
+            ("first.key", "first.key", "first.key holds no certificate"),
+            ("first.pem", "first.pem", "first.pem holds no private key"),
+            ("none.pem", "first.key", "none.pem: "),
+            ("first.pem", "none.key", "none.key: "),
+        ] {
+            let error = Tls::load(files(certificate, key)).unwrap_err().to_string();
+            assert!(error.contains(said), "{certificate} {key}: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_does_not_shake_hands_in_time_is_let_go() {
+        let tls = Tls::load(files("first.pem", "first.key")).unwrap();
+        let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = socket.local_addr().unwrap();
+        let bounds = Bounds {
+            greeting: Duration::from_millis(50),
+            ..Bounds::new(1)
+        };
+        let listener = Listener::new(socket, bounds);
+        // As much of a greeting as says nothing yet.
+        for begun in [&b""[..], &[0x16], &[0x16, 3, 1, 2, 0, 1]] {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            client.write_all(begun).await.unwrap();
+            let (connection, _) = listener.next().await;
+            let error = connection.secured(&tls).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{begun:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_handshake_has_no_end_of_bytes() {
+        let tls = Tls::load(files("first.pem", "first.key")).unwrap();
+        let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = socket.local_addr().unwrap();
+        let listener = Listener::new(socket, Bounds::new(1));
+        let mut client = TcpStream::connect(address).await.unwrap();
+        // A greeting that says of itself that it is long, in records of 1,000 bytes each.
+        let flood = tokio::spawn(async move {
+            let mut record = vec![0x16, 3, 1, 3, 0xe8, 1, 0, 0xff, 0xff];
+            record.resize(1_005, 0);
+            for _ in 0..60 {
+                if client.write_all(&record).await.is_err() {
+                    return;
+                }
+                record[5..9].fill(0);
+            }
+            // It would be read to its end, were it not for the bound.
+            drop(client.shutdown().await);
+        });
+        let (connection, _) = listener.next().await;
+        let error = connection.secured(&tls).await.unwrap_err();
+        assert_eq!(error.to_string(), "the handshake is too long");
+        flood.await.unwrap();
+    }
+}
