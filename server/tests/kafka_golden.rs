@@ -34,7 +34,7 @@ async fn what_real_clients_sent_is_answered() {
         let path = file.unwrap().path();
         answers.spawn(async move { answer(port, &path).await });
     }
-    assert!(answers.len() > 140, "the fixtures are gone");
+    assert!(answers.len() > 190, "the fixtures are gone");
     while let Some(answered) = answers.join_next().await {
         answered.unwrap();
     }
@@ -123,5 +123,23 @@ async fn receive(conn: &mut KafkaConn, request: &Request, name: &str) {
         ListTransactions => ListTransactionsResponse,
         ConsumerGroupHeartbeat => ConsumerGroupHeartbeatResponse,
         ConsumerGroupDescribe => ConsumerGroupDescribeResponse,
+        WriteTxnMarkers => WriteTxnMarkersResponse,
+        DescribeAcls => DescribeAclsResponse,
+        CreateAcls => CreateAclsResponse,
+        DeleteAcls => DeleteAclsResponse,
+        DescribeLogDirs => DescribeLogDirsResponse,
+        SaslHandshake => SaslHandshakeResponse,
+        SaslAuthenticate => SaslAuthenticateResponse,
+        ElectLeaders => ElectLeadersResponse,
+        AlterPartitionReassignments => AlterPartitionReassignmentsResponse,
+        ListPartitionReassignments => ListPartitionReassignmentsResponse,
+        DescribeClientQuotas => DescribeClientQuotasResponse,
+        AlterClientQuotas => AlterClientQuotasResponse,
+        DescribeUserScramCredentials => DescribeUserScramCredentialsResponse,
+        AlterUserScramCredentials => AlterUserScramCredentialsResponse,
+        DescribeQuorum => DescribeQuorumResponse,
+        UpdateFeatures => UpdateFeaturesResponse,
+        ListConfigResources => ListConfigResourcesResponse,
+        DescribeTopicPartitions => DescribeTopicPartitionsResponse,
     }
 }

@@ -15,6 +15,7 @@ import time
 import jvm
 from cluster import free_ports
 from common import RUN, Missing, equal, topic, wait_until
+from elsewhere import tell
 
 PASSWORD = "correct-horse-battery"
 MECHANISMS = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
@@ -31,6 +32,8 @@ class Secured:
             raise Missing("the cluster given asks nobody, or is not ours to configure")
         if cls.running is None:
             cls.running = cls(cluster.trilog, free_ports(30))
+            if capture := getattr(cluster, "capture", None):
+                capture.listen_to(cls.running.kafka_ports)
         return cls.running
 
     def __init__(self, trilog, port):
@@ -38,7 +41,8 @@ class Secured:
         self.data = tempfile.mkdtemp(prefix="trilog-interop-access-")
         self.admin_file = self._write("admin", f"admin:{PASSWORD}\n")
         ports = [port + 10 * node for node in range(3)]
-        self.bootstrap = ",".join(f"127.0.0.1:{port + 3}" for port in ports)
+        self.kafka_ports = [port + 3 for port in ports]
+        self.bootstrap = ",".join(f"127.0.0.1:{port}" for port in self.kafka_ports)
         self.server = ",".join(f"127.0.0.1:{port}" for port in ports)
         seeds = ", ".join(f'"127.0.0.1:{port + 1}"' for port in ports)
         self.nodes = [self._start(node + 1, port, seeds) for node, port in enumerate(ports)]
@@ -233,7 +237,7 @@ class KafkaPythonAccess:
 
     def __init__(self, cluster):
         try:
-            import kafka
+            import kafka.admin
         except ImportError as error:
             raise Missing(str(error))
         self._lib = kafka
@@ -260,6 +264,26 @@ class KafkaPythonAccess:
             )
             equal(next(consumer).value, b"value")
             consumer.close()
+
+
+    def users_and_rules(self):
+        admin, user = self._lib.admin, f"py-{RUN}"
+        kafka = admin.KafkaAdminClient(**self._config("SCRAM-SHA-256"))
+        kind = admin.ScramMechanism.SCRAM_SHA_256
+        made = admin.UserScramCredentialUpsertion(user, kind, PASSWORD, iterations=8192)
+        equal(kafka.alter_user_scram_credentials([made]), {user: None})
+        assert "8192" in str(kafka.describe_user_scram_credentials([user]))
+        pattern = admin.ResourcePattern(admin.ResourceType.TOPIC, topic("ruled-py"))
+        read, allow = admin.ACLOperation.READ, admin.ACLPermissionType.ALLOW
+        rule = [f"User:{user}", "*", read, allow, pattern]
+        equal(kafka.create_acls([admin.ACL(*rule)])["failed"], [])
+        found, _ = kafka.describe_acls(admin.ACLFilter(*rule))
+        equal(len(found), 1)
+        kafka.delete_acls([admin.ACLFilter(*rule)])
+        equal(kafka.describe_acls(admin.ACLFilter(*rule))[0], [])
+        gone = admin.UserScramCredentialDeletion(user, kind)
+        equal(kafka.alter_user_scram_credentials([gone]), {user: None})
+        kafka.close()
 
 
 class AiokafkaAccess:
@@ -318,12 +342,40 @@ class ToolsAccess(jvm.Jvm):
         path.write_text(text)
         return str(path)
 
-    def _perf(self, name, config):
+    def _perf(self, name, config, records=100):
         return self._tool(
-            "ProducerPerformance", "--topic", name, "--num-records", "100", "--record-size", "100",
+            "ProducerPerformance", "--topic", name, "--num-records", str(records),
+            "--record-size", "100",
             "--throughput", "-1", "--producer.config", config,
             "--producer-props", f"bootstrap.servers={self._secured.bootstrap}",
         )
+
+    def users_and_their_quotas(self):
+        user, name = f"configs-{RUN}", topic("access-configs")
+        admin = self._as("admin", "SCRAM-SHA-256")
+        command = ["kafka.admin.ConfigCommand", "--bootstrap-server", self._secured.bootstrap]
+        command += ["--command-config", admin, "--entity-type", "users"]
+        configs = lambda *args: tell(self._java(*command, *args), cwd=self._dir)
+        of_user = ["--entity-name", user]
+        scram = f"SCRAM-SHA-512=[iterations=8192,password={PASSWORD}]"
+        configs("--alter", *of_user, "--add-config", scram)
+        configs("--alter", *of_user, "--add-config", "producer_byte_rate=5000")
+        said = configs("--describe", *of_user)
+        assert "SCRAM-SHA-512=iterations=8192" in said, said
+        assert "producer_byte_rate=5000.0" in said, said
+        assert user in configs("--describe")
+        self._tool(
+            "AclCommand", "--bootstrap-server", self._secured.bootstrap, "--command-config", admin,
+            "--add", "--allow-principal", f"User:{user}", "--producer", "--topic", name,
+        )
+        # The first ten seconds' worth and a half: a second and more of them late.
+        began = time.time()
+        said = self._perf(name, self._as(user, "SCRAM-SHA-512"), 750)
+        assert "750 records sent" in said, said
+        assert time.time() - began > 2, said
+        for key in ["SCRAM-SHA-512", "producer_byte_rate"]:
+            configs("--alter", *of_user, "--delete-config", key)
+        assert user not in configs("--describe")
 
     def kafka_acls(self):
         user, name = self._secured.user(f"java-{RUN}"), topic("access-java")

@@ -36,6 +36,10 @@ class Capture:
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
 
+    def listen_to(self, ports):
+        """Ports of nodes that came later."""
+        self._ports.update(ports)
+
     def _listen(self):
         while not self._stopped:
             try:

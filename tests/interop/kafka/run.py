@@ -16,6 +16,7 @@ import time
 import traceback
 
 import access
+import admin
 import consumers
 import elsewhere
 import groups
@@ -26,7 +27,7 @@ from capture import Capture
 from cluster import Cluster, Given
 from common import Missing, end_when_told
 
-MODULES = [records, groups, consumers, transactions, elsewhere, jvm, access]
+MODULES = [records, groups, consumers, transactions, elsewhere, jvm, admin, access]
 CLIENTS = [client for module in MODULES for client in module.CLIENTS]
 # Of one check, or of getting a client, unless it says that it may take longer.
 DEADLINE = 300
@@ -107,7 +108,7 @@ def main():
     cluster = Given(args.bootstrap) if args.bootstrap else Cluster(args.trilog)
     rows = []
     try:
-        capture = args.capture and Capture(cluster.ports)
+        capture = cluster.capture = args.capture and Capture(cluster.ports)
         # One by one: what was found is told even when somebody ends it early.
         for row in run(cluster, args.only, capture):
             rows.append(row)

@@ -22,6 +22,9 @@ fn golden() -> Vec<(String, Bytes)> {
     files.collect()
 }
 
+/// librdkafka ends this message twice; whoever answers it overlooks that.
+const ENDED_TWICE: &str = "51-00-confluent-kafka.bin";
+
 fn comes_back<M: Decodable + Encodable>(request: &Request, name: &str) {
     let message: M = decode(request).unwrap_or_else(|error| panic!("{name}: {error}"));
     assert_eq!(encoded(&message, request.version), request.body, "{name}");
@@ -30,7 +33,7 @@ fn comes_back<M: Decodable + Encodable>(request: &Request, name: &str) {
 #[test]
 fn what_real_clients_sent_is_read_in_full() {
     let golden = golden();
-    assert!(golden.len() > 140, "the fixtures are gone");
+    assert!(golden.len() > 190, "the fixtures are gone");
     for (name, message) in golden {
         let request = match Request::open(&message).unwrap() {
             Opened::Request(request) => request,
@@ -87,6 +90,12 @@ fn fetch_is_as_the_codec_reads_it(request: &Request, name: &str) {
 }
 
 fn cold_comes_back(request: &Request, name: &str) {
+    let mut request = request.clone();
+    if name == ENDED_TWICE {
+        assert_eq!(decodes(&request), Err(Malformed::Trailing), "{name}");
+        request.body.truncate(request.body.len() - 1);
+    }
+    let request = &request;
     macro_rules! one_of {
         ($( $key:ident => $message:ident, )+) => {
             match request.api.key {
@@ -127,5 +136,24 @@ fn cold_comes_back(request: &Request, name: &str) {
         ListTransactions => ListTransactionsRequest,
         ConsumerGroupHeartbeat => ConsumerGroupHeartbeatRequest,
         ConsumerGroupDescribe => ConsumerGroupDescribeRequest,
+        WriteTxnMarkers => WriteTxnMarkersRequest,
+        DescribeAcls => DescribeAclsRequest,
+        CreateAcls => CreateAclsRequest,
+        DeleteAcls => DeleteAclsRequest,
+        AlterConfigs => AlterConfigsRequest,
+        DescribeLogDirs => DescribeLogDirsRequest,
+        SaslHandshake => SaslHandshakeRequest,
+        SaslAuthenticate => SaslAuthenticateRequest,
+        ElectLeaders => ElectLeadersRequest,
+        AlterPartitionReassignments => AlterPartitionReassignmentsRequest,
+        ListPartitionReassignments => ListPartitionReassignmentsRequest,
+        DescribeClientQuotas => DescribeClientQuotasRequest,
+        AlterClientQuotas => AlterClientQuotasRequest,
+        DescribeUserScramCredentials => DescribeUserScramCredentialsRequest,
+        AlterUserScramCredentials => AlterUserScramCredentialsRequest,
+        DescribeQuorum => DescribeQuorumRequest,
+        UpdateFeatures => UpdateFeaturesRequest,
+        ListConfigResources => ListConfigResourcesRequest,
+        DescribeTopicPartitions => DescribeTopicPartitionsRequest,
     }
 }
