@@ -22,6 +22,9 @@ use tokio::task::{AbortHandle, JoinSet};
 const CHUNK: usize = 256 << 10;
 /// What a lost packet costs at least, as TCP does it.
 const RETRANSMISSION: Duration = Duration::from_millis(200);
+/// How often it is looked for who connects, and how long it is waited in between.
+const LOOKS: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// How what one node says to another gets there.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -142,7 +145,7 @@ impl Door {
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
         // Who is gone already, or is none of the nodes, has nothing to say.
-        let Some(from) = owner(port, &pids) else {
+        let Some(from) = find_owner(port, &pids).await else {
             return;
         };
         let Ok(inside) = TcpStream::connect(("127.0.0.1", self.inside)).await else {
@@ -245,6 +248,18 @@ async fn pump(mut way: Watched, mut from: OwnedReadHalf, mut to: OwnedWriteHalf)
         }
     };
     tokio::select! { biased; () = reset => {} () = passing => {} }
+}
+
+/// As [`owner`], which misses some: the kernel's table of connections is no snapshot, and changes
+/// while it is read.
+async fn find_owner(port: u16, pids: &BTreeMap<u32, u32>) -> Option<u32> {
+    for _ in 0..LOOKS {
+        if let Some(node) = owner(port, pids) {
+            return Some(node);
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    None
 }
 
 /// Which of the processes has the socket that is bound to `port` of this machine and connected.

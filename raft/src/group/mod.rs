@@ -170,10 +170,7 @@ impl Replica {
         );
         let config = Arc::clone(&parts.config);
         let started = Raft::new(log.replica().0, config, network, store, machine).await;
-        let raft = started.map_err(|error| OpenError::Raft {
-            group,
-            reason: error.to_string(),
-        })?;
+        let raft = started.map_err(|error| OpenError::of_start(&log, &error))?;
         let resting = Resting::new(
             log.replica(),
             parts.hub.clone(),

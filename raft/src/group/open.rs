@@ -61,6 +61,9 @@ pub enum OpenError {
     Stopping,
     #[error("group {group} does not start: {reason}")]
     Raft { group: GroupId, reason: String },
+    /// The same, and segments of its log are damaged.
+    #[error("group {group} does not start on a damaged log: {reason}")]
+    Damaged { group: GroupId, reason: String },
 }
 
 impl OpenError {
@@ -73,6 +76,25 @@ impl OpenError {
             Self::View(error) => matches!(error, ViewError::Unreadable(_)),
             Self::Codec(error) => !error.is_newer(),
             _ => false,
+        }
+    }
+
+    /// Whether entries are damaged here that the view has yet to fold, or that have to be read
+    /// before the group can start.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        let damaged_read = matches!(self, Self::Read(ReadError::Damaged { .. }));
+        damaged_read || matches!(self, Self::Damaged { .. })
+    }
+
+    /// openraft did not start over this log.
+    pub(super) fn of_start(log: &GroupLog, error: &impl std::fmt::Display) -> Self {
+        let (group, reason) = (log.group(), error.to_string());
+        let damaged = log.gaps().iter().any(|gap| gap.first.is_some());
+        if damaged {
+            Self::Damaged { group, reason }
+        } else {
+            Self::Raft { group, reason }
         }
     }
 }

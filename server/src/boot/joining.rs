@@ -99,7 +99,8 @@ pub(super) async fn open_controller(
     let opened = node.open_group(GroupId::CONTROLLER, replica, view).await;
     let group = match opened {
         Ok(group) => group,
-        Err(error) if error.is_loss() => {
+        // A group that runs has damaged entries fetched; this one a node cannot run without.
+        Err(error) if error.is_loss() || error.is_damage() => {
             error!(%replica, %error, "the controller's replica here is given up for another one");
             let identity = give_up(config, transport, identity, replica).await?;
             return Box::pin(open_controller(config, node, transport, identity)).await;
