@@ -61,6 +61,7 @@ fn cold(request: &Request) -> Result<(), Malformed> {
         CreatePartitions => CreatePartitionsRequest,
         IncrementalAlterConfigs => IncrementalAlterConfigsRequest,
         DescribeCluster => DescribeClusterRequest,
+        DescribeLogDirs => DescribeLogDirsRequest,
         OffsetCommit => OffsetCommitRequest,
         OffsetFetch => OffsetFetchRequest,
         FindCoordinator => FindCoordinatorRequest,
