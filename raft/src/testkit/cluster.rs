@@ -13,7 +13,7 @@ use trilog_model::{GroupId, NodeId, ReplicaId};
 use trilog_storage::env::{Clock, Entropy};
 use trilog_storage::io::sim::{PowerLoss, SimConfig, SimDisk};
 use trilog_storage::kv::{Kv, MemoryKv};
-use trilog_storage::log::{ReadError, StoreConfig};
+use trilog_storage::log::StoreConfig;
 use trilog_storage::store::{Store, StoreStats};
 
 use super::{Checks, Owner, SimClock, Witness};
@@ -243,7 +243,7 @@ impl Cluster {
         let opened = process.owner.scope(opening).await;
         let log = process.node.store().group(group);
         let damaged = log.is_some_and(|log| log.gaps().iter().any(|gap| gap.first.is_some()));
-        if damaged && opened.as_ref().is_err_and(is_damage) {
+        if damaged && opened.as_ref().is_err_and(OpenError::is_damage) {
             // It opens when another replica's copy has taken the place of what is damaged.
             return;
         }
@@ -588,15 +588,5 @@ impl Cluster {
             digest = digest.rotate_left(13) ^ host.disk.trace_hash();
         }
         digest
-    }
-}
-
-/// Whether a replica does not open for damage, which is repaired.
-fn is_damage(error: &OpenError) -> bool {
-    match error {
-        OpenError::Read(error) => matches!(error, ReadError::Damaged { .. }),
-        // What consensus reads as it starts; it passes on the words alone.
-        OpenError::Raft { reason, .. } => reason.contains("damaged"),
-        _ => false,
     }
 }
