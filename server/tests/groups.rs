@@ -259,6 +259,7 @@ fn a_log_of_groups_lets_go_of_what_its_state_includes_and_a_replica_left_behind_
                     Ok(outcomes) => break outcomes,
                     Err(error) => assert!(tries.next().is_some(), "commit {offset}: {error}"),
                 }
+                stage.run(Duration::from_millis(100)).await;
                 leader = stage.coordinator_of(group, leader, Some(behind)).await;
             };
             assert_eq!(outcomes, [Ok(())]);
