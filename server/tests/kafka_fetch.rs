@@ -601,6 +601,7 @@ async fn who_says_where_it_is_reads_from_the_replica_there() {
         assert!(Instant::now() < deadline, "nobody is sent on");
     }
     tell_leaders(&mut at_follower, (lead, epoch), port(&nodes, lead)).await;
+    tell_leaders_of_writers(&mut at_follower, (lead, epoch), port(&nodes, lead)).await;
     let (told, elsewhere, _) = ask_one(&mut at_leader, &from_rack(&rack, 0, epoch, 0)).await;
     assert_eq!((told, elsewhere), ((0, 0, 2, 0, 0), near));
     let own = format!("rack-{lead}");
@@ -650,6 +651,35 @@ async fn tell_leaders(follower: &mut KafkaConn, (lead, epoch): (i32, i32), port:
                 let topic = &answer.responses[0];
                 assert_eq!((topic.topic_id, topic.partitions[0].error_code), (id, 100));
             }
+        }
+    }
+}
+
+/// As [`tell_leaders`], of whoever would write at a follower, from version 10 on.
+async fn tell_leaders_of_writers(follower: &mut KafkaConn, (lead, epoch): (i32, i32), port: u16) {
+    for version in 3..=11 {
+        let partition = PartitionProduceData::default().with_records(Some(batch(b"astray")));
+        let topic = TopicProduceData::default()
+            .with_name(TopicName(text(TOPIC)))
+            .with_partition_data(vec![partition]);
+        let asked = ProduceRequest::default()
+            .with_acks(-1)
+            .with_timeout_ms(10_000)
+            .with_topic_data(vec![topic]);
+        let answer: ProduceResponse = follower.ask(ApiKey::Produce, version, &asked).await;
+        let partition = &answer.responses[0].partition_responses[0];
+        assert_eq!(partition.error_code, 6, "{version}");
+        let leader = &partition.current_leader;
+        let ends = &answer.node_endpoints;
+        if version < 10 {
+            assert_eq!((leader.leader_id.0, ends.len()), (-1, 0), "{version}");
+        } else {
+            assert_eq!((leader.leader_id.0, leader.leader_epoch), (lead, epoch));
+            assert_eq!((ends.len(), ends[0].node_id.0), (1, lead));
+            assert_eq!(
+                (&*ends[0].host, ends[0].port),
+                ("127.0.0.1", i32::from(port))
+            );
         }
     }
 }

@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
-use kafka_conn::{KafkaConn, text};
+use kafka_conn::{KafkaConn, framed_by, text};
 use kafka_protocol::messages::alter_client_quotas_request::{
     EntityData as Half, EntryData as Entry, OpData,
 };
@@ -251,8 +251,7 @@ async fn write(conn: &mut KafkaConn, version: i16, bytes: usize) -> Duration {
     }
 }
 
-/// Reads from an offset on: the bytes, and for how long the client is held back.
-async fn read(conn: &mut KafkaConn, version: i16, offset: i64) -> (usize, Duration) {
+fn fetch(offset: i64, wait: Duration) -> FetchRequest {
     let partition = FetchPartition::default()
         .with_partition(0)
         .with_fetch_offset(offset)
@@ -260,11 +259,17 @@ async fn read(conn: &mut KafkaConn, version: i16, offset: i64) -> (usize, Durati
     let topic = FetchTopic::default()
         .with_topic(TopicName(text(TOPIC)))
         .with_partitions(vec![partition]);
-    let request = FetchRequest::default()
-        .with_max_wait_ms(1_000)
+    FetchRequest::default()
+        .with_max_wait_ms(i32::try_from(wait.as_millis()).unwrap())
+        .with_min_bytes(1)
         .with_max_bytes(50 << 20)
-        .with_session_epoch(if version < 7 { -1 } else { 0 })
-        .with_topics(vec![topic]);
+        .with_topics(vec![topic])
+}
+
+/// Reads from an offset on: the bytes, and for how long the client is held back.
+async fn read(conn: &mut KafkaConn, version: i16, offset: i64) -> (usize, Duration) {
+    let request = fetch(offset, Duration::from_secs(1));
+    let request = request.with_session_epoch(if version < 7 { -1 } else { 0 });
     let answer: FetchResponse = conn.ask(ApiKey::Fetch, version, &request).await;
     let held = told(answer.throttle_time_ms);
     let Some(topic) = answer.responses.first() else {
@@ -422,9 +427,55 @@ async fn who_reads_more_than_it_may_gets_nothing_for_now() {
     let (bytes, held) = read(&mut other, 12, 1).await;
     assert!((BYTES..2 * BYTES).contains(&bytes), "one batch: {bytes}");
     assert!(about_two_seconds().contains(&held), "{held:?}");
+    // Nor is there a way round by other connections of the same client.
+    let mut more = KafkaConn::open_named(port, "other").await;
+    let (bytes, still) = read(&mut more, 12, 1).await;
+    assert_eq!(bytes, 0);
+    assert!(!still.is_zero());
     check_unheard(&mut other, &mut operator, held, since).await;
     let counted = ["trilog_throttle_duration_seconds_count", "reason=\"fetch\""];
-    assert_eq!(metric(&nodes, &counted), Some(3.0));
+    assert_eq!(metric(&nodes, &counted), Some(4.0));
+    nodes.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_held_back_inside_a_request_is_heard_to_its_end() {
+    let mut nodes = Nodes::start(1).await;
+    nodes.run(&["topic", "create", TOPIC]);
+    let port = nodes.kafka_port(0);
+    let mut operator = KafkaConn::open(port).await;
+    let mut client = KafkaConn::open_named(port, "both").await;
+    assert_eq!(write(&mut client, 9, BYTES).await, Duration::ZERO);
+    let whom: &[Whom<'_>] = &[("client-id", Some("both"))];
+    bound(&mut operator, whom, CONSUMER, Some(1.0)).await;
+    let mut first = KafkaConn::open_named(port, "both").await;
+    let (_, held) = read(&mut first, 12, 0).await;
+    assert!(held > Duration::from_hours(1), "{held:?}");
+
+    // Over its bound already: it is told so once it has waited for more than there is, and is in the
+    // middle of another request then.
+    client
+        .send(ApiKey::Fetch, 4, &fetch(1, Duration::from_secs(1)))
+        .await;
+    let request = framed_by("both", ApiKey::Produce, 9, 7, &produce(BYTES, -1));
+    let (begun, rest) = request.split_at(request.len() / 2);
+    client.say(begun).await;
+    let answer: FetchResponse = client.receive(ApiKey::Fetch, 4).await;
+    assert!(told(answer.throttle_time_ms) > Duration::from_hours(1));
+    client.say(rest).await;
+    let answer: ProduceResponse = client.receive(ApiKey::Produce, 9).await;
+    let row = &answer.responses[0].partition_responses[0];
+    assert_eq!(row.error_code, 0);
+    // But nothing behind it is.
+    let ping = framed_by(
+        "both",
+        ApiKey::ApiVersions,
+        0,
+        8,
+        &ApiVersionsRequest::default(),
+    );
+    client.say(&ping).await;
+    assert!(client.is_silent(Duration::from_secs(1)).await);
     nodes.stop();
 }
 

@@ -154,6 +154,8 @@ async fn records_go_and_come_over_tls_and_certificates_change_meanwhile() {
     let (nodes, dir) = start().await;
     nodes.run(&["topic", "create", TOPIC]);
     let port = nodes.kafka_port(0);
+    let told = "everybody on this machine may use the private key: chmod 600 it";
+    assert!(nodes.log(0).contains(told), "{}", nodes.log(0));
     let near = tunnel(port).await;
     let mut conn = KafkaConn::open_as(near, "admin", PASSWORD).await;
     for (offset, bytes) in (0..).zip([1, 1_000, 17_000, 300_000, 900_000]) {

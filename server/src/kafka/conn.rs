@@ -222,7 +222,10 @@ impl Serving {
     async fn run(&mut self) -> Result<(), Ended> {
         let mut open = true;
         while open || self.beginning.is_some() || !self.waiting.is_empty() {
-            let quiet = self.alone || self.held_until.is_some();
+            // A request that has memory is taken in all the same: it would keep it from others, or
+            // its place before them, for as long as the pause is. It counts like any other.
+            let held = self.held_until.is_some() && !self.input.holds_memory();
+            let quiet = self.alone || held;
             let reading = open
                 && self.beginning.is_none()
                 && !quiet

@@ -13,6 +13,9 @@ use crate::transaction::TransactionError;
 /// Codes say too little of some refusals; what is said to people beside them.
 pub(super) type Refusal = (ErrorCode, Option<String>);
 
+/// The first version of Produce that knows of transactions that are to be given up.
+const ABORTABLE_SINCE: i16 = 11;
+
 pub(super) fn append(error: &AppendError) -> Refusal {
     let code = match error {
         AppendError::NotLeader { .. } | AppendError::Closed => ErrorCode::NotLeaderOrFollower,
@@ -230,6 +233,17 @@ pub(super) fn not_shown(error: &TransactionError) -> Refusal {
     (code, Some(error.to_string()))
 }
 
+/// As [`not_shown`], in a version of Produce: those since 11 have a word for what can be put right by
+/// giving up the transaction, as at a broker; before, their producer had to be given up.
+pub(super) fn not_shown_in(error: &TransactionError, version: i16) -> Refusal {
+    match not_shown(error) {
+        (ErrorCode::InvalidTxnState, text) if version >= ABORTABLE_SINCE => {
+            (ErrorCode::TransactionAbortable, text)
+        }
+        refusal => refusal,
+    }
+}
+
 /// As [`not_shown`], of offsets.
 pub(super) fn not_shown_offsets(error: &TransactionError) -> ErrorCode {
     match not_shown(error).0 {
@@ -271,6 +285,9 @@ mod tests {
                 not_shown_offsets(&error),
             ];
             assert_eq!(told.map(|code| code.code()), codes, "{error:?}");
+            assert_eq!(not_shown_in(&error, 10), not_shown(&error));
+            let abortable = if codes[2] == 48 { 120 } else { codes[2] };
+            assert_eq!(not_shown_in(&error, 11).0.code(), abortable, "{error:?}");
             assert_eq!(transaction_since(&error, 2, 2), transaction(&error));
         }
     }

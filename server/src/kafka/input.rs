@@ -94,10 +94,18 @@ impl Input {
         }
     }
 
-    /// The client was made to wait: its time begins anew.
+    /// The client was made to wait: its time begins anew, unless it was heard meanwhile.
     pub(super) fn resume(&mut self) {
-        let partial = self.prefix_filled > 0 || self.body.is_some();
+        if self.holds_memory() {
+            return;
+        }
+        let partial = self.prefix_filled > 0;
         self.deadline = Instant::now() + if partial { ARRIVAL } else { IDLE };
+    }
+
+    /// Whether there is part of a request that has memory, or is in the line for it.
+    pub(super) fn holds_memory(&self) -> bool {
+        self.body.is_some() || self.claiming.is_some()
     }
 
     /// Ends when the client is gone while nothing is read from it. What it says meanwhile is left

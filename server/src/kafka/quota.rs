@@ -75,12 +75,37 @@ impl Rate {
         due.saturating_sub(window).min(LONGEST)
     }
 
-    /// What was counted last has not been moved after all.
-    fn take_back(&mut self, amount: f64) {
-        if let Some((_, total)) = self.samples.back_mut() {
-            *total -= amount;
+    /// As [`Rate::spend`], of what is moved only if `may` says so, by the pauses without it and with
+    /// it. What is not moved leaves no trace, whatever else is counted at the time.
+    fn spend_if(
+        &mut self,
+        amount: f64,
+        limit: f64,
+        now: Instant,
+        may: impl FnOnce(Duration, Duration) -> bool,
+    ) -> Asked {
+        let before = self.spend(0.0, limit, now);
+        let counted = self.samples.back().copied();
+        let after = self.spend(amount, limit, now);
+        let given = may(before, after);
+        if !given && let (Some(last), Some(counted)) = (self.samples.back_mut(), counted) {
+            *last = counted;
+        }
+        Asked {
+            before,
+            after,
+            given,
         }
     }
+}
+
+/// What became of something that was to be moved.
+#[derive(Debug, PartialEq, Eq)]
+struct Asked {
+    /// The pause without it, and with it.
+    before: Duration,
+    after: Duration,
+    given: bool,
 }
 
 /// Who counts together.
@@ -103,6 +128,17 @@ impl Limited {
     fn most(&self) -> f64 {
         self.limit * f64::from(SAMPLES - 1)
     }
+
+    fn pause(&self, pause: Duration, longest: Duration) -> Pause {
+        let pause = told(pause).min(longest);
+        Pause((!pause.is_zero()).then_some((self.share.key, pause)))
+    }
+}
+
+/// A pause as clients are told of it: in whole milliseconds.
+fn told(pause: Duration) -> Duration {
+    let millis = u64::try_from((pause + Duration::from_micros(500)).as_millis());
+    Duration::from_millis(millis.unwrap_or(u64::MAX))
 }
 
 /// The rates of a node's clients.
@@ -399,24 +435,36 @@ impl Bound {
 
     /// Counts what a fetch has read, before its reader has it. A reader that is over its bound gets
     /// nothing now, as at a broker, and what it does not get does not count; but where a single
-    /// batch is more than the bound allows for at once, it would never get that.
+    /// batch is more than the bound allows for at once, it would never get that: such a one is given
+    /// to whoever is not over already.
     pub(super) fn judge_fetch(&self, read: usize) -> Judged {
         let by_time = self.spend_time();
-        let by_bytes = self.spend_bytes(read);
-        let withheld = by_time.0.is_some() || by_bytes.0.is_some() && self.fits(read);
-        if withheld && let Some(limited) = &self.bytes {
-            let rates = &self.kafka.inner.rates;
-            let taken = |rate: &mut Rate| rate.take_back(number(read));
-            rates.with(&limited.share, Instant::now(), taken);
+        let Some(limited) = &self.bytes else {
+            let withheld = by_time.0.is_some();
+            return Judged {
+                pause: by_time,
+                withheld,
+            };
+        };
+        let (rates, now) = (&self.kafka.inner.rates, Instant::now());
+        let fits = number(read) <= limited.most();
+        let may = |before, after| {
+            let within = told(after).is_zero() || !fits && told(before).is_zero();
+            by_time.0.is_none() && within
+        };
+        let asked = rates.with(&limited.share, now, |rate| {
+            rate.spend_if(number(read), limited.limit, now, may)
+        });
+        // Until it would be given.
+        let pause = if asked.given || fits {
+            asked.after
+        } else {
+            asked.before
+        };
+        Judged {
+            pause: limited.pause(pause, LONGEST).or(by_time),
+            withheld: !asked.given,
         }
-        let pause = by_bytes.or(by_time);
-        Judged { pause, withheld }
-    }
-
-    /// Whether so many bytes are within what a whole window allows for.
-    fn fits(&self, read: usize) -> bool {
-        let bytes = self.bytes.as_ref();
-        bytes.is_none_or(|limited| number(read) <= limited.most())
     }
 
     /// The answer of a fetch that was judged.
@@ -445,10 +493,7 @@ impl Bound {
         let pause = rates.with(&limited.share, now, |rate| {
             rate.spend(amount, limited.limit, now)
         });
-        // Told in whole milliseconds.
-        let millis = u64::try_from((pause + Duration::from_micros(500)).as_millis());
-        let pause = Duration::from_millis(millis.unwrap_or(u64::MAX)).min(longest);
-        Pause((!pause.is_zero()).then_some((limited.share.key, pause)))
+        limited.pause(pause, longest)
     }
 
     fn held(&self, outcome: Outcome, pause: Pause) -> Outcome {
@@ -525,14 +570,38 @@ mod tests {
         // Half of a second into the next sample the window is half a second longer.
         assert_eq!(rate.spend(0.0, LIMIT, at(1_500)), millis(500));
         assert_eq!(rate.spend(0.0, LIMIT, at(2_000)), millis(1_000));
-        rate.take_back(-LIMIT);
-        assert_eq!(rate.spend(0.0, LIMIT, at(2_000)), millis(2_000));
-        rate.take_back(LIMIT);
+        // What is not moved is told of, and not counted.
+        let asked = rate.spend_if(LIMIT, LIMIT, at(2_000), |_, _| false);
+        assert_eq!((asked.before, asked.after), (millis(1_000), millis(2_000)));
+        assert_eq!(rate.spend(0.0, LIMIT, at(2_000)), millis(1_000));
         // All but what came after the first sample is forgotten: 20 s of bytes in 10.5.
         let later = rate.spend(20.0 * LIMIT, LIMIT, at(11_000));
         assert_eq!(later, millis(9_500));
         assert_eq!(rate.spend(0.0, LIMIT, at(60_000)), Duration::ZERO);
         assert_eq!(rate.spend(1e30, 1e-9, at(60_000)), LONGEST);
+    }
+
+    #[test]
+    fn what_is_not_moved_leaves_no_trace_in_any_sample() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let mut rate = Rate::default();
+        rate.spend(LIMIT, LIMIT, at(0));
+        // At the end of a sample, and at the beginning of the next one.
+        for millis in [999, 1_000, 2_100] {
+            let asked = rate.spend_if(90.0 * LIMIT, LIMIT, at(millis), |_, _| false);
+            assert!(asked.after > Duration::from_mins(1), "{asked:?}");
+        }
+        assert!(rate.samples.iter().all(|(_, amount)| *amount >= 0.0));
+        // Once all before it is forgotten, nothing is owed.
+        for millis in [11_500, 13_000] {
+            assert_eq!(rate.spend(0.0, LIMIT, at(millis)), Duration::ZERO);
+        }
+        let asked = rate.spend_if(90.0 * LIMIT, LIMIT, at(13_000), |before, _| {
+            before.is_zero()
+        });
+        assert!(asked.given, "{asked:?}");
+        assert_eq!(rate.spend(0.0, LIMIT, at(13_000)), asked.after);
     }
 
     fn share(nth: usize) -> Share {

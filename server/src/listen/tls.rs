@@ -53,8 +53,19 @@ pub enum TlsError {
         what: &'static str,
         error: rustls::pki_types::pem::Error,
     },
-    #[error("certificate and key cannot be used: {0}")]
-    Unusable(#[from] rustls::Error),
+    #[error(
+        "{file} holds a private key under a passphrase, for which nobody would be asked here: \
+         take it off with `openssl pkey -in {file} -out NEW`, and let nobody else read that file"
+    )]
+    Locked { file: PathBuf },
+    #[error(
+        "the certificate in {certificate} and the private key in {key} cannot be used: {error}"
+    )]
+    Unusable {
+        certificate: PathBuf,
+        key: PathBuf,
+        error: rustls::Error,
+    },
 }
 
 /// Speaks TLS on a listener's connections; cheap to clone.
@@ -236,18 +247,53 @@ impl TlsFiles {
             Ok(chain)
         });
         let chain = chain.map_err(wrong(&self.certificate, "certificate"))?;
+        if is_locked(key) {
+            let file = self.key.clone();
+            return Err(TlsError::Locked { file });
+        }
         let key = PrivateKeyDer::from_pem_slice(key).map_err(wrong(&self.key, "private key"))?;
-        // TLS 1.2 and 1.3, and what of them is thought safe.
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_single_cert(chain, key)?;
+        let config = config(chain, key).map_err(|error| TlsError::Unusable {
+            certificate: self.certificate.clone(),
+            key: self.key.clone(),
+            error,
+        })?;
+        if let Some(mode) = mode_for_all(&self.key) {
+            warn!(
+                file = %self.key.display(),
+                mode = format_args!("{mode:o}"),
+                "everybody on this machine may use the private key: chmod 600 it",
+            );
+        }
         Ok(Loaded {
             read,
             config: Arc::new(config),
         })
     }
+}
+
+/// TLS 1.2 and 1.3, and what of them is thought safe.
+fn config(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<ServerConfig, rustls::Error> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+}
+
+/// Whether a passphrase is needed for what is in a file of a key, in the newer form or the older.
+fn is_locked(pem: &[u8]) -> bool {
+    let has = |word: &[u8]| pem.windows(word.len()).any(|part| part == word);
+    has(b"-----BEGIN ENCRYPTED PRIVATE KEY-----") || has(b"Proc-Type: 4,ENCRYPTED")
+}
+
+/// The mode of a file that whoever has an account may use.
+fn mode_for_all(file: &Path) -> Option<u32> {
+    use std::os::unix::fs::MetadataExt as _;
+    let mode = std::fs::metadata(file).ok()?.mode() & 0o777;
+    (mode & 0o007 != 0).then_some(mode)
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, TlsError> {
@@ -296,6 +342,12 @@ mod tests {
             ("first.pem", "first.pem", "first.pem holds no private key"),
             ("none.pem", "first.key", "none.pem: "),
             ("first.pem", "none.key", "none.key: "),
+            (
+                "first.pem",
+                "locked.key",
+                "locked.key holds a private key under a passphrase",
+            ),
+            ("first.pem", "locked-old.key", "openssl pkey -in "),
         ] {
             let error = Tls::load(files(certificate, key)).unwrap_err().to_string();
             assert!(error.contains(said), "{certificate} {key}: {error}");

@@ -35,7 +35,14 @@ pub(crate) fn framed<M: Encodable>(key: ApiKey, version: i16, id: i32, message: 
     framed_by(CLIENT, key, version, id, message)
 }
 
-fn framed_by<M: Encodable>(client: &str, key: ApiKey, version: i16, id: i32, message: &M) -> Bytes {
+/// As [`framed`], by another client id.
+pub(crate) fn framed_by<M: Encodable>(
+    client: &str,
+    key: ApiKey,
+    version: i16,
+    id: i32,
+    message: &M,
+) -> Bytes {
     let header = RequestHeader::default()
         .with_request_api_key(key as i16)
         .with_request_api_version(version)

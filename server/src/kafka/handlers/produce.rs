@@ -10,14 +10,16 @@ use tokio::time::Instant;
 use trilog_model::batch::BatchHeader;
 use trilog_raft::controller::Operation;
 use trilog_wire::kafka::{
-    ErrorCode, ProducePartition, ProduceRequest, Produced, ProducedTopic, Request, StrBytes,
-    produce_answer,
+    CurrentLeader, ErrorCode, PRODUCE_HINTS_SINCE, ProducePartition, ProduceRequest, Produced,
+    ProducedTopic, Request, StrBytes, produce_answer,
 };
 
 use super::Begun;
+use crate::cluster::Cluster;
 use crate::kafka::conn::{Ended, Outcome};
 use crate::kafka::errors;
 use crate::kafka::errors::Refusal;
+use crate::kafka::hints;
 use crate::kafka::session::{Session, Target};
 use crate::meter::ApiMeter;
 use crate::partition::{AppendError, Partition, Ticket};
@@ -30,6 +32,8 @@ const MAX_PATIENCE: Duration = Duration::from_mins(5);
 struct Queued {
     index: i32,
     outcome: Result<Appending, Refused>,
+    /// Who leads, if this node does not, and its client understands that.
+    leader: Option<CurrentLeader>,
 }
 
 /// Why a batch is not taken, and which of its records are to blame, if any are.
@@ -88,8 +92,9 @@ pub(super) async fn begin(session: &mut Session, request: Request) -> Begun {
     let refusal = refusal(&produce).or_else(|| forbidden(session, &produce));
     let mut shown = match refusal {
         Some(_) => Shown::new(),
-        None => show(session, &produce).await,
+        None => show(session, &produce, request.version).await,
     };
+    let hinting = request.version >= PRODUCE_HINTS_SINCE;
     let mut topics = Vec::with_capacity(produce.topics.len());
     for (nth, topic) in produce.topics.into_iter().enumerate() {
         let mut queued = Vec::with_capacity(topic.partitions.len());
@@ -100,7 +105,15 @@ pub(super) async fn begin(session: &mut Session, request: Request) -> Begun {
                 Some(refusal) => Err(refusal.clone().into()),
                 None => enqueue(session, &topic.name, batch, shown).await,
             };
-            queued.push(Queued { index, outcome });
+            let leader = match &outcome {
+                Err(refused) if hinting => led_by(session, &topic.name, index, refused),
+                _ => None,
+            };
+            queued.push(Queued {
+                index,
+                outcome,
+                leader,
+            });
         }
         topics.push((topic.name, queued));
     }
@@ -108,7 +121,8 @@ pub(super) async fn begin(session: &mut Session, request: Request) -> Begun {
     let acks = produce.acks;
     // Batches are counted by the partitions that have them.
     let request = request.without_body();
-    Begun::Later(settle(request, acks, topics, deadline, meter).boxed())
+    let cluster = session.kafka.inner.cluster.clone();
+    Begun::Later(settle(request, acks, topics, deadline, (cluster, meter)).boxed())
 }
 
 /// What refuses every batch of the request.
@@ -134,7 +148,7 @@ fn forbidden(session: &Session, produce: &ProduceRequest) -> Option<Refusal> {
 
 /// Finds out whether the partitions that batches of a transaction are for are in it: later
 /// requests of the connection wait meanwhile, so that their order stays.
-async fn show(session: &mut Session, produce: &ProduceRequest) -> Shown {
+async fn show(session: &mut Session, produce: &ProduceRequest, version: i16) -> Shown {
     let mut shown = Shown::new();
     let mut asked = Vec::new();
     let mut producer = None;
@@ -165,7 +179,10 @@ async fn show(session: &mut Session, produce: &ProduceRequest) -> Shown {
         let told = transactions.show(id, producer, &partitions).await;
         for ((place, target), told) in asked.into_iter().zip(told) {
             let found = told.map(|since| (target, since));
-            shown.insert(place, found.map_err(|error| errors::not_shown(&error)));
+            shown.insert(
+                place,
+                found.map_err(|error| errors::not_shown_in(&error, version)),
+            );
         }
     }
     shown
@@ -231,17 +248,28 @@ async fn settle(
     acks: i16,
     topics: Vec<(StrBytes, Vec<Queued>)>,
     deadline: Instant,
-    meter: Option<ApiMeter>,
+    (cluster, meter): (Cluster, Option<ApiMeter>),
 ) -> Outcome {
     let mut failed = false;
+    let mut leaders = Vec::new();
     let mut answered = Vec::with_capacity(topics.len());
     for (name, queued) in topics {
         let mut partitions = Vec::with_capacity(queued.len());
-        for Queued { index, outcome } in queued {
-            let produced = match outcome {
-                Ok(appending) => appended(index, appending, deadline).await,
+        for Queued {
+            index,
+            outcome,
+            leader,
+        } in queued
+        {
+            let mut produced = match outcome {
+                Ok(appending) => {
+                    let hints = (request.version >= PRODUCE_HINTS_SINCE).then_some(&cluster);
+                    appended(index, appending, deadline, hints).await
+                }
                 Err(refusal) => refusal.produced(index),
             };
+            produced.current_leader = produced.current_leader.or(leader);
+            leaders.extend(produced.current_leader);
             if produced.error_code != 0 {
                 failed = true;
                 super::count_refusal(meter.as_ref(), produced.error_code);
@@ -254,11 +282,34 @@ async fn settle(
         // Closing is all that a producer without acknowledgements can be told by.
         0 if failed => Outcome::Close(Ended::Unacknowledged),
         0 => Outcome::Silence,
-        _ => Outcome::Answer(produce_answer(&request, &answered)),
+        _ => {
+            let endpoints = hints::endpoints(&cluster, leaders.into_iter());
+            Outcome::Answer(produce_answer(&request, &answered, &endpoints))
+        }
     }
 }
 
-async fn appended(index: i32, appending: Appending, deadline: Instant) -> Produced {
+/// Who leads, where a batch was refused because this node does not, and there is a replica here
+/// that knows.
+fn led_by(
+    session: &mut Session,
+    topic: &str,
+    index: i32,
+    refused: &Refused,
+) -> Option<CurrentLeader> {
+    if refused.refusal.0 != ErrorCode::NotLeaderOrFollower {
+        return None;
+    }
+    let target = session.replica(topic, index).ok()?;
+    hints::leader(&session.kafka.inner.cluster, &target.partition)
+}
+
+async fn appended(
+    index: i32,
+    appending: Appending,
+    deadline: Instant,
+    hints: Option<&Cluster>,
+) -> Produced {
     let committed = tokio::time::timeout_at(deadline, appending.ticket.committed()).await;
     match committed.unwrap_or(Err(AppendError::Unknown)) {
         Ok(appended) => {
@@ -272,9 +323,18 @@ async fn appended(index: i32, appending: Appending, deadline: Instant) -> Produc
                 log_start: partition.log_start().get().cast_signed(),
                 error_message: None,
                 record_errors: Vec::new(),
+                current_leader: None,
             }
         }
-        Err(error) => Refused::from(&error).produced(index),
+        Err(error) => {
+            let moved = matches!(error, AppendError::NotLeader { .. } | AppendError::Closed);
+            let leader = hints.filter(|_| moved);
+            let partition = &appending.target.partition;
+            Produced {
+                current_leader: leader.and_then(|cluster| hints::leader(cluster, partition)),
+                ..Refused::from(&error).produced(index)
+            }
+        }
     }
 }
 
@@ -289,6 +349,7 @@ impl Refused {
             log_start: -1,
             error_message: message,
             record_errors: self.records,
+            current_leader: None,
         }
     }
 }

@@ -70,7 +70,8 @@ const NEVER: i16 = i16::MAX;
 pub const APIS: &[Api] = &[
     Api {
         served: 3,
-        ..api(ApiKey::Produce, "produce", (0, 9), 9, &[])
+        // Whoever writes in a transaction as of version 12 names no partition of it beforehand.
+        ..api(ApiKey::Produce, "produce", (0, 11), 9, &[])
     },
     api(ApiKey::Fetch, "fetch", (4, 17), 12, &[]),
     api(

@@ -33,6 +33,7 @@ pub use kafka_protocol::error::ResponseError as ErrorCode;
 pub use kafka_protocol::messages;
 pub use kafka_protocol::protocol::{Encodable, StrBytes};
 pub use produce::{
-    ProducePartition, ProduceRequest, ProduceTopic, Produced, ProducedTopic, produce_answer,
+    PRODUCE_HINTS_SINCE, ProducePartition, ProduceRequest, ProduceTopic, Produced, ProducedTopic,
+    produce_answer,
 };
 pub use uuid::Uuid;

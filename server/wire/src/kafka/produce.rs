@@ -5,10 +5,13 @@ use kafka_protocol::protocol::StrBytes;
 
 use super::answer::{Answer, Writer};
 use super::cursor::{Cursor, Malformed};
+use super::fetch::{CurrentLeader, NodeEndpoint, write_endpoints};
 use super::frame::Request;
 
 /// Elements that room is made for before they are read.
 const ROOM: usize = 64;
+/// The first version that says who leads (KIP-951).
+pub const PRODUCE_HINTS_SINCE: i16 = 10;
 
 /// What is to be appended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +36,7 @@ pub struct ProducePartition {
 }
 
 impl ProduceRequest {
-    /// Reads a body of version 3 to 9.
+    /// Reads a body of version 3 to 11.
     pub fn decode(request: &Request) -> Result<Self, Malformed> {
         let body = &request.body;
         let mut cursor = Cursor::new(body, request.is_flexible());
@@ -93,11 +96,17 @@ pub struct Produced {
     pub error_message: Option<String>,
     /// The records that the batch was refused for: the place of each in it, and why.
     pub record_errors: Vec<(i32, String)>,
+    /// Who leads the partition, where the batch was refused because this node does not.
+    pub current_leader: Option<CurrentLeader>,
 }
 
-/// The answer to a produce request.
+/// The answer to a produce request, with where the leaders are that it names.
 #[must_use]
-pub fn produce_answer(request: &Request, topics: &[ProducedTopic]) -> Answer {
+pub fn produce_answer(
+    request: &Request,
+    topics: &[ProducedTopic],
+    endpoints: &[NodeEndpoint],
+) -> Answer {
     let version = request.version;
     let mut out = Writer::new(request.api, version, request.correlation_id);
     out.count(topics.len());
@@ -111,7 +120,15 @@ pub fn produce_answer(request: &Request, topics: &[ProducedTopic]) -> Answer {
     }
     // Who is throttled is told once the answer is ready: see `Answer::throttled`.
     out.fresh.put_i32(0);
-    out.no_tags();
+    if version >= PRODUCE_HINTS_SINCE && !endpoints.is_empty() {
+        // In a slice of their own, so that the time stays the last of the one before.
+        let mut tags = Writer::of_field();
+        tags.fresh.put_u8(1);
+        write_endpoints(&mut tags, endpoints);
+        out.share(tags.fresh.freeze());
+    } else {
+        out.no_tags();
+    }
     out.finish()
 }
 
@@ -135,5 +152,14 @@ fn write_produced(out: &mut Writer, version: i16, produced: &Produced) {
             None => out.null_text(),
         }
     }
-    out.no_tags();
+    match produced.current_leader {
+        Some(leader) if version >= PRODUCE_HINTS_SINCE => {
+            // One field, number 0, 9 bytes.
+            out.fresh.put_slice(&[1, 0, 9]);
+            out.fresh.put_i32(leader.node);
+            out.fresh.put_i32(leader.epoch);
+            out.fresh.put_u8(0);
+        }
+        _ => out.no_tags(),
+    }
 }

@@ -448,13 +448,27 @@ fn a_produce_answer_is_what_its_client_reads() {
         log_start: 5,
         error_message: Some("too large".to_owned()),
         record_errors: vec![(4, "no key".to_owned())],
+        current_leader: None,
+    };
+    let moved = Produced {
+        index: 4,
+        error_code: 6,
+        current_leader: Some(CurrentLeader { node: 8, epoch: 9 }),
+        ..Produced::default()
     };
     let topics = [ProducedTopic {
         name: text("one"),
-        partitions: vec![produced],
+        partitions: vec![produced, moved],
     }];
+    let end = NodeEndpoint {
+        node: 8,
+        host: "node-8".to_owned(),
+        port: 9092,
+        rack: Some("r".to_owned()),
+    };
     for version in api.served..=api.max {
-        let answer = produce_answer(&request(api, version, Bytes::new()), &topics);
+        let request = request(api, version, Bytes::new());
+        let answer = produce_answer(&request, &topics, std::slice::from_ref(&end));
         let read: messages::ProduceResponse = read_answer(&answer, api, version);
         let partition = &read.responses[0].partition_responses[0];
         assert_eq!((partition.index, partition.error_code), (3, 10));
@@ -467,6 +481,18 @@ fn a_produce_answer_is_what_its_client_reads() {
             let blamed = &partition.record_errors[0];
             let why = blamed.batch_index_error_message.as_deref();
             assert_eq!((blamed.batch_index, why), (4, Some("no key")));
+        }
+        let told = |at: usize| {
+            let leader = &read.responses[0].partition_responses[at].current_leader;
+            (leader.leader_id.0, leader.leader_epoch)
+        };
+        let hints = version >= 10;
+        assert_eq!(told(0), (-1, -1), "{version}");
+        assert_eq!(told(1), if hints { (8, 9) } else { (-1, -1) }, "{version}");
+        assert_eq!(read.node_endpoints.len(), usize::from(hints), "{version}");
+        for told in &read.node_endpoints {
+            assert_eq!((told.node_id.0, told.port), (8, 9092));
+            assert_eq!((&*told.host, told.rack.as_deref()), ("node-8", Some("r")));
         }
     }
 }
@@ -619,7 +645,7 @@ fn a_header_is_read_as_its_client_wrote_it() {
 
 #[test]
 fn what_is_not_served_closes_the_connection_except_for_api_versions() {
-    for (key, version) in [(0, 2), (0, 10), (1, 3), (4, 0), (999, 0), (-1, 0)] {
+    for (key, version) in [(0, 2), (0, 12), (1, 3), (4, 0), (999, 0), (-1, 0)] {
         let unserved = FrameError::Unserved { key, version };
         assert_eq!(
             Request::open(&framed(key, version, 1)).unwrap_err(),

@@ -21,7 +21,7 @@ enum Place {
     Second,
     /// Behind a code and what can be asked.
     BehindApis,
-    /// Last but for tagged fields, of which there are none.
+    /// Last but for tagged fields: there are none, or they are in a slice of their own.
     Last,
 }
 
@@ -61,18 +61,15 @@ impl Answer {
         let Some((_, place)) = field(api.key).filter(|(since, _)| version >= *since) else {
             return self;
         };
-        let slice = match place {
-            Place::Last => self.0.last_mut(),
-            Place::First | Place::Second | Place::BehindApis => self.0.first_mut(),
-        };
-        let Some(slice) = slice else {
+        let tags_apart = place == Place::Last && self.0.len() > 1;
+        let Some(slice) = self.0.first_mut() else {
             return self;
         };
         let whole = std::mem::take(slice);
         let mut whole = whole
             .try_into_mut()
             .unwrap_or_else(|shared| BytesMut::from(&*shared));
-        if let Some(start) = start(&whole, place, api.is_flexible(version))
+        if let Some(start) = start(&whole, place, api.is_flexible(version) && !tags_apart)
             && let Some(field) = whole.get_mut(start..start + FIELD_BYTES)
         {
             field.copy_from_slice(&millis.to_be_bytes());
@@ -222,6 +219,53 @@ mod tests {
             WriteTxnMarkers => WriteTxnMarkersResponse,
             DescribeQuorum => DescribeQuorumResponse,
         }
+    }
+
+    #[test]
+    fn it_is_found_before_the_leaders_of_a_produce() {
+        use super::super::{NodeEndpoint, Opened, Request, produce_answer};
+
+        let api = super::super::api_of(ApiKey::Produce as i16).unwrap();
+        let end = NodeEndpoint {
+            node: 2,
+            host: "n2".to_owned(),
+            port: 9092,
+            rack: None,
+        };
+        for version in api.served..=api.max {
+            let mut message = vec![
+                0,
+                0,
+                0,
+                u8::try_from(version).unwrap(),
+                0,
+                0,
+                0,
+                9,
+                0xff,
+                0xff,
+            ];
+            message.resize(message.len() + usize::from(api.is_flexible(version)), 0);
+            let opened = Request::open(&message.into()).unwrap();
+            let Opened::Request(request) = opened else {
+                panic!("{version}");
+            };
+            let answer = produce_answer(&request, &[], std::slice::from_ref(&end));
+            let answer = answer.throttled(api, version, MILLIS).0.concat();
+            let theirs = messages::produce_response::NodeEndpoint::default()
+                .with_node_id(messages::BrokerId(2))
+                .with_host(host_two())
+                .with_port(9092);
+            let ends = if version >= 10 { vec![theirs] } else { vec![] };
+            let held = messages::ProduceResponse::default()
+                .with_throttle_time_ms(MILLIS)
+                .with_node_endpoints(ends);
+            assert_eq!(answer, written(api, version, &held), "{version}");
+        }
+    }
+
+    fn host_two() -> super::super::StrBytes {
+        super::super::StrBytes::from_static_str("n2")
     }
 
     #[test]
