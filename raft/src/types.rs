@@ -128,18 +128,19 @@ impl Draft {
     }
 }
 
-/// The body of an entry.
+/// The body of an entry. All of it is boxed, for openraft keeps room for thousands of entries and
+/// messages in every group, each as large as the largest.
 #[derive(Clone, Debug)]
 pub(crate) enum Payload {
     /// What a new leader opens its term with, before it is stored.
     Blank,
     /// A membership before it is stored.
-    Membership(Membership),
+    Membership(Box<Membership>),
     /// A proposal before it is stored.
-    Draft(Draft),
+    Draft(Box<Draft>),
     /// The entry as stored; a membership comes decoded beside its frame.
     Stored {
-        frame: Frame,
+        frame: Box<Frame>,
         membership: Option<Box<Membership>>,
     },
 }
@@ -167,16 +168,16 @@ impl RaftPayload for Payload {
     }
 
     fn with_normal(self, data: Draft) -> Self {
-        Self::Draft(data)
+        Self::Draft(Box::new(data))
     }
 
     fn with_membership(self, membership: Membership) -> Self {
-        Self::Membership(membership)
+        Self::Membership(Box::new(membership))
     }
 
     fn get_membership(&self) -> Option<Membership> {
         match self {
-            Self::Membership(membership) => Some(membership.clone()),
+            Self::Membership(membership) => Some(membership.as_ref().clone()),
             Self::Stored { membership, .. } => membership.as_deref().cloned(),
             Self::Blank | Self::Draft(_) => None,
         }
@@ -200,7 +201,10 @@ impl Entry {
         };
         Ok(Self {
             id: log_id(frame.header.id()),
-            payload: Payload::Stored { frame, membership },
+            payload: Payload::Stored {
+                frame: Box::new(frame),
+                membership,
+            },
         })
     }
 

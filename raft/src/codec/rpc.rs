@@ -127,7 +127,7 @@ pub(crate) fn encode_append(
                 value: entry.entry_id().index.get(),
             });
         };
-        push_frame(frame, &mut heads, &mut out);
+        push_frame(*frame, &mut heads, &mut out);
     }
     if !heads.is_empty() {
         out.push(heads.freeze());

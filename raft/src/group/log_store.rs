@@ -211,7 +211,7 @@ impl LogStore {
         let id = entry.entry_id();
         let group = self.status.group;
         match entry.payload {
-            Payload::Stored { frame, .. } => (frame, Appending::Assert),
+            Payload::Stored { frame, .. } => (*frame, Appending::Assert),
             Payload::Blank => (blank(group, id), Appending::Assign),
             // Judged in another term than it arrives in: its index is taken, so an entry there
             // must be, but an empty one.

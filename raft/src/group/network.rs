@@ -369,12 +369,12 @@ fn replies(
 }
 
 impl NetSnapshot<TypeConfig> for Client {
-    type SnapshotData = Descriptor;
+    type SnapshotData = Box<Descriptor>;
 
     async fn full_snapshot(
         &mut self,
         vote: RaftVote,
-        snapshot: SnapshotOf<TypeConfig, Descriptor>,
+        snapshot: SnapshotOf<TypeConfig, Box<Descriptor>>,
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
@@ -391,7 +391,7 @@ impl Client {
     async fn send_snapshot(
         &self,
         vote: RaftVote,
-        snapshot: SnapshotOf<TypeConfig, Descriptor>,
+        snapshot: SnapshotOf<TypeConfig, Box<Descriptor>>,
         timeout: Duration,
     ) -> Result<SnapshotResponse<TypeConfig>, RpcError> {
         let last = snapshot.meta.last_log_id;

@@ -211,12 +211,12 @@ pub(crate) async fn snapshot(replica: &Replica, stream: PeerStream) {
     // A small one holds up no other, however long its own log takes to make room for it.
     let _turn = turn.filter(|_| message.descriptor.len() > SMALL_DESCRIPTOR);
     let snapshot = match Descriptor::decode(message.descriptor) {
-        Ok(descriptor) => SnapshotOf::<TypeConfig, Descriptor> {
+        Ok(descriptor) => SnapshotOf::<TypeConfig, Box<Descriptor>> {
             meta: SnapshotMetaOf::<TypeConfig> {
                 last_log_id: Some(message.last),
                 last_membership: message.membership,
             },
-            snapshot: descriptor,
+            snapshot: Box::new(descriptor),
         },
         Err(error) => return receiver.refuse(&failed(error)),
     };

@@ -132,7 +132,7 @@ impl StateMachine {
                 self.fold(view, frame, news, batch)
             }
             Payload::Membership(membership) => {
-                self.remember(id, membership.clone());
+                self.remember(id, membership.as_ref().clone());
                 self.applied.id = Some(id);
                 Outcome::Fenced
             }
@@ -260,7 +260,7 @@ impl StateMachine {
 }
 
 impl RaftStateMachine<TypeConfig> for StateMachine {
-    type SnapshotData = Descriptor;
+    type SnapshotData = Box<Descriptor>;
     type SnapshotBuilder = DescriptorBuilder;
 
     async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
@@ -301,14 +301,14 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     async fn install_snapshot(
         &mut self,
         meta: &SnapshotMetaOf<TypeConfig>,
-        descriptor: Descriptor,
+        descriptor: Box<Descriptor>,
     ) -> io::Result<()> {
-        super::install::install(self, meta, descriptor).await
+        super::install::install(self, meta, *descriptor).await
     }
 
     async fn get_current_snapshot(
         &mut self,
-    ) -> io::Result<Option<SnapshotOf<TypeConfig, Descriptor>>> {
+    ) -> io::Result<Option<SnapshotOf<TypeConfig, Box<Descriptor>>>> {
         let base = self.base.lock().clone();
         let (Some(mut base), Some(folded)) = (base, self.folded) else {
             return Ok(None);
@@ -322,12 +322,12 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             memberships: self.memberships.clone(),
             state: self.view.lock().snapshot(),
         };
-        Ok(Some(SnapshotOf::<TypeConfig, Descriptor> {
+        Ok(Some(SnapshotOf::<TypeConfig, Box<Descriptor>> {
             meta: meta_of(&base),
-            snapshot: Descriptor {
+            snapshot: Box::new(Descriptor {
                 base: Some(base),
                 view: Some(view),
-            },
+            }),
         }))
     }
 }
@@ -350,14 +350,14 @@ pub(crate) struct DescriptorBuilder {
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for DescriptorBuilder {
-    type SnapshotData = Descriptor;
+    type SnapshotData = Box<Descriptor>;
 
-    async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<TypeConfig, Descriptor>> {
+    async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<TypeConfig, Box<Descriptor>>> {
         let Some(base) = std::mem::replace(&mut self.base, Ok(None))? else {
             // Nothing is applied that a log could start after.
-            return Ok(SnapshotOf::<TypeConfig, Descriptor> {
+            return Ok(SnapshotOf::<TypeConfig, Box<Descriptor>> {
                 meta: SnapshotMetaOf::<TypeConfig>::default(),
-                snapshot: Descriptor::default(),
+                snapshot: Box::default(),
             });
         };
         self.kv.flush().await.map_err(io::Error::other)?;
@@ -369,12 +369,12 @@ impl RaftSnapshotBuilder<TypeConfig> for DescriptorBuilder {
         }
         self.planned.lock().add(base.start.clone());
         *self.current.lock() = Some(base.clone());
-        Ok(SnapshotOf::<TypeConfig, Descriptor> {
+        Ok(SnapshotOf::<TypeConfig, Box<Descriptor>> {
             meta: meta_of(&base),
-            snapshot: Descriptor {
+            snapshot: Box::new(Descriptor {
                 base: Some(base),
                 view: None,
-            },
+            }),
         })
     }
 }

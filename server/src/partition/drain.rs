@@ -10,7 +10,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use trilog_model::batch::{BatchHeader, stamp_append_time};
 use trilog_model::{Offset, ReplicaId, Term, Timestamp};
@@ -22,6 +24,8 @@ use crate::view::isolation::{self, Ender, Inclusion, MarkerVerdict, Unfit};
 use crate::view::producers::{self, Place, Publisher, Verdict};
 use crate::view::{Marker, PartitionCommand, PartitionState, SharedState};
 
+/// Requests that may wait for a drain in one partition; their bytes are bounded apart.
+const QUEUE_LEN: usize = 16_384;
 /// The most entries in one drain; Raft merges about as many.
 const MAX_ENTRIES: usize = 4096;
 /// A drain closes once it holds so much, so that one round of replication stays short.
@@ -78,6 +82,70 @@ impl Request {
     fn answer(self, outcome: Result<Appended, AppendError>) {
         // The asker may have gone: its answer then matters to nobody.
         drop(self.reply.send(outcome));
+    }
+}
+
+/// The queue of a replica's appends, and the task that looks after it, from the first append on: a
+/// follower has neither, and most replicas are followers.
+#[derive(Debug, Default)]
+pub(super) struct Admission(Mutex<Stage>);
+
+#[derive(Debug, Default)]
+enum Stage {
+    #[default]
+    Unused,
+    Running {
+        queue: mpsc::Sender<Request>,
+        drain: JoinHandle<()>,
+    },
+    Closed,
+}
+
+impl Admission {
+    /// The queue; `begin` makes the task of a new one.
+    pub(super) fn queue<F>(
+        &self,
+        begin: impl FnOnce(mpsc::Receiver<Request>) -> F,
+    ) -> Result<mpsc::Sender<Request>, AppendError>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let mut stage = self.0.lock();
+        match &*stage {
+            Stage::Running { queue, .. } => Ok(queue.clone()),
+            Stage::Closed => Err(AppendError::Closed),
+            Stage::Unused => {
+                let (queue, requests) = mpsc::channel(QUEUE_LEN);
+                let drain = tokio::spawn(begin(requests));
+                *stage = Stage::Running {
+                    queue: queue.clone(),
+                    drain,
+                };
+                Ok(queue)
+            }
+        }
+    }
+
+    /// What is queued is answered as closed, and so is whatever comes.
+    pub(super) fn close(&self) {
+        if let Stage::Running { drain, .. } = std::mem::replace(&mut *self.0.lock(), Stage::Closed)
+        {
+            drain.abort();
+        }
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        match &*self.0.lock() {
+            Stage::Unused => false,
+            Stage::Running { queue, .. } => queue.is_closed(),
+            Stage::Closed => true,
+        }
+    }
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 

@@ -20,7 +20,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
 use trilog_model::batch::BatchHeader;
 use trilog_model::{LogIndex, NodeId, Offset, ReplicaId, Term, Timestamp};
 use trilog_raft::{HighWatermark, Leadership};
@@ -39,13 +38,10 @@ pub use stable::{ActiveProducer, OpenTransaction, Settled, Standing};
 use crate::view::producers::Publisher;
 use crate::view::{PartitionCommand, PartitionState, PartitionView, SharedState, ViewKind};
 use compaction::Swept;
-use drain::{Request, Work};
+use drain::{Admission, Request, Work};
 
 /// The Raft group under a partition.
 pub type Group = trilog_raft::Group<PartitionView>;
-
-/// Requests that may wait for a drain in one partition; their bytes are bounded apart.
-const QUEUE_LEN: usize = 16_384;
 
 /// How long an append waits for storage to catch up before it is refused.
 const ROOM_PATIENCE: Duration = Duration::from_secs(5);
@@ -148,7 +144,7 @@ pub struct Partition {
 struct Inner {
     group: Group,
     state: SharedState,
-    queue: mpsc::Sender<Request>,
+    admission: Admission,
     intake: Intake,
     limits: watch::Sender<Limits>,
     kind: ViewKind,
@@ -157,12 +153,14 @@ struct Inner {
     warned: AtomicBool,
     /// The last of its own commands of which nobody knows what became.
     upkeep: Mutex<Option<Ticket>>,
-    drain: JoinHandle<()>,
 }
 
-impl Drop for Inner {
-    fn drop(&mut self) {
-        self.drain.abort();
+impl Inner {
+    fn queue(&self) -> Result<mpsc::Sender<Request>, AppendError> {
+        self.admission.queue(|requests| {
+            let clock = Arc::clone(&self.intake.clock);
+            drain::run(self.group.clone(), Arc::clone(&self.state), clock, requests)
+        })
     }
 }
 
@@ -170,23 +168,18 @@ impl Partition {
     /// Takes over a group whose view keeps `state`.
     #[must_use]
     pub fn new(group: Group, state: SharedState, intake: Intake, limits: Limits) -> Self {
-        let (queue, requests) = mpsc::channel(QUEUE_LEN);
-        let clock = Arc::clone(&intake.clock);
-        let drain = drain::run(group.clone(), Arc::clone(&state), clock, requests);
-        let drain = tokio::spawn(drain);
         let limits = watch::Sender::new(limits);
         let kind = state.lock().kind();
         let inner = Inner {
             group,
             state,
-            queue,
+            admission: Admission::default(),
             intake,
             limits,
             kind,
             swept: Mutex::default(),
             warned: AtomicBool::new(false),
             upkeep: Mutex::default(),
-            drain,
         };
         Self {
             inner: Arc::new(inner),
@@ -255,7 +248,7 @@ impl Partition {
             reply,
             _permits: None,
         };
-        match self.inner.queue.try_send(request) {
+        match self.inner.queue()?.try_send(request) {
             Ok(()) => Ok(Ticket(answer)),
             Err(mpsc::error::TrySendError::Full(_)) => {
                 Err(AppendError::Busy("too much is waiting to be judged"))
@@ -354,7 +347,7 @@ impl Partition {
             _permits: permits,
         };
         inner
-            .queue
+            .queue()?
             .send(request)
             .await
             .map_err(|_| AppendError::Closed)?;
@@ -540,12 +533,12 @@ impl Partition {
     /// Whether the replica was closed: it then answers nothing any more.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        self.inner.queue.is_closed()
+        self.inner.admission.is_closed()
     }
 
     /// Ends admission; what is queued is answered as closed. The group itself is closed apart.
     pub fn close(&self) {
-        self.inner.drain.abort();
+        self.inner.admission.close();
     }
 
     #[must_use]
