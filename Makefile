@@ -10,7 +10,7 @@ export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 TRILOG = $(CARGO) run --quiet --release --locked -p trilog-server --bin trilog --
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev test sim chaos fuzz interop-kafka bench bench-kafka fmt lint verify setup rocksdb
+.PHONY: help run dev test sim chaos fuzz interop-kafka bench bench-kafka compare fmt lint verify setup rocksdb
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -60,8 +60,17 @@ interop-kafka: rocksdb ## Real Kafka clients against three nodes: what ran, pass
 # The Java tools need java and mvn, the groups PYTHON as above; a quarter of an hour.
 bench-kafka: rocksdb ## Kafka's own tools beside the native client; 100 consumers that lose one
 	$(CARGO) build --release --locked -p trilog-server --bin trilog
-	$(PYTHON) tests/interop/kafka/perf.py --trilog $${CARGO_TARGET_DIR:-target}/release/trilog
+	$(PYTHON) tests/compare/perf.py --trilog $${CARGO_TARGET_DIR:-target}/release/trilog
 	$(PYTHON) tests/interop/kafka/rebalance.py --trilog $${CARGO_TARGET_DIR:-target}/release/trilog
+
+# Needs java, mvn and a C compiler for librdkafka; what is missing is skipped, and said so. Data goes
+# to TMPDIR: 10 GB at most, removed afterwards. QUICK=1 has half of everything.
+RUNS ?= 5
+QUICK ?=
+compare: rocksdb ## Beside Apache Kafka, RUNS=5 of each in turn: table and charts in docs/benchmarks
+	$(CARGO) build --release --locked -p trilog-server --bin trilog
+	$(PYTHON) tests/compare/compare.py --trilog $${CARGO_TARGET_DIR:-target}/release/trilog \
+		--rounds $(RUNS) $(if $(QUICK),--quick)
 
 bench: rocksdb ## Every figure, with the baseline it is a ratio of
 	$(CARGO) build --release --locked -p trilog-server --bin trilog

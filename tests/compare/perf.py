@@ -1,0 +1,164 @@
+#!/usr/bin/env python3
+"""How near Kafka's own tools come to the native client, in the same run on the same machine.
+
+    perf.py --trilog target/release/trilog --rounds 5 [--into FILE]
+
+A round measures, one after the other and each alone: the Java tools on Trilog, `trilog bench` (the
+native client), and the Java tools on three Apache Kafka brokers, which are the lower bound where
+the tools themselves are slower than the native client. Records of 1 KiB, eight partitions, three
+replicas, all acknowledged by all. A round takes about two minutes. With --into, rounds are added
+to those of a file, and the medians are of all of them, so that each can run when it suits.
+
+The tool shares its processors with the nodes, so what each used of them is shown, too.
+"""
+
+import argparse
+import contextlib
+import json
+import pathlib
+import statistics
+import subprocess
+import tempfile
+import time
+
+import peers
+from generator import Generator, build
+from processes import Used, cpu_seconds
+from shared import end_when_told, free_ports, wait_until
+from tools import Tools
+
+TOPIC = "perf"
+PARTITIONS = 8
+RECORD = 1024
+RECORDS = 1_000_000
+# In which the JVM compiles itself.
+WARM = 200_000
+PATIENCE = 180
+# What a quick `trilog bench produce` writes in all, its warming up included.
+NATIVE_GIGABYTES = 9 * 2**30 / 10 / 1e9
+TARGET = 85
+NODES = 3
+
+
+class Nodes(peers.OURS):
+    # So that what is consumed is in memory.
+    settings = {**peers.OURS.settings, "storage.cache_size": "1GiB"}
+
+    def __init__(self):
+        super().__init__("load")
+
+
+def measured(servers, work):
+    """Megabytes a second, and seconds of processor for a gigabyte: of the tool, of the servers."""
+    used = Used(servers.pids().values())
+    speed = work(servers.bootstrap) * RECORD / 1e6
+    used.stop()
+    gigabytes = RECORDS * RECORD / 1e9
+    return {"speed": speed, "tool": used.clients / gigabytes, "servers": used.servers / gigabytes}
+
+
+def java_on(servers, clients):
+    tools, generator = clients
+    try:
+        made = lambda: attempt(lambda: generator.create(servers, TOPIC, PARTITIONS))
+        wait_until("a topic is made", made, 90)
+        produced = lambda to: tools.produce(to, TOPIC, RECORDS - WARM, RECORD, WARM)["rate"]
+        return {
+            "produce": measured(servers, produced),
+            "consume": measured(servers, lambda to: tools.consume(to, TOPIC, RECORDS)),
+        }
+    finally:
+        servers.stop()
+
+
+def attempt(call):
+    """Whether it could be done; a broker that starts cannot yet."""
+    try:
+        call()
+        return True
+    except AssertionError:
+        return False
+
+
+def watched(command):
+    """What a program said, and the processor time of itself, without that of its children."""
+    used = 0
+    with tempfile.TemporaryFile("w+") as out, subprocess.Popen(command, stdout=out) as process:
+        deadline = time.time() + PATIENCE
+        while process.poll() is None:
+            with contextlib.suppress(OSError, IndexError):
+                used = cpu_seconds([process.pid])
+            if time.time() > deadline:
+                process.kill()
+            time.sleep(0.05)
+        assert process.returncode == 0, f"{command}: {process.returncode}"
+        out.seek(0)
+        return out.read(), used
+
+
+def native(trilog):
+    """What `trilog bench` says of the same."""
+    found = {}
+    with tempfile.TemporaryDirectory(prefix="trilog-perf-") as folder:
+        for mode, args in {"produce": ["produce", "--quick"], "consume": ["tail"]}.items():
+            command = [trilog, "bench", *args, "--json", "--dir", folder, "--io", "auto"]
+            command += ["--base-port", str(free_ports(30))]
+            said, used = watched(command)
+            figures = json.loads(said)["figures"]
+            found[mode] = {"speed": next(one["value"] for one in figures if one["unit"] == "MB/s")}
+            # The client is in one process with the measuring.
+            for each in (one["value"] for one in figures if one["unit"] == "s/GB"):
+                found[mode] |= {"servers": each * NODES, "tool": used / NATIVE_GIGABYTES}
+    return found
+
+
+def a_round(trilog, clients):
+    return {
+        "java on trilog": java_on(Nodes(), clients),
+        "native": native(trilog),
+        "java on kafka": java_on(peers.kafka.Kafka("load"), clients),
+    }
+
+
+def spread(values):
+    return f"{statistics.median(values):7.2f}  [{min(values):.2f} to {max(values):.2f}]"
+
+
+def report(rounds):
+    print(f"{len(rounds)} rounds; median [least to most]")
+    for mode in ("produce", "consume"):
+        each = lambda who, what: [one[who][mode][what] for one in rounds if what in one[who][mode]]
+        for who in rounds[0]:
+            print(f"{mode}, {who}:  MB/s {spread(each(who, 'speed'))}")
+            for what in ("tool", "servers"):
+                if values := each(who, what):
+                    print(f"    processor of the {what}, s/GB {spread(values)}")
+        java, client, kafka = (each(who, "speed") for who in ("java on trilog", "native", "java on kafka"))
+        bound = [min(pair) for pair in zip(client, kafka)]
+        for name, of in [("native", client), ("kafka", kafka), ("the lower of both", bound)]:
+            print(f"    java on trilog, % of {name} {spread([100 * a / b for a, b in zip(java, of)])}")
+        reached = statistics.median([100 * a / b for a, b in zip(java, bound)])
+        print(f"    [>= {TARGET} %: {'met' if reached >= TARGET else 'MISSED'}]")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--trilog", default="target/release/trilog")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--into", type=pathlib.Path)
+    args = parser.parse_args()
+    end_when_told()
+    Nodes.program = str(pathlib.Path(args.trilog).resolve())
+    peers.kafka.Kafka.prepare()
+    clients = Tools(peers.kafka.jars()), Generator(build())
+    known = args.into and args.into.exists() and args.into.read_text().splitlines()
+    rounds = [json.loads(line) for line in known or []]
+    for _ in range(args.rounds):
+        rounds.append(a_round(Nodes.program, clients))
+        if args.into:
+            args.into.write_text("".join(json.dumps(one) + "\n" for one in rounds))
+    report(rounds)
+
+
+if __name__ == "__main__":
+    main()
