@@ -58,7 +58,7 @@ interop-kafka: rocksdb ## Real Kafka clients against three nodes: what ran, pass
 	$(PYTHON) tests/interop/kafka/run.py --trilog $${CARGO_TARGET_DIR:-target}/debug/trilog
 
 # The Java tools need java and mvn, the groups PYTHON as above; a quarter of an hour.
-bench-kafka: rocksdb ## Kafka's own tools beside the native client; 100 consumers that lose one
+bench-kafka: rocksdb ## Stock Kafka clients beside the native one; 100 consumers that lose one
 	$(CARGO) build --release --locked -p trilog-server --bin trilog
 	$(PYTHON) tests/compare/perf.py --trilog $${CARGO_TARGET_DIR:-target}/release/trilog
 	$(PYTHON) tests/interop/kafka/rebalance.py --trilog $${CARGO_TARGET_DIR:-target}/release/trilog

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""How near Kafka's own tools come to the native client, in the same run on the same machine.
+"""How near stock clients come to the native one, in the same run on the same machine.
 
     perf.py --trilog target/release/trilog --rounds 5 [--into FILE]
 
-A round measures, one after the other and each alone: the Java tools on Trilog, `trilog bench` (the
-native client), and the Java tools on three Apache Kafka brokers, which are the lower bound where
-the tools themselves are slower than the native client. Records of 1 KiB, eight partitions, three
-replicas, all acknowledged by all. A round takes about two minutes. With --into, rounds are added
-to those of a file, and the medians are of all of them, so that each can run when it suits.
+A round measures, one after the other and each alone: Kafka's own performance tools, kcat and
+confluent-kafka on Trilog, `trilog bench` (the native client), and the same clients on three Apache
+Kafka brokers, which are the lower bound where a client itself is slower than the native one.
+Records of 1 KiB, eight partitions, three replicas, all acknowledged by all. A round takes about
+three minutes. With --into, rounds are added to those of a file, and the medians are of all of them,
+so that each can run when it suits.
 
 The tool shares its processors with the nodes, so what each used of them is shown, too.
 """
@@ -24,10 +25,10 @@ import time
 import peers
 from generator import Generator, build
 from processes import Used, cpu_seconds
-from shared import end_when_told, free_ports, wait_until
+from shared import Missing, end_when_told, free_ports, wait_until
+from stock import Confluent, Kcat
 from tools import Tools
 
-TOPIC = "perf"
 PARTITIONS = 8
 RECORD = 1024
 RECORDS = 1_000_000
@@ -48,27 +49,46 @@ class Nodes(peers.OURS):
         super().__init__("load")
 
 
-def measured(servers, work):
-    """Megabytes a second, and seconds of processor for a gigabyte: of the tool, of the servers."""
+class Java:
+    """Kafka's own tools."""
+
+    name = "java"
+    records = RECORDS
+
+    def __init__(self):
+        self._tools = Tools(peers.kafka.jars())
+
+    def produce(self, bootstrap, topic):
+        return self._tools.produce(bootstrap, topic, RECORDS - WARM, RECORD, WARM)["rate"]
+
+    def consume(self, bootstrap, topic):
+        return self._tools.consume(bootstrap, topic, RECORDS)
+
+
+def measured(servers, client, work):
+    """Megabytes a second, and seconds of processor for a gigabyte: of the client, of the servers."""
     used = Used(servers.pids().values())
-    speed = work(servers.bootstrap) * RECORD / 1e6
+    speed = work(servers.bootstrap, f"perf-{client.name}") * RECORD / 1e6
     used.stop()
-    gigabytes = RECORDS * RECORD / 1e9
+    gigabytes = client.records * RECORD / 1e9
     return {"speed": speed, "tool": used.clients / gigabytes, "servers": used.servers / gigabytes}
 
 
-def java_on(servers, clients):
-    tools, generator = clients
+def all_on(servers, clients, generator):
+    """What each of the clients reaches on these servers."""
+    found = {}
     try:
-        made = lambda: attempt(lambda: generator.create(servers, TOPIC, PARTITIONS))
-        wait_until("a topic is made", made, 90)
-        produced = lambda to: tools.produce(to, TOPIC, RECORDS - WARM, RECORD, WARM)["rate"]
-        return {
-            "produce": measured(servers, produced),
-            "consume": measured(servers, lambda to: tools.consume(to, TOPIC, RECORDS)),
-        }
+        for client in clients:
+            topic = f"perf-{client.name}"
+            made = lambda: attempt(lambda: generator.create(servers, topic, PARTITIONS))
+            wait_until("a topic is made", made, 90)
+            found[f"{client.name} on {servers.name}"] = {
+                "produce": measured(servers, client, client.produce),
+                "consume": measured(servers, client, client.consume),
+            }
     finally:
         servers.stop()
+    return found
 
 
 def attempt(call):
@@ -112,12 +132,23 @@ def native(trilog):
     return found
 
 
-def a_round(trilog, clients):
+def a_round(trilog, clients, generator):
     return {
-        "java on trilog": java_on(Nodes(), clients),
+        **all_on(Nodes(), clients, generator),
         "native": native(trilog),
-        "java on kafka": java_on(peers.kafka.Kafka("load"), clients),
+        **all_on(peers.kafka.Kafka("load"), clients, generator),
     }
+
+
+def available(kinds):
+    """Those clients that this machine has; the others are named."""
+    found = []
+    for kind in kinds:
+        try:
+            found.append(kind())
+        except Missing as missing:
+            print(f"SKIPPED: {missing}")
+    return found
 
 
 def spread(values):
@@ -133,12 +164,16 @@ def report(rounds):
             for what in ("tool", "servers"):
                 if values := each(who, what):
                     print(f"    processor of the {what}, s/GB {spread(values)}")
-        java, client, kafka = (each(who, "speed") for who in ("java on trilog", "native", "java on kafka"))
-        bound = [min(pair) for pair in zip(client, kafka)]
-        for name, of in [("native", client), ("kafka", kafka), ("the lower of both", bound)]:
-            print(f"    java on trilog, % of {name} {spread([100 * a / b for a, b in zip(java, of)])}")
-        reached = statistics.median([100 * a / b for a, b in zip(java, bound)])
-        print(f"    [>= {TARGET} %: {'met' if reached >= TARGET else 'MISSED'}]")
+        for name in [who.removesuffix(" on trilog") for who in rounds[0] if who.endswith(" on trilog")]:
+            ours, native, theirs = (
+                each(who, "speed") for who in (f"{name} on trilog", "native", f"{name} on kafka")
+            )
+            bound = [min(pair) for pair in zip(native, theirs)]
+            print(f"{mode}, {name}:")
+            for what, of in [("native", native), ("kafka", theirs), ("the lower of both", bound)]:
+                print(f"    on trilog, % of {what} {spread([100 * a / b for a, b in zip(ours, of)])}")
+            reached = statistics.median([100 * a / b for a, b in zip(ours, bound)])
+            print(f"    [>= {TARGET} %: {'met' if reached >= TARGET else 'MISSED'}]")
 
 
 def main():
@@ -150,11 +185,12 @@ def main():
     end_when_told()
     Nodes.program = str(pathlib.Path(args.trilog).resolve())
     peers.kafka.Kafka.prepare()
-    clients = Tools(peers.kafka.jars()), Generator(build())
+    clients = available([Java, lambda: Kcat(RECORD), lambda: Confluent(RECORD)])
+    generator = Generator(build())
     known = args.into and args.into.exists() and args.into.read_text().splitlines()
     rounds = [json.loads(line) for line in known or []]
     for _ in range(args.rounds):
-        rounds.append(a_round(Nodes.program, clients))
+        rounds.append(a_round(Nodes.program, clients, generator))
         if args.into:
             args.into.write_text("".join(json.dumps(one) + "\n" for one in rounds))
     report(rounds)

@@ -1,0 +1,112 @@
+#!/usr/bin/env python3
+"""kcat and confluent-kafka as people use them: how many records of 1 KiB they move in a second.
+
+    stock.py produce|consume BOOTSTRAP TOPIC COUNT SIZE
+
+As a program it is confluent-kafka's part, in a process of its own so that what it uses of the machine
+can be told from what the measuring does.
+"""
+
+import importlib.util
+import shutil
+import sys
+import tempfile
+import time
+
+from shared import HERE, Missing, tell
+
+# As for Kafka's own tools.
+SETTINGS = {"acks": "all", "batch.size": 65536, "linger.ms": 5}
+
+
+class Kcat:
+    name = "kcat"
+    records = 300_000
+
+    def __init__(self, size):
+        if shutil.which("kcat") is None:
+            raise Missing("kcat is not installed")
+        self._lines = tempfile.NamedTemporaryFile(prefix="trilog-perf-")
+        line = b"x" * size + b"\n"
+        for _ in range(self.records // 1000):
+            self._lines.write(line * 1000)
+        self._lines.flush()
+
+    def produce(self, bootstrap, topic):
+        settings = [part for key, value in SETTINGS.items() for part in ("-X", f"{key}={value}")]
+        command = ["kcat", "-P", "-b", bootstrap, "-t", topic, *settings, "-l", self._lines.name]
+        return self._timed(command)
+
+    def consume(self, bootstrap, topic):
+        return self._timed(["kcat", "-C", "-q", "-b", bootstrap, "-t", topic, "-o", "beginning", "-e"])
+
+    def _timed(self, command):
+        begun = time.monotonic()
+        with open("/dev/null", "wb") as nowhere:
+            tell(command, stdout=nowhere)
+        return self.records / (time.monotonic() - begun)
+
+
+class Confluent:
+    name = "confluent-kafka"
+    records = 300_000
+
+    def __init__(self, size):
+        if importlib.util.find_spec("confluent_kafka") is None:
+            raise Missing("confluent-kafka is not installed")
+        self._size = size
+
+    def produce(self, bootstrap, topic):
+        return self._told("produce", bootstrap, topic)
+
+    def consume(self, bootstrap, topic):
+        return self._told("consume", bootstrap, topic)
+
+    def _told(self, *what):
+        numbers = [str(self.records), str(self._size)]
+        return float(tell([sys.executable, str(HERE / "stock.py"), *what, *numbers]))
+
+
+def produce(bootstrap, topic, count, size):
+    from confluent_kafka import Producer
+
+    producer = Producer({"bootstrap.servers": bootstrap, **SETTINGS})
+    failed = []
+    told = lambda error, _: error and failed.append(error)
+    value = b"x" * size
+    begun = time.monotonic()
+    for _ in range(count):
+        while True:
+            try:
+                producer.produce(topic, value, on_delivery=told)
+                break
+            except BufferError:
+                producer.poll(0.01)
+        producer.poll(0)
+    assert producer.flush(120) == 0 and not failed, failed[:3]
+    return count / (time.monotonic() - begun)
+
+
+def consume(bootstrap, topic, count, _):
+    from confluent_kafka import Consumer
+
+    consumer = Consumer({
+        "bootstrap.servers": bootstrap, "group.id": f"perf-{time.time_ns()}",
+        "auto.offset.reset": "earliest", "enable.auto.commit": False,
+    })
+    consumer.subscribe([topic])
+    seen, first, begun, deadline = 0, 0, None, time.monotonic() + 120
+    while seen < count:
+        assert time.monotonic() < deadline, f"{seen} of {count}"
+        seen += len(consumer.consume(5000, 1.0))
+        # Joining a group is not moving data.
+        if begun is None and seen:
+            begun, first = time.monotonic(), seen
+    took = time.monotonic() - begun
+    consumer.close()
+    return (count - first) / took
+
+
+if __name__ == "__main__":
+    mode, where, name, *numbers = sys.argv[1:]
+    print({"produce": produce, "consume": consume}[mode](where, name, *map(int, numbers)))
