@@ -83,6 +83,8 @@ struct Inner {
     sessions: FetchSessions<Place>,
     /// What clients with quotas have moved of late.
     rates: quota::Rates,
+    /// What went out to consumers, and whether it was copied.
+    payload: handlers::Payload,
     throttled: quota::Counts,
     meters: Meters,
     /// One per entry of the table of apis.
@@ -139,6 +141,7 @@ impl Kafka {
                 fetches: Arc::new(Semaphore::new(limits.memory / WAITING_SHARE)),
                 sessions,
                 rates: quota::Rates::default(),
+                payload: handlers::Payload::default(),
                 throttled: quota::Counts::default(),
                 meters: Meters::new(DIALECT),
                 api_meters,
