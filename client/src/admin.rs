@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use trilog_wire::v1::acls_client::AclsClient;
 use trilog_wire::v1::cluster_client::ClusterClient;
 use trilog_wire::v1::groups_client::GroupsClient;
 use trilog_wire::v1::offsets_client::OffsetsClient;
@@ -10,20 +11,23 @@ use trilog_wire::v1::producer_client::ProducerClient;
 use trilog_wire::v1::topics_client::TopicsClient;
 use trilog_wire::v1::users_client::UsersClient;
 use trilog_wire::v1::{
-    AlterTopicRequest, BalanceRequest, BalanceResponse, ConfigureRequest, CreateTopicRequest,
-    CreateTopicResponse, DeleteGroupRequest, DeleteOffsetsRequest, DeleteTopicRequest,
-    DescribeGroupRequest, DescribeGroupResponse, DescribeTopicsRequest, DescribeTopicsResponse,
-    DescribedTopic, DrainRequest, DrainResponse, GroupSummary, ListGroupsRequest,
-    ListGroupsResponse, ListTopicsRequest, ListUsersRequest, MoveRequest, OffsetDeletion,
-    OffsetReset, PublishRequest, PublishResponse, PutUserRequest, RemoveRequest, RemoveResponse,
-    RemoveUserRequest, ReplaceRequest, ReplaceResponse, ResetOffsetsRequest, ResolveRequest,
-    ResolveResponse, Setting, Start, StatusRequest, StatusResponse, TopicDescription, TopicSummary,
-    TransferRequest, TransferResponse, UpgradeRequest, UpgradeResponse, UserSummary,
-    described_topic, start,
+    Acl, AddAclsRequest, AlterTopicRequest, BalanceRequest, BalanceResponse, ConfigureRequest,
+    CreateTopicRequest, CreateTopicResponse, DeleteGroupRequest, DeleteOffsetsRequest,
+    DeleteTopicRequest, DescribeGroupRequest, DescribeGroupResponse, DescribeTopicsRequest,
+    DescribeTopicsResponse, DescribedTopic, DrainRequest, DrainResponse, GroupSummary,
+    ListAclsRequest, ListGroupsRequest, ListGroupsResponse, ListTopicsRequest, ListUsersRequest,
+    MoveRequest, OffsetDeletion, OffsetReset, PublishRequest, PublishResponse, PutUserRequest,
+    RemoveAclsRequest, RemoveRequest, RemoveResponse, RemoveUserRequest, ReplaceRequest,
+    ReplaceResponse, ResetOffsetsRequest, ResolveRequest, ResolveResponse, Setting, Start,
+    StatusRequest, StatusResponse, TopicDescription, TopicSummary, TransferRequest,
+    TransferResponse, UpgradeRequest, UpgradeResponse, UserSummary, described_topic, start,
 };
 
 use crate::client::{Client, Repeat};
 use crate::error::{Error, Failure};
+
+/// Rules of one request: it has to be a short one, however long they are.
+const RULES_AT_ONCE: usize = 50;
 
 /// Administrative calls; any node takes them, and this tries as many as it needs.
 ///
@@ -92,6 +96,42 @@ impl Admin {
     pub async fn remove_user(&self, name: impl Into<String>) -> Result<(), Error> {
         let request = RemoveUserRequest { name: name.into() };
         call!(self, Unsafe, UsersClient::remove, request).map(drop)
+    }
+
+    /// Rules of who may do what that are as stated, in one order.
+    pub async fn list_acls(&self, which: ListAclsRequest) -> Result<Vec<Acl>, Error> {
+        let mut answers = call!(self, Safe, AclsClient::list, which)?;
+        let mut rules = Vec::new();
+        while let Some(some) = answers
+            .message()
+            .await
+            .map_err(|status| Failure::from(status).of_read().into_error())?
+        {
+            rules.extend(some.acls);
+        }
+        Ok(rules)
+    }
+
+    /// Adds rules, some at a time.
+    pub async fn add_acls(&self, rules: Vec<Acl>) -> Result<(), Error> {
+        for some in rules.chunks(RULES_AT_ONCE) {
+            let request = AddAclsRequest {
+                acls: some.to_vec(),
+            };
+            call!(self, Safe, AclsClient::add, request)?;
+        }
+        Ok(())
+    }
+
+    /// Removes rules, some at a time.
+    pub async fn remove_acls(&self, rules: Vec<Acl>) -> Result<(), Error> {
+        for some in rules.chunks(RULES_AT_ONCE) {
+            let request = RemoveAclsRequest {
+                acls: some.to_vec(),
+            };
+            call!(self, Safe, AclsClient::remove, request)?;
+        }
+        Ok(())
     }
 
     pub async fn alter_topic(&self, request: AlterTopicRequest) -> Result<TopicDescription, Error> {

@@ -49,6 +49,12 @@ impl Connections {
         if let Some(channel) = self.lock().get(address) {
             return Ok(channel.clone());
         }
+        if self.naming.0.is_some() && !is_on_this_machine(address).await {
+            return Err(format!(
+                "{address}: the password would go there in the open, for it is not on this \
+                 machine: make a tunnel to it"
+            ));
+        }
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
             .map_err(|_| Error::Address(address.to_owned()).to_string())?
             .connect_timeout(self.connect_timeout)
@@ -78,6 +84,15 @@ impl Connections {
     }
 }
 
+/// Whether what is said to an address stays on this machine. Where it is not known where that is,
+/// nothing can be said to it either.
+async fn is_on_this_machine(address: &str) -> bool {
+    match tokio::net::lookup_host(address).await {
+        Ok(mut found) => found.all(|found| found.ip().to_canonical().is_loopback()),
+        Err(_) => true,
+    }
+}
+
 /// The innermost cause, which is the one that says something.
 fn cause(error: &dyn std::error::Error) -> String {
     let mut innermost = error;
@@ -85,4 +100,29 @@ fn cause(error: &dyn std::error::Error) -> String {
         innermost = source;
     }
     innermost.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_password_goes_nowhere_but_to_this_machine() {
+        let patience = Duration::from_millis(50);
+        let known = Connections::new(patience, Some(Credentials::new("alice", "secret")));
+        let unknown = Connections::new(patience, None);
+        // An address for examples (RFC 5737), where nobody is.
+        let why = known.get("192.0.2.1:7400").await.unwrap_err();
+        assert!(why.contains("make a tunnel"), "{why}");
+        let why = unknown.get("192.0.2.1:7400").await.unwrap_err();
+        assert!(!why.contains("make a tunnel"), "{why}");
+        for here in [
+            "127.0.0.1:1",
+            "[::1]:1",
+            "[::ffff:127.0.0.1]:1",
+            "localhost:1",
+        ] {
+            assert!(is_on_this_machine(here).await, "{here}");
+        }
+    }
 }

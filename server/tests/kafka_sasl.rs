@@ -439,3 +439,28 @@ async fn strangers_get_little_memory_and_little_time() {
     assert!(since.elapsed() < patience, "{:?}", since.elapsed());
     drop(KafkaConn::open_as(port, "admin", PASSWORD).await);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_not_known_yet_makes_room_for_others_and_who_is_does_not() {
+    let (nodes, _dir) = start("[kafka]\nconnections = 8\n").await;
+    let port = nodes.kafka_port(0);
+    let mut known = KafkaConn::open_as(port, "admin", PASSWORD).await;
+    let since = Instant::now();
+    let mut strangers = Vec::new();
+    for nth in 0..20 {
+        let mut stranger = KafkaConn::open(port).await;
+        assert_eq!(versions(&mut stranger).await, 0, "{nth}");
+        strangers.push(stranger);
+    }
+    let last = strangers.split_off(18);
+    for stranger in strangers {
+        stranger.await_end("it makes room").await;
+    }
+    // As long as one of them may take: seven at a time would have taken that twice.
+    assert!(since.elapsed() < Duration::from_secs(10), "{since:?}");
+    for mut stranger in last {
+        assert_eq!(versions(&mut stranger).await, 0);
+    }
+    serves(&mut known).await;
+    drop(KafkaConn::open_as(port, "admin", PASSWORD).await);
+}

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use protox::prost::Message;
 
-const FILES: [&str; 9] = [
+const FILES: [&str; 10] = [
+    "acls.proto",
     "cluster.proto",
     "error.proto",
     "fetch.proto",

@@ -7,6 +7,7 @@
 
 mod password;
 mod rights;
+pub mod rules;
 mod scram;
 
 use std::sync::Arc;

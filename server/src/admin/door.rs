@@ -71,6 +71,7 @@ const CHECKED: &[(&str, &[&str])] = &[
         &["List", "Describe", "Abort", "ListOpen", "EndOpen"],
     ),
     ("trilog.v1.Users", &["List", "Put", "Remove"]),
+    ("trilog.v1.Acls", &["List", "Add", "Remove"]),
     ("grpc.reflection.v1.ServerReflection", REFLECTION),
     ("grpc.reflection.v1alpha.ServerReflection", REFLECTION),
 ];

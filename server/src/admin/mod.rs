@@ -1,6 +1,7 @@
 //! The native gRPC API `trilog.v1`, an edge like the dialects: it translates messages into calls
 //! of the partition and cluster layers and knows neither Raft nor files.
 
+mod acls;
 mod cluster;
 mod door;
 mod errors;
@@ -22,6 +23,7 @@ use tokio::net::TcpListener;
 use tonic::transport::Server;
 use trilog_storage::env::{Clock, Entropy};
 use trilog_wire::DESCRIPTORS;
+use trilog_wire::v1::acls_server::AclsServer;
 use trilog_wire::v1::cluster_server::ClusterServer;
 use trilog_wire::v1::fetch_server::FetchServer;
 use trilog_wire::v1::groups_server::GroupsServer;
@@ -149,6 +151,7 @@ impl Api {
         let transactions = TransactionsServer::new(self.clone());
         let transactions = transactions.max_decoding_message_size(MAX_REQUEST);
         let users = UsersServer::new(self.clone()).max_decoding_message_size(MAX_REQUEST);
+        let acls = AclsServer::new(self.clone()).max_decoding_message_size(MAX_REQUEST);
         let cluster = ClusterServer::new(self).max_decoding_message_size(MAX_REQUEST);
         Server::builder()
             .initial_stream_window_size(STREAM_WINDOW)
@@ -165,6 +168,7 @@ impl Api {
             .add_service(small.gate(groups))
             .add_service(small.gate(transactions))
             .add_service(small.gate(users))
+            .add_service(small.gate(acls))
             .add_service(small.gate(cluster))
             .add_service(small.gate(reflection))
             .add_service(small.gate(older))

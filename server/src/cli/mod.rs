@@ -3,6 +3,7 @@
 //! Owns arguments, presentation and exit codes. Standard output belongs to [`output`] alone, so
 //! that what a program reads there is never mixed with remarks for people.
 
+mod acl;
 mod bench;
 mod cluster;
 mod config;
@@ -66,6 +67,8 @@ enum Command {
     Txn(txn::TxnArgs),
     /// List, make, change and remove users
     User(user::UserArgs),
+    /// List, add and remove rules of who may do what
+    Acl(acl::AclArgs),
     /// Show and change the nodes of a cluster
     Cluster(cluster::ClusterArgs),
     /// Show the whole thing working, and check it: three nodes, real data, a killed leader
@@ -118,6 +121,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Group(args) => runtime()?.block_on(group::run(args)),
         Command::Txn(args) => runtime()?.block_on(txn::run(args)),
         Command::User(args) => runtime()?.block_on(user::run(args)),
+        Command::Acl(args) => runtime()?.block_on(acl::run(args)),
         Command::Cluster(args) => runtime()?.block_on(cluster::run(args)),
         Command::Bench(args) => runtime()?.block_on(bench::run(args)),
         Command::Recover(args) => runtime()?.block_on(recover::run(args)),

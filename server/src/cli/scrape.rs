@@ -38,8 +38,18 @@ impl Scrape {
 
     /// The sum over all labels; nothing if there is no such metric.
     pub(super) fn sum(&self, name: &str) -> Option<f64> {
+        self.sum_where(name, "")
+    }
+
+    /// The sum over all that have this label; zero if there is none.
+    pub(super) fn sum_of(&self, name: &str, label: &str, value: &str) -> f64 {
+        let label = format!("{label}=\"{value}\"");
+        self.sum_where(name, &label).unwrap_or_default()
+    }
+
+    fn sum_where(&self, name: &str, label: &str) -> Option<f64> {
         let mut sum = None;
-        for line in self.0.lines() {
+        for line in self.0.lines().filter(|line| line.contains(label)) {
             let Some(rest) = line.strip_prefix(name) else {
                 continue;
             };
@@ -77,6 +87,14 @@ mod tests {
         assert_eq!(scrape.sum("a_total"), Some(7.0));
         assert_eq!(scrape.sum("b"), Some(0.5));
         assert_eq!(scrape.sum("a"), None);
+        assert_eq!(
+            scrape.sum_of("a_total", "topic", "z").to_bits(),
+            4.0_f64.to_bits()
+        );
+        assert_eq!(
+            scrape.sum_of("a_total", "topic", "w").to_bits(),
+            0.0_f64.to_bits()
+        );
         assert_eq!(scrape.series(), 4);
         assert_eq!(scrape.show("c", |value| format!("{value}")), "-");
     }

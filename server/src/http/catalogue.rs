@@ -52,6 +52,7 @@ pub const CATALOGUE: &[Metric] = &[
     metric("trilog_request_memory_bytes", Gauge, &[], "Memory that requests coming in have claimed, of limits.request_memory."),
     metric("trilog_messages_in_total", Counter, &["dialect", "topic"], "Records acknowledged to their producers."),
     metric("trilog_messages_out_total", Counter, &["dialect", "topic"], "Records sent to consumers."),
+    metric("trilog_payload_bytes_out_total", Counter, &["dialect", "state"], "Bytes of stored batches handed to consumers' connections as they are in memory, or as copies."),
     metric("trilog_bytes_in_total", Counter, &["dialect", "topic"], "Bytes of record batches acknowledged."),
     metric("trilog_bytes_out_total", Counter, &["dialect", "topic"], "Bytes of record batches sent."),
     metric("trilog_append_duration_seconds", Histogram, &[], "From an append to its durability on this node."),

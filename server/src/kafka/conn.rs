@@ -29,6 +29,7 @@ use super::handlers;
 use super::input::{Arrived, Input};
 use super::sasl;
 use super::session::{Place, Session, is_secure};
+use super::strangers::Stranger;
 use super::{Kafka, handlers::Begun};
 use crate::listen::{Connection, Crowded, RequestClaim};
 
@@ -68,6 +69,8 @@ pub(super) enum Ended {
     Forbidden,
     #[error("it did not prove again in time who it is")]
     Expired,
+    #[error("too many others came after it who are not known, either")]
+    Displaced,
     #[error("its user was removed")]
     Removed,
     #[error("a produce without acknowledgement failed")]
@@ -141,7 +144,11 @@ struct Beginning {
 }
 
 /// Serves a connection until either side ends it.
-pub(super) async fn serve(kafka: Kafka, connection: Connection) -> Result<(), Ended> {
+pub(super) async fn serve(
+    kafka: Kafka,
+    connection: Connection,
+    stranger: Option<Stranger>,
+) -> Result<(), Ended> {
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE);
     SockRef::from(connection.stream()).set_tcp_keepalive(&keepalive)?;
     let local = connection.stream().local_addr().ok();
@@ -155,6 +162,7 @@ pub(super) async fn serve(kafka: Kafka, connection: Connection) -> Result<(), En
         session: None,
         since: Instant::now(),
         stranger: true,
+        place: stranger,
         beginning: None,
         waiting: FuturesOrdered::new(),
         alone: false,
@@ -208,6 +216,8 @@ struct Serving {
     since: Instant,
     /// It was not known yet who the client is, when last looked.
     stranger: bool,
+    /// Its place among those, where anybody is asked.
+    place: Option<Stranger>,
     beginning: Option<Beginning>,
     waiting: FuturesOrdered<BoxFuture<'static, Done>>,
     /// The last of those is one that later requests wait for.
@@ -343,6 +353,7 @@ impl Serving {
                 let until = self.since + sasl::STRANGER_PATIENCE;
                 (sasl::STRANGER_BYTES, Some(until))
             } else {
+                self.place = None;
                 (self.kafka.inner.limits.request_bytes, None)
             };
             self.input.expect(limit, session.login.is_raw(), until);

@@ -13,6 +13,7 @@ mod quota;
 mod rights;
 mod sasl;
 mod session;
+mod strangers;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -33,8 +34,10 @@ use crate::group::Coordinator;
 use crate::listen::{Bounds, Listener, RequestMemory, Tls, show_handshakes};
 use crate::meter::{ApiMeter, Meters};
 use crate::transaction;
+use conn::Ended;
 use fetch_sessions::FetchSessions;
 use session::Place;
+use strangers::{Stranger, Strangers};
 
 /// As much of the dialect's memory, again, is for fetches that wait.
 const WAITING_SHARE: usize = 8;
@@ -81,8 +84,12 @@ struct Inner {
     /// What fetches may hold that wait for records.
     fetches: Arc<Semaphore>,
     sessions: FetchSessions<Place>,
+    /// Who is not known yet.
+    strangers: Strangers,
     /// What clients with quotas have moved of late.
     rates: quota::Rates,
+    /// What went out to consumers, and whether it was copied.
+    payload: handlers::Payload,
     throttled: quota::Counts,
     meters: Meters,
     /// One per entry of the table of apis.
@@ -138,7 +145,9 @@ impl Kafka {
                 fetched: Arc::new(Semaphore::new(limits.memory.max(limits.request_bytes))),
                 fetches: Arc::new(Semaphore::new(limits.memory / WAITING_SHARE)),
                 sessions,
+                strangers: Strangers::among(limits.connections),
                 rates: quota::Rates::default(),
+                payload: handlers::Payload::default(),
                 throttled: quota::Counts::default(),
                 meters: Meters::new(DIALECT),
                 api_meters,
@@ -167,17 +176,21 @@ impl Kafka {
         let tasks = TaskTracker::new();
         while let Some((connection, from)) = stop.run_until_cancelled(listener.next()).await {
             let (kafka, tls, stop) = (self.clone(), tls.clone(), stop.clone());
+            let inner = &self.inner;
+            let stranger = inner.access.is_required().then(|| inner.strangers.enter());
             tasks.spawn(async move {
-                let serving = async {
-                    match tls {
-                        None => conn::serve(kafka, connection).await,
-                        Some(tls) => {
-                            let connection = Box::pin(connection.secured(&tls)).await?;
-                            conn::serve(kafka, connection).await
-                        }
-                    }
-                };
-                if let Some(Err(ended)) = stop.run_until_cancelled(serving).await {
+                let displaced = stranger.as_ref().map(Stranger::displaced);
+                let displaced = displaced.unwrap_or_default();
+                let serving = displaced.run_until_cancelled(async {
+                    let connection = match tls {
+                        None => connection,
+                        Some(tls) => Box::pin(connection.secured(&tls)).await?,
+                    };
+                    conn::serve(kafka, connection, stranger).await
+                });
+                let served = stop.run_until_cancelled(Box::pin(serving)).await;
+                let served = served.map(|served| served.unwrap_or(Err(Ended::Displaced)));
+                if let Some(Err(ended)) = served {
                     debug!(%from, %ended, "a Kafka client's connection ends");
                 }
             });

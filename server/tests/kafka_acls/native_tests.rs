@@ -335,3 +335,147 @@ async fn hosts_of_rules_are_addresses_however_they_are_written() {
     assert_eq!(&*gone[0].host, "127.0.0.1");
     assert_eq!((write.ask)(&mut alice).await, [0]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rules_are_listed_added_and_removed_by_command() {
+    let (nodes, _dir) = start("").await;
+    let acl = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_trilog"));
+        command
+            .arg("acl")
+            .args(arguments)
+            .env("TRILOG_SERVER", nodes.addresses().join(","))
+            .env("TRILOG_USER", "admin")
+            .env("TRILOG_PASSWORD", PASSWORD);
+        let output = command.output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8(said).unwrap())
+    };
+    let rules = |arguments: &[&str]| -> Vec<String> {
+        let (code, said) = acl(&[arguments, &["-o", "json"]].concat());
+        assert_eq!(code, Some(0), "{arguments:?}: {said}");
+        let rules: serde_json::Value = serde_json::from_str(&said).unwrap();
+        let rows = rules.as_array().unwrap().iter().map(|rule| {
+            let words = [
+                "principal",
+                "permission",
+                "operation",
+                "resource",
+                "pattern",
+                "name",
+                "host",
+            ];
+            let words = words.map(|word| rule[word].as_str().unwrap());
+            words.join(" ")
+        });
+        rows.collect()
+    };
+    assert_eq!(rules(&["ls"]), [""; 0]);
+    let add = ["add", "--allow", "alice", "--to", "read,describe"];
+    let some = [
+        "User:alice allow read topic literal orders *",
+        "User:alice allow describe topic literal orders *",
+        "User:alice allow read group literal billing *",
+        "User:alice allow describe group literal billing *",
+    ];
+    let what = ["--topic", "orders", "--group", "billing"];
+    assert_eq!(rules(&[&add[..], &what].concat()), some);
+    // Once more changes nothing.
+    assert_eq!(rules(&[&add[..], &what].concat()), some);
+    let denied = "User:* deny all topic prefixed secret- ::1";
+    let deny = [
+        "add",
+        "--deny",
+        "User:*",
+        "--to",
+        "all",
+        "--topic",
+        "secret-",
+        "--prefixed",
+        "--host",
+        "0:0:0:0:0:0:0:1",
+    ];
+    acl(&deny);
+    let cluster = "User:bob allow describe cluster literal kafka-cluster *";
+    acl(&["add", "--allow", "bob", "--to", "describe", "--cluster"]);
+    let of = |arguments: &[&str]| {
+        let mut rules = rules(&[&["ls"], arguments].concat());
+        rules.sort_unstable();
+        rules
+    };
+    assert_eq!(of(&[]).len(), 6);
+    assert_eq!(of(&["--of", "*"]), [denied]);
+    assert_eq!(of(&["--host", "::1", "--pattern", "prefixed"]), [denied]);
+    assert_eq!(of(&["--permission", "deny", "--name", "secret-"]), [denied]);
+    assert_eq!(
+        of(&["--resource", "cluster", "--to", "describe"]),
+        [cluster]
+    );
+    let (code, said) = acl(&["ls", "--of", "bob"]);
+    assert_eq!(code, Some(0));
+    assert!(
+        said.starts_with("PRINCIPAL") && said.contains("User:bob"),
+        "{said}"
+    );
+    check_rules_have_effect(&nodes, &acl).await;
+
+    let removed = rules(&["rm", "--of", "alice", "--resource", "group"]);
+    assert_eq!(removed.len(), 2, "{removed:?}");
+    assert_eq!(of(&["--of", "alice"]).len(), 2);
+    assert_eq!(rules(&["rm", "--of", "nobody"]), [""; 0]);
+
+    let wrong: [(&[&str], i32, &str); 7] = [
+        (&["rm"], 1, "say which rules are meant"),
+        (&["ls", "--to", "fly"], 2, "possible values"),
+        (&["add", "--allow", "bob", "--to", "read"], 2, "--topic"),
+        (&["add", "--to", "read", "--topic", "orders"], 2, "--allow"),
+        (
+            &["add", "--allow", "bob", "--to", "read", "--cluster"],
+            1,
+            "no such operation on this kind of resource",
+        ),
+        (
+            &[
+                "add", "--allow", "b", "--to", "all", "--topic", "t", "--host", "here",
+            ],
+            1,
+            "neither a name nor a network",
+        ),
+        (
+            &[
+                "add",
+                "--allow",
+                "b",
+                "--to",
+                "all",
+                "--cluster",
+                "--prefixed",
+            ],
+            2,
+            "--prefixed",
+        ),
+    ];
+    for (arguments, code, complaint) in wrong {
+        let (exit, said) = acl(arguments);
+        assert_eq!(exit, Some(code), "{arguments:?}: {said}");
+        assert!(said.contains(complaint), "{arguments:?}: {said}");
+    }
+    assert_eq!(of(&[]).len(), 4);
+}
+
+/// What Kafka's clients are told is what was added.
+async fn check_rules_have_effect(nodes: &Nodes, acl: &impl Fn(&[&str]) -> (Option<i32>, String)) {
+    let mut admin = KafkaConn::open_as(nodes.kafka_port(0), "admin", PASSWORD).await;
+    let request = DescribeAclsRequest::default()
+        .with_resource_type_filter(1)
+        .with_resource_name_filter(None)
+        .with_pattern_type_filter(1)
+        .with_principal_filter(None)
+        .with_host_filter(None)
+        .with_operation(1)
+        .with_permission_type(1);
+    let answer: DescribeAclsResponse = admin.ask(ApiKey::DescribeAcls, 2, &request).await;
+    let told: usize = answer.resources.iter().map(|one| one.acls.len()).sum();
+    let (_, listed) = acl(&["ls"]);
+    assert_eq!(told, listed.lines().count() - 1, "{listed}");
+}

@@ -15,6 +15,13 @@ use crate::dev::{Dev, DevOptions};
 /// How long a cluster may take to be whole again.
 const PATIENCE: Duration = Duration::from_mins(2);
 
+/// Bytes of records on their way to consumers: as they are in memory, and as copies of that.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Payload {
+    pub(super) shared: f64,
+    pub(super) copied: f64,
+}
+
 #[derive(Debug)]
 pub(super) struct Cluster {
     pub(super) dev: Dev,
@@ -114,6 +121,18 @@ impl Cluster {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    /// What was handed to consumers' connections, by all nodes together.
+    pub(super) async fn payload(&self) -> anyhow::Result<Payload> {
+        let mut payload = Payload::default();
+        for place in &self.dev.layout().places {
+            let scrape = Scrape::of(place.http_addr()).await?;
+            let of = |state| scrape.sum_of("trilog_payload_bytes_out_total", "state", state);
+            payload.shared += of("shared");
+            payload.copied += of("copied");
+        }
+        Ok(payload)
     }
 
     pub(super) async fn usage(&self) -> anyhow::Result<Usage> {

@@ -13,11 +13,13 @@ use trilog_client::{Client, StartAt};
 
 use super::Setting;
 use super::cluster::Cluster;
+use super::kafka;
 use super::produce::fill;
 use super::report::{Figure, Report};
 use super::storage::{as_f64, megabytes};
 
 const TOPIC: &str = "bench";
+const PARTITIONS: u32 = 8;
 const MIB: u64 = 1 << 20;
 
 /// Reads the topic from its start to its end; returns bytes of values.
@@ -36,19 +38,46 @@ async fn drain(client: &Client) -> anyhow::Result<u64> {
 
 pub(super) async fn tail(setting: &Setting, report: &mut Report) -> anyhow::Result<()> {
     let cluster = Cluster::start(setting, 3, &["storage.cache_size=1GiB"]).await?;
-    cluster.topic(TOPIC, 8, 3).await?;
+    cluster.topic(TOPIC, PARTITIONS, 3).await?;
     fill(&cluster.client, setting.scaled(512 * MIB)).await?;
     let loopback = loopback(setting.scaled(4096 * MIB)).await?;
     drain(&cluster.client).await?;
     let begun = Instant::now();
     let bytes = drain(&cluster.client).await?;
     let speed = megabytes(bytes) / begun.elapsed().as_secs_f64();
-    cluster.stop().await;
     let figure = Figure::new("tail consume, 1 consumer", speed, "MB/s");
     report.add(
         figure
             .beside("loopback stream", loopback)
             .at_least_share(0.50),
+    )?;
+    let fetched = tail_by_kafka(&cluster, loopback, report).await;
+    cluster.stop().await;
+    fetched
+}
+
+/// The same through Kafka's port, from one node after the other, and what of it was copied on the
+/// way from the cache to the socket.
+async fn tail_by_kafka(
+    cluster: &Cluster,
+    loopback: f64,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let before = cluster.payload().await?;
+    let (begun, mut bytes) = (Instant::now(), 0);
+    for place in &cluster.dev.layout().places {
+        bytes += kafka::drain(place.kafka_addr(), TOPIC, PARTITIONS).await?;
+    }
+    let speed = megabytes(bytes) / begun.elapsed().as_secs_f64();
+    let after = cluster.payload().await?;
+    let figure = Figure::new("tail fetch by Kafka's protocol", speed, "MB/s");
+    report.add(figure.beside("loopback stream", loopback))?;
+    let (shared, copied) = (after.shared - before.shared, after.copied - before.copied);
+    let all = (shared + copied).max(1.0);
+    report.add(
+        Figure::new("tail fetch, copies per payload byte", copied / all, "")
+            .at_most(0.0)
+            .note(format!("of {:.0} MB in fetch answers", all / 1e6)),
     )
 }
 

@@ -7,6 +7,7 @@ mod cluster;
 mod consume;
 mod faults;
 mod idle;
+mod kafka;
 mod latency;
 mod produce;
 mod report;

@@ -1,3 +1,5 @@
+mod absent;
+
 use std::fmt::Write;
 
 use rand::rngs::SmallRng;

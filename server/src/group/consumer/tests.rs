@@ -257,6 +257,27 @@ fn a_lost_answer_may_be_asked_for_again_and_any_other_epoch_is_fenced() {
 }
 
 #[test]
+fn a_join_that_comes_late_gives_up_nothing() {
+    let mut desk = Desk::new(&[2]);
+    let nothing = BTreeSet::new();
+    let a = desk.beat(&join("a", &["t1"])).unwrap();
+    let all = parts(&a);
+    assert_eq!(all.len(), 2);
+    let b = desk.beat(&join("b", &["t1"])).unwrap();
+    assert!(parts(&b).is_empty());
+    let told = desk.beat(&next(&a, &all)).unwrap();
+    let kept = parts(&told);
+    assert_eq!(kept.len(), 1);
+    // It reads both yet. What it said when it joined, and had nothing, was on its way for long.
+    desk.beat(&join("a", &["t1"])).unwrap();
+    let b = desk.beat(&next(&b, &nothing)).unwrap();
+    assert!(parts(&b).is_empty(), "it is read by another: {b:?}");
+    desk.beat(&next(&told, &kept)).unwrap();
+    let b = desk.beat(&next(&b, &nothing)).unwrap();
+    assert_eq!(parts(&b).union(&kept).count(), 2);
+}
+
+#[test]
 fn who_does_not_give_up_in_time_is_let_go() {
     let mut desk = Desk::new(&[2]);
     let a = desk.beat(&join("a", &["t1"])).unwrap();

@@ -3,6 +3,7 @@
 //! Partitions are named by the request, or remembered in a session with what was told of them.
 //! Requests of one session take turns, in the order they came in.
 
+mod payload;
 mod reading;
 
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use crate::kafka::fetch_sessions::{FetchSession, Part, Shareable};
 use crate::kafka::hints;
 use crate::kafka::quota::{Bound, Judged};
 use crate::kafka::session::{Place, Session};
+pub(in crate::kafka) use payload::Payload;
 use reading::{Pass, Reading};
 
 /// The most records of one answer, in bytes, unless a single batch is larger.
@@ -306,5 +308,8 @@ fn sent(
         endpoints: hints::endpoints(&kafka.inner.cluster, leaders),
         partitions: pass.partitions,
     };
-    Outcome::Records(fetch_answer(request, fetched), (pass.room, session))
+    let read = payload::places(&fetched.partitions);
+    let answer = fetch_answer(request, fetched);
+    kafka.inner.payload.count(&read, &answer);
+    Outcome::Records(answer, (pass.room, session))
 }

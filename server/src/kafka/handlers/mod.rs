@@ -67,6 +67,8 @@ use crate::cluster::ProposeError;
 use crate::group::OffsetCommit;
 use crate::meter::ApiMeter;
 
+pub(super) use fetch::Payload;
+
 pub(super) use api_versions::{answer as api_versions, versions_unsupported};
 
 /// What partitions that a request of groups names may take, each with its topic's name.
