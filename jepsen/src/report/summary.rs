@@ -195,7 +195,8 @@ impl Orphans {
             Note::Leader { key, node, .. } => {
                 self.leaders.insert(key.0, *node);
             }
-            Note::FaultBegin { fault, nodes } if fault == "kill" => {
+            // Of several nodes a majority may be gone, which nobody can succeed.
+            Note::FaultBegin { fault, nodes } if fault == "kill" && nodes.len() == 1 => {
                 for (key, leader) in self.leaders.iter().filter(|one| nodes.contains(one.1)) {
                     self.since.entry(*key).or_insert((*leader, time));
                 }
