@@ -10,7 +10,7 @@ export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 TRILOG = $(CARGO) run --quiet --release --locked -p trilog-server --bin trilog --
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev test sim chaos fuzz interop-kafka bench bench-kafka compare fmt lint verify setup rocksdb
+.PHONY: help run dev test sim chaos chaos-mutants fuzz interop-kafka bench bench-kafka compare fmt lint verify setup rocksdb
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -38,6 +38,11 @@ SEED ?=
 chaos: rocksdb ## Real nodes mistreated while clients work, the history judged; HOURS=8, SEED=1
 	$(CARGO) build --release --locked -p trilog-server -p trilog-jepsen --bins
 	scripts/chaos.sh "$(HOURS)" "$(SEED)"
+
+# RUNS=5 seeds of the harness with each bug, SEEDS=20 of its simulation; with BUGS only those.
+BUGS ?=
+chaos-mutants: rocksdb ## Bugs planted on purpose: which simulation and which run notices each
+	CARGO="$(CARGO)" scripts/chaos-mutants.sh $(BUGS)
 
 # On the pinned compiler, hence without a sanitizer: what is fuzzed has no `unsafe` code.
 fuzz: setup ## Everything that reads foreign bytes, SECONDS=60 on each

@@ -16,7 +16,6 @@ while :; do
     nodes=3
     [ $((seed % 2)) = 0 ] || nodes=5
     out=${CARGO_TARGET_DIR:-target}/chaos/$seed
-    rm -rf "$out"
     "$programs/trilog-jepsen" run --trilog "$programs/trilog" --dir "$out" --seed "$seed" \
         --nodes "$nodes" --seconds 100 --workers 12 --pace 6 --faults all || {
         code=$?

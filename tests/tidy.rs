@@ -36,6 +36,7 @@ const SERVER_LAYERS: &[(&str, &[&str], &[&str])] = &[
             "trilog_storage::frame",
             "trilog_storage::env",
             "trilog_storage::log",
+            "trilog_storage::planted",
         ],
     ),
     (

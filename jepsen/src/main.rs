@@ -13,7 +13,7 @@ use trilog_jepsen::generate::{Plan, generate};
 use trilog_jepsen::history::json::{self, Reader};
 use trilog_jepsen::history::{Event, Header};
 use trilog_jepsen::nemesis::Fault;
-use trilog_jepsen::report::{page, summarize};
+use trilog_jepsen::report::{Summary, figures, page, summarize};
 use trilog_jepsen::run::{self, Options, Outcome};
 
 /// Checks what clients of a log saw while it was mistreated.
@@ -65,8 +65,11 @@ struct RunArgs {
     /// The `trilog` binary whose nodes are run; without it the one beside this program.
     #[arg(long)]
     trilog: Option<PathBuf>,
+    /// An older one that nodes begin with, and that `upgrade` replaces.
+    #[arg(long)]
+    older: Option<PathBuf>,
     /// Where the history and what the nodes write goes; without it a directory that is removed
-    /// unless something is wrong.
+    /// unless something is wrong. What an earlier run left in it is removed.
     #[arg(long)]
     dir: Option<PathBuf>,
     /// Without one it is drawn, and said.
@@ -82,6 +85,9 @@ struct RunArgs {
     operations: u64,
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=64))]
     workers: u32,
+    /// A Python that has `confluent_kafka`: every fifth worker is a stock client then.
+    #[arg(long)]
+    python: Option<PathBuf>,
     /// Partitions of the topic.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
     keys: u32,
@@ -191,12 +197,14 @@ fn run_cluster(args: RunArgs) -> anyhow::Result<ExitCode> {
     };
     let options = Options {
         trilog,
+        older: args.older,
         dir: dir.clone(),
         seed: args.seed.unwrap_or_else(rand::random),
         nodes: args.nodes,
         length: Duration::from_secs(args.seconds),
         operations: args.operations,
         workers: args.workers,
+        python: args.python,
         keys: args.keys,
         pace: Duration::from_millis(args.pace),
         faults: faults(&args.faults)?,
@@ -207,7 +215,14 @@ fn run_cluster(args: RunArgs) -> anyhow::Result<ExitCode> {
     let mut say = |line: &str| {
         let _ = writeln!(io::stdout(), "{line}");
     };
-    let outcome = runtime.block_on(run::run(&options, &mut say));
+    let outcome = runtime.block_on(async {
+        tokio::select! {
+            biased;
+            told = told_to_stop() => Err(told),
+            outcome = run::run(&options, &mut say) => outcome,
+        }
+    });
+    runtime.shutdown_timeout(Duration::from_secs(5));
     let outcome = outcome.with_context(|| format!("seed {}, {}", options.seed, dir.display()))?;
     let validity = outcome.validity();
     conclude(&options, &outcome)?;
@@ -219,16 +234,41 @@ fn run_cluster(args: RunArgs) -> anyhow::Result<ExitCode> {
     Ok(exit_code(validity))
 }
 
+/// Waits until somebody wants this program to end. Then what it runs has to end with it, and what
+/// it mounted be unmounted.
+async fn told_to_stop() -> anyhow::Error {
+    use tokio::signal::unix::{SignalKind, signal};
+    let told = async {
+        let mut terminated = signal(SignalKind::terminate())?;
+        let mut interrupted = signal(SignalKind::interrupt())?;
+        let mut hung_up = signal(SignalKind::hangup())?;
+        tokio::select! {
+            biased;
+            _ = terminated.recv() => {}
+            _ = interrupted.recv() => {}
+            _ = hung_up.recv() => {}
+        }
+        io::Result::Ok(())
+    };
+    match told.await {
+        Ok(()) => anyhow::anyhow!("told to stop"),
+        Err(error) => anyhow::Error::new(error).context("cannot wait for signals"),
+    }
+}
+
 /// What a run came to, for people and for programs.
 fn conclude(options: &Options, outcome: &Outcome) -> anyhow::Result<()> {
     let mut verdict = outcome.verdict.clone();
     verdict.anomalies.retain(|anomaly| !anomaly.allowed);
     let header = open(&outcome.history)?.header().clone();
     let slice = slice(&outcome.history, &verdict.anomalies)?;
-    write_report(options, outcome, &header, &verdict, &slice)?;
+    let summary = write_report(options, outcome, &header, &verdict, &slice)?;
     let mut out = BufWriter::new(io::stdout().lock());
     for (fault, count) in run::tally(&outcome.done) {
         writeln!(out, "ran {count:>3} x {fault}")?;
+    }
+    for line in figures(&summary) {
+        writeln!(out, "{line}")?;
     }
     text(&mut out, &outcome.history, &header, &verdict, &slice)?;
     for failure in &outcome.failures {
@@ -248,7 +288,7 @@ fn write_report(
     header: &Header,
     verdict: &Verdict,
     slice: &Slice,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Summary> {
     let mut failed = None;
     let events = open(&outcome.history)?.map_while(|event| match event {
         Ok(event) => Some(event),
@@ -270,6 +310,7 @@ fn write_report(
         .map(|one| format!("{}: {}", one.fault, one.why))
         .collect();
     let told = [
+        ("Figures", figures(&summary)),
         ("Failures", outcome.failures.clone()),
         ("What could not be looked at", outcome.gaps.clone()),
         ("Faults that were carried out", done.clone()),
@@ -304,7 +345,8 @@ fn write_report(
         "slices": proofs(verdict, slice)?,
         "summary": summary,
     });
-    write("report.json", serde_json::to_string_pretty(&json)?)
+    write("report.json", serde_json::to_string_pretty(&json)?)?;
+    Ok(summary)
 }
 
 fn open(file: &Path) -> anyhow::Result<Reader<BufReader<File>>> {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use openraft::{Config, SnapshotPolicy};
+use trilog_storage::planted::{self, Bug};
 
 use crate::group::Patience;
 
@@ -68,7 +69,7 @@ impl RaftConfig {
             log_stage_capacity: Some(1),
             // A restarted leader that resumes its term can hold a log whose unflushed tail the
             // followers have committed; it then commits other entries at the same indexes.
-            enable_leader_restore: Some(false),
+            enable_leader_restore: Some(planted::has(Bug::LeaderRestore)),
             enable_pre_vote: Some(true),
             install_snapshot_timeout: 10_000,
             backoff: "50ms 100ms 200ms ...500ms".to_owned(),

@@ -15,12 +15,14 @@ async fn what_clients_saw_while_nodes_were_killed_and_paused_is_valid() {
     let seed = std::env::var("TRILOG_CHAOS_SEED").map_or(1, |seed| seed.parse().unwrap());
     let options = Options {
         trilog: PathBuf::from(env!("CARGO_BIN_EXE_trilog")),
+        older: None,
         dir: dir.path().to_owned(),
         seed,
         nodes: 3,
         length: Duration::from_secs(12),
         operations: 50_000,
         workers: 8,
+        python: None,
         keys: 4,
         pace: Duration::from_millis(10),
         faults: vec![Fault::Kill, Fault::Pause],

@@ -12,5 +12,6 @@ pub mod inspect;
 pub mod io;
 pub mod kv;
 pub mod log;
+pub mod planted;
 pub mod store;
 pub mod wal;

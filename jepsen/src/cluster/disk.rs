@@ -6,6 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -18,6 +19,9 @@ const SHUTDOWN: rustix::ioctl::Opcode = opcode::read::<u32>(b'X', 125);
 const NO_LOG_FLUSH: u32 = 2;
 /// What takes up the room on a disk that is to be full.
 const BALLAST: &str = "ballast";
+/// `FIFREEZE` and `FITHAW`: writes to a file system wait until it goes on.
+const FREEZE: rustix::ioctl::Opcode = opcode::read_write::<i32>(b'X', 119);
+const THAW: rustix::ioctl::Opcode = opcode::read_write::<i32>(b'X', 120);
 /// How long the kernel may take to let go of a file system whose users are gone.
 const LET_GO: Duration = Duration::from_secs(20);
 
@@ -37,8 +41,15 @@ fn run(program: &str, arguments: &[&Path]) -> io::Result<()> {
 }
 
 impl Disk {
-    /// A new disk of so many bytes, mounted at `at`.
+    /// A new disk of so many bytes, mounted at `at`. Dropping it unmounts it; the image stays, for
+    /// whoever wants to see what is on it.
     pub fn make(image: &Path, at: &Path, bytes: u64) -> io::Result<Self> {
+        // A run that was killed may have left one there.
+        let before = Self {
+            image: image.to_owned(),
+            at: at.to_owned(),
+        };
+        drop(before);
         File::create(image)?.set_len(bytes)?;
         fs::create_dir_all(at)?;
         // No blocks are set apart for root, whom nothing would be full for otherwise.
@@ -58,13 +69,41 @@ impl Disk {
         run("mount", &[&options[..], &[&self.image, &self.at]].concat())
     }
 
+    /// Its own directory, and surely not one of the disk below it.
+    fn open(&self) -> io::Result<File> {
+        let dir = File::open(&self.at)?;
+        let below = fs::metadata(self.at.parent().unwrap_or(&self.at))?;
+        if dir.metadata()?.dev() == below.dev() {
+            return Err(io::Error::other("the disk is not mounted"));
+        }
+        Ok(dir)
+    }
+
     /// Cuts it off: nothing is written any more, and what was not synced never will be.
     pub fn cut_off(&self) -> io::Result<()> {
-        let dir = File::open(&self.at)?;
+        let dir = self.open()?;
         // SAFETY: the call reads the u32 that it is given a pointer to, and `Setter` gives one that
         // is valid during the call; `SHUTDOWN` is the number of that very call.
         unsafe { ioctl(&dir, Setter::<SHUTDOWN, u32>::new(NO_LOG_FLUSH)) }?;
         Ok(())
+    }
+
+    /// Has all writes to it wait. What was written before is on it: this syncs.
+    pub fn freeze(&self) -> io::Result<()> {
+        let dir = self.open()?;
+        // SAFETY: the call ignores what it is given; `FREEZE` is the number of that very call.
+        unsafe { ioctl(&dir, Setter::<FREEZE, i32>::new(0)) }?;
+        Ok(())
+    }
+
+    /// Has writes go on; nothing if they do.
+    pub fn thaw(&self) -> io::Result<()> {
+        let dir = self.open()?;
+        // SAFETY: the call ignores what it is given; `THAW` is the number of that very call.
+        match unsafe { ioctl(&dir, Setter::<THAW, i32>::new(0)) } {
+            Err(rustix::io::Errno::INVAL) | Ok(()) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Has it again as it was when it was cut off. Nobody may use it.
@@ -100,20 +139,36 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
+        // Whoever waits for it to go on could not even be killed.
+        let _going = self.thaw();
         let lazily = [Path::new("-l"), &self.at];
         let _gone = run("umount", &lazily);
-        let _removed = fs::remove_file(&self.image);
     }
+}
+
+/// Unmounts what a run that was killed has left in its directory of nodes.
+pub fn clear(nodes: &Path) -> io::Result<()> {
+    for home in fs::read_dir(nodes)? {
+        let at = home?.path().join("disk");
+        if at.is_dir() {
+            let image = PathBuf::new();
+            drop(Disk { image, at });
+        }
+    }
+    Ok(())
 }
 
 /// Whether a disk can be made here, cut off and had again; why not, if not.
 pub async fn probe(dir: &Path) -> Result<(), String> {
     let probing = async {
         let disk = Disk::make(&dir.join("probe.img"), &dir.join("probe"), 8 << 20)?;
+        disk.freeze()?;
+        disk.thaw()?;
         disk.cut_off()?;
         disk.mount_again().await
     };
     let probed = probing.await.map_err(|error| error.to_string());
+    let _removed = fs::remove_file(dir.join("probe.img"));
     let _gone = fs::remove_dir(dir.join("probe"));
     probed
 }
@@ -153,5 +208,49 @@ mod tests {
         assert!(more.is_err());
         disk.make_room().unwrap();
         fs::write(at.join("more"), [1; 8_000]).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_frozen_disk_takes_nothing_until_it_goes_on_and_forgets_what_waits_when_cut_off() {
+        let dir = tempfile::tempdir().unwrap();
+        if let Err(why) = probe(dir.path()).await {
+            eprintln!("SKIPPED: disks of a node's own: {why}");
+            return;
+        }
+        let (image, at) = (dir.path().join("image"), dir.path().join("at"));
+        let disk = Disk::make(&image, &at, 16 << 20).unwrap();
+        for cut_off in [false, true] {
+            fs::write(at.join("before"), [1; 100]).unwrap();
+            disk.freeze().unwrap();
+            let path = at.join("waits");
+            let mut write = tokio::task::spawn_blocking(move || fs::write(path, [2; 100]));
+            let waits = tokio::time::timeout(Duration::from_millis(200), &mut write).await;
+            assert!(waits.is_err(), "a frozen disk took something");
+            if cut_off {
+                disk.cut_off().unwrap();
+            }
+            disk.thaw().unwrap();
+            disk.thaw().unwrap();
+            let written = write.await.unwrap();
+            assert_eq!(written.is_err(), cut_off);
+            if cut_off {
+                disk.mount_again().await.unwrap();
+            }
+            assert_eq!(fs::read(at.join("before")).unwrap(), [1; 100]);
+            assert_eq!(at.join("waits").exists(), !cut_off);
+            let _gone = fs::remove_file(at.join("waits"));
+        }
+        // Left behind frozen, as by a program that was killed, it is out of the way at once.
+        disk.freeze().unwrap();
+        drop(Disk::make(&image, &at, 16 << 20).unwrap());
+        assert!(!at.join("before").exists());
+
+        let nodes = dir.path().join("nodes");
+        let at = nodes.join("node-1").join("disk");
+        let disk = Disk::make(&image, &at, 16 << 20).unwrap();
+        fs::write(at.join("file"), [1; 100]).unwrap();
+        disk.freeze().unwrap();
+        clear(&nodes).unwrap();
+        assert!(!at.join("file").exists());
     }
 }

@@ -4,10 +4,14 @@
 //! A node tells everybody one address, so one port here serves all that connect to it. Who
 //! connects is found out from the kernel: the socket on the other end belongs to one of the nodes'
 //! processes. So links differ by direction and by pair, and the nodes' own protocol is not touched.
+//!
+//! A port here is open while the node's own is, and refuses otherwise, for nodes draw conclusions
+//! from a refusal. A cut hides that nobody is there: then it is open all the same, and silent.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use rand::rngs::SmallRng;
@@ -15,16 +19,18 @@ use rand::{Rng, SeedableRng};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::sleep;
+
+use super::sockets::{Pids, Sockets};
 
 /// The most that is read before it is passed on.
 const CHUNK: usize = 256 << 10;
 /// What a lost packet costs at least, as TCP does it.
 const RETRANSMISSION: Duration = Duration::from_millis(200);
-/// How often it is looked for who connects, and how long it is waited in between.
-const LOOKS: u32 = 10;
-const PAUSE: Duration = Duration::from_millis(5);
+/// How often it is looked whether somebody listens at a port again.
+const KNOCK: Duration = Duration::from_millis(15);
 
 /// How what one node says to another gets there.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -45,45 +51,69 @@ pub struct Way {
 /// Ways by who says something to whom; none is a good one.
 type Ways = BTreeMap<(u32, u32), Way>;
 
-/// The processes of nodes by their numbers.
-type Pids = Arc<Mutex<BTreeMap<u32, u32>>>;
-
-/// All links; dropping them ends them.
+/// All links; dropping them ends them. They have a thread of their own: what clients and checkers
+/// are busy with must not look like a bad network.
 #[derive(Debug)]
 pub struct Links {
     ways: watch::Sender<Ways>,
-    pids: Pids,
-    _tasks: JoinSet<()>,
+    pids: watch::Sender<Pids>,
+    _stop: oneshot::Sender<()>,
 }
 
 impl Links {
     /// Serves each node's port: its number, where others reach it, and where it listens.
     pub async fn start(nodes: &[(u32, u16, u16)], seed: u64) -> io::Result<Self> {
         let (ways, watched) = watch::channel(Ways::new());
-        let pids = Pids::default();
-        let mut tasks = JoinSet::new();
+        let (pids, known) = watch::channel(Pids::new());
+        let sockets = Arc::new(Sockets::default());
+        let mut doors = Vec::new();
         for (number, outside, inside) in nodes.iter().copied() {
-            let listener = TcpListener::bind(("127.0.0.1", outside)).await?;
+            // Whoever has it would be found out much later otherwise.
+            drop(TcpListener::bind(("127.0.0.1", outside)).await?);
             let door = Door {
                 number,
+                outside,
                 inside,
                 ways: watched.clone(),
-                pids: Arc::clone(&pids),
+                pids: known.clone(),
+                sockets: Arc::clone(&sockets),
                 seed: seed ^ u64::from(number),
             };
-            tasks.spawn(door.serve(listener));
+            doors.push(door);
         }
+        let (stop, stopped) = oneshot::channel::<()>();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let serve = move || {
+            runtime.block_on(async {
+                let _doors: JoinSet<()> = doors.into_iter().map(Door::serve).collect();
+                // Nobody sends anything: it ends with the one who could.
+                let _dropped = stopped.await;
+            });
+        };
+        thread::Builder::new()
+            .name("links".to_owned())
+            .spawn(serve)?;
         Ok(Self {
             ways,
             pids,
-            _tasks: tasks,
+            _stop: stop,
         })
     }
 
     /// Says which process a node is now.
     pub fn is_process(&self, node: u32, pid: u32) {
-        let mut pids = self.pids.lock().unwrap_or_else(PoisonError::into_inner);
-        pids.insert(node, pid);
+        self.pids.send_modify(|pids| {
+            pids.insert(node, pid);
+        });
+    }
+
+    /// Says that a node's process has ended.
+    pub fn is_gone(&self, node: u32) {
+        self.pids.send_modify(|pids| {
+            pids.remove(&node);
+        });
     }
 
     /// Changes how what `from` says gets to `to`.
@@ -115,47 +145,88 @@ impl Links {
 #[derive(Clone)]
 struct Door {
     number: u32,
+    /// The port that others are told, and the one behind it.
+    outside: u16,
     inside: u16,
     ways: watch::Receiver<Ways>,
-    pids: Pids,
+    pids: watch::Receiver<Pids>,
+    sockets: Arc<Sockets>,
     seed: u64,
 }
 
 impl Door {
-    async fn serve(mut self, listener: TcpListener) {
+    async fn serve(mut self) {
         let mut connections = JoinSet::new();
         loop {
-            tokio::select! {
-                biased;
-                Some(_) = connections.join_next() => {}
-                accepted = listener.accept() => {
-                    let Ok((stream, address)) = accepted else { continue };
-                    self.seed = self.seed.wrapping_add(0x9E37_79B9);
-                    let _task: AbortHandle =
-                        connections.spawn(self.clone().pass(stream, address.port()));
-                }
+            while !self.is_open().await {
+                sleep(KNOCK).await;
+            }
+            match TcpListener::bind(("127.0.0.1", self.outside)).await {
+                Ok(listener) => self.accept(&listener, &mut connections).await,
+                Err(_) => sleep(KNOCK).await,
             }
         }
     }
 
+    /// Passes connections on until the port is to refuse them.
+    async fn accept(&mut self, listener: &TcpListener, connections: &mut JoinSet<()>) {
+        loop {
+            let doubt = tokio::select! {
+                biased;
+                // It may have found nobody there. One look is enough for all of them.
+                Some(_) = connections.join_next() => {
+                    while connections.try_join_next().is_some() {}
+                    true
+                }
+                known = self.pids.changed() => known.is_ok(),
+                changed = self.ways.changed() => changed.is_ok(),
+                accepted = listener.accept() => {
+                    if let Ok((stream, address)) = accepted {
+                        self.seed = self.seed.wrapping_add(0x9E37_79B9);
+                        let _task: AbortHandle =
+                            connections.spawn(self.clone().pass(stream, address.port()));
+                    }
+                    false
+                }
+            };
+            if doubt && !self.is_open().await {
+                return;
+            }
+        }
+    }
+
+    /// Whether somebody listens behind it, or nobody could tell that none does.
+    async fn is_open(&self) -> bool {
+        let pids = self.pids.borrow().clone();
+        self.is_cut() || self.sockets.listens(self.inside, &pids).await
+    }
+
+    fn is_cut(&self) -> bool {
+        let (ways, node) = (self.ways.borrow(), self.number);
+        let mut cut = ways.iter().filter(|(_, way)| way.cut);
+        cut.any(|((from, to), _)| *from == node || *to == node)
+    }
+
     async fn pass(self, outside: TcpStream, port: u16) {
-        let pids = self
-            .pids
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let pids = self.pids.borrow().clone();
         // Who is gone already, or is none of the nodes, has nothing to say.
-        let Some(from) = find_owner(port, &pids).await else {
+        let Some(from) = self.sockets.owner(port, &pids).await else {
             return;
         };
+        let (mut there, mut back) = (self.way(from, self.number), self.way(self.number, from));
+        // Through a cut nobody learns whether a port is open.
+        let (far, near) = (there.now().resets, back.now().resets);
+        if there.open(far).await.is_none() || back.open(near).await.is_none() {
+            return;
+        }
         let Ok(inside) = TcpStream::connect(("127.0.0.1", self.inside)).await else {
             return;
         };
         let _small = (outside.set_nodelay(true), inside.set_nodelay(true));
         let (out_read, out_write) = outside.into_split();
         let (in_read, in_write) = inside.into_split();
-        let there = pump(self.way(from, self.number), out_read, in_write);
-        let back = pump(self.way(self.number, from), in_read, out_write);
+        let there = pump(there, out_read, in_write);
+        let back = pump(back, in_read, out_write);
         tokio::select! { biased; () = there => {} () = back => {} }
     }
 
@@ -240,7 +311,7 @@ async fn pump(mut way: Watched, mut from: OwnedReadHalf, mut to: OwnedWriteHalf)
             };
             let cost = way.cost(&now, read);
             if !cost.is_zero() {
-                tokio::time::sleep(cost).await;
+                sleep(cost).await;
             }
             if way.open(resets).await.is_none() || to.write_all(&bytes[..read]).await.is_err() {
                 return;
@@ -250,40 +321,6 @@ async fn pump(mut way: Watched, mut from: OwnedReadHalf, mut to: OwnedWriteHalf)
     tokio::select! { biased; () = reset => {} () = passing => {} }
 }
 
-/// As [`owner`], which misses some: the kernel's table of connections is no snapshot, and changes
-/// while it is read.
-async fn find_owner(port: u16, pids: &BTreeMap<u32, u32>) -> Option<u32> {
-    for _ in 0..LOOKS {
-        if let Some(node) = owner(port, pids) {
-            return Some(node);
-        }
-        tokio::time::sleep(PAUSE).await;
-    }
-    None
-}
-
-/// Which of the processes has the socket that is bound to `port` of this machine and connected.
-fn owner(port: u16, pids: &BTreeMap<u32, u32>) -> Option<u32> {
-    let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
-    let local = format!("0100007F:{port:04X}");
-    let inode = table.lines().find_map(|line| {
-        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-        (fields.get(1) == Some(&local.as_str())).then(|| fields.get(9).copied())?
-    })?;
-    let socket = format!("socket:[{inode}]");
-    let holds = |pid: u32| {
-        let files = std::fs::read_dir(format!("/proc/{pid}/fd"));
-        files.is_ok_and(|files| {
-            let targets = files.flatten().map(|file| std::fs::read_link(file.path()));
-            targets
-                .flatten()
-                .any(|target| target.as_os_str() == socket.as_str())
-        })
-    };
-    let found = pids.iter().find(|(_, pid)| holds(**pid));
-    found.map(|(node, _)| *node)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -291,24 +328,101 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(30);
 
-    /// A listener that answers each byte with itself, and a link to it from this process.
-    async fn stage() -> (Links, u16) {
-        let inside = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let inside_port = inside.local_addr().unwrap().port();
+    async fn port() -> u16 {
         let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let outside = free.local_addr().unwrap().port();
-        drop(free);
-        let links = Links::start(&[(2, outside, inside_port)], 1).await.unwrap();
+        free.local_addr().unwrap().port()
+    }
+
+    /// A link from this process to a port that nobody listens at yet.
+    async fn link() -> (Links, u16, u16) {
+        let (outside, inside) = (port().await, port().await);
+        let links = Links::start(&[(2, outside, inside)], 1).await.unwrap();
         links.is_process(1, std::process::id());
-        tokio::spawn(async move {
-            while let Ok((mut stream, _)) = inside.accept().await {
-                tokio::spawn(async move {
+        (links, outside, inside)
+    }
+
+    /// Answers each byte with itself, as long as it is not dropped.
+    async fn answer(port: u16) -> JoinSet<()> {
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut answering = JoinSet::new();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                answering.spawn(async move {
                     let (mut read, mut write) = stream.split();
                     tokio::io::copy(&mut read, &mut write).await
                 });
             }
         });
-        (links, outside)
+        tasks
+    }
+
+    /// A link to somebody who answers each byte with itself.
+    async fn stage() -> (Links, u16, JoinSet<()>) {
+        let (links, outside, inside) = link().await;
+        let node = answer(inside).await;
+        drop(connect(outside).await);
+        (links, outside, node)
+    }
+
+    /// A connection, as soon as there is one to be had.
+    async fn connect(port: u16) -> TcpStream {
+        let connecting = async {
+            loop {
+                if let Ok(stream) = TcpStream::connect(("127.0.0.1", port)).await {
+                    return stream;
+                }
+                sleep(KNOCK).await;
+            }
+        };
+        timeout(PATIENCE, connecting).await.unwrap()
+    }
+
+    async fn await_refusal(port: u16) {
+        let refused = async {
+            loop {
+                let tried = TcpStream::connect(("127.0.0.1", port)).await;
+                if tried.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
+                    return;
+                }
+                sleep(KNOCK).await;
+            }
+        };
+        timeout(PATIENCE, refused).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_port_refuses_while_nobody_listens_behind_it() {
+        let (links, outside, inside) = link().await;
+        await_refusal(outside).await;
+        for _ in 0..3 {
+            let node = answer(inside).await;
+            let mut stream = connect(outside).await;
+            assert_eq!(echo(&mut stream, 1).await.unwrap(), 1);
+            drop(node);
+            assert!(echo(&mut stream, 2).await.is_err());
+            await_refusal(outside).await;
+        }
+        // Told of the end, it waits for nobody to find out.
+        let mut node = answer(inside).await;
+        drop(connect(outside).await);
+        node.shutdown().await;
+        links.is_gone(2);
+        await_refusal(outside).await;
+    }
+
+    #[tokio::test]
+    async fn a_cut_hides_that_nobody_listens() {
+        let (links, outside, _) = link().await;
+        await_refusal(outside).await;
+        links.change(2, 1, |way| way.cut = true);
+        let mut stream = connect(outside).await;
+        stream.write_all(&[7]).await.unwrap();
+        let silent = timeout(Duration::from_millis(200), stream.read_u8()).await;
+        assert!(silent.is_err());
+        links.heal(false);
+        assert!(timeout(PATIENCE, stream.read_u8()).await.unwrap().is_err());
+        await_refusal(outside).await;
     }
 
     async fn echo(stream: &mut TcpStream, byte: u8) -> io::Result<u8> {
@@ -318,7 +432,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_cut_holds_one_direction_until_it_is_healed() {
-        let (links, port) = stage().await;
+        let (links, port, _node) = stage().await;
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         assert_eq!(echo(&mut stream, 1).await.unwrap(), 1);
         for pair in [(1, 2), (2, 1)] {
@@ -336,7 +450,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_reset_ends_what_was_bad_and_new_connections_pass() {
-        let (links, port) = stage().await;
+        let (links, port, _node) = stage().await;
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         assert_eq!(echo(&mut stream, 1).await.unwrap(), 1);
         links.change(1, 2, |way| way.cut = true);
@@ -349,7 +463,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_slow_way_is_slow() {
-        let (links, port) = stage().await;
+        let (links, port, _node) = stage().await;
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         let delay = Duration::from_millis(150);
         links.change(1, 2, |way| way.delay = delay);
@@ -360,7 +474,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_is_no_node_is_not_let_through() {
-        let (links, port) = stage().await;
+        let (links, port, _node) = stage().await;
         links.is_process(1, u32::MAX);
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         assert!(echo(&mut stream, 1).await.is_err());

@@ -12,6 +12,7 @@ pub mod disk;
 mod links;
 mod node;
 mod ports;
+mod sockets;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -68,6 +69,15 @@ pub fn while_doing(what: &'static str) -> impl Fn(io::Error) -> ClusterError {
     move |source| ClusterError::Io { what, source }
 }
 
+/// What killing nodes came to.
+#[derive(Debug, Default)]
+pub struct Killed {
+    /// How many were running.
+    pub count: usize,
+    /// Who had ended by itself before, and how.
+    pub before: Vec<(u32, String)>,
+}
+
 /// The nodes; dropping them ends them.
 #[derive(Debug)]
 pub struct Cluster {
@@ -75,6 +85,8 @@ pub struct Cluster {
     pub links: Links,
     /// By node, where they have disks of their own. Dropped after the nodes.
     pub disks: BTreeMap<u32, Disk>,
+    /// The program that is to replace the one that nodes run, if there is one.
+    pub newer: Option<PathBuf>,
     lives: Lives,
     _ports: Ports,
 }
@@ -127,6 +139,7 @@ impl Cluster {
             nodes,
             links,
             disks,
+            newer: None,
             _ports: ports,
         })
     }
@@ -166,9 +179,6 @@ impl Cluster {
         let place = usize::try_from(number)
             .ok()
             .and_then(|number| number.checked_sub(1));
-        if let Some(life) = place.and_then(|place| self.lives.get(place)) {
-            life.fetch_add(1, Ordering::SeqCst);
-        }
         let Some(node) = self
             .nodes
             .iter_mut()
@@ -178,6 +188,9 @@ impl Cluster {
         };
         if node.is_started() {
             return Ok(());
+        }
+        if let Some(life) = place.and_then(|place| self.lives.get(place)) {
+            life.fetch_add(1, Ordering::SeqCst);
         }
         node.spawn(arguments)
             .map_err(while_doing("starting a node"))?;
@@ -197,16 +210,52 @@ impl Cluster {
     }
 
     /// As `kill -9`, all of these at once.
-    pub fn kill(&mut self, numbers: &[u32]) -> Result<(), ClusterError> {
+    pub fn kill(&mut self, numbers: &[u32]) -> Result<Killed, ClusterError> {
+        self.shoot(numbers)?;
+        self.bury(numbers)
+    }
+
+    /// Has the kernel kill all of these, and does not wait for it.
+    pub fn shoot(&mut self, numbers: &[u32]) -> Result<(), ClusterError> {
         for number in numbers {
             if let Some(node) = self.node(*number) {
                 node.kill().map_err(while_doing("killing a node"))?;
             }
         }
+        Ok(())
+    }
+
+    /// Waits for the ends of nodes that were shot.
+    pub fn bury(&mut self, numbers: &[u32]) -> Result<Killed, ClusterError> {
+        let mut killed = Killed::default();
         for number in numbers {
-            if let Some(node) = self.node(*number) {
-                node.bury().map_err(while_doing("waiting for a node"))?;
-            }
+            let Some(node) = self.node(*number).filter(|node| node.is_started()) else {
+                continue;
+            };
+            let before = node.bury().map_err(while_doing("waiting for a node"))?;
+            killed.count += usize::from(before.is_none());
+            killed
+                .before
+                .extend(before.map(|status| (*number, status.to_string())));
+            self.links.is_gone(*number);
+        }
+        Ok(killed)
+    }
+
+    /// Has the disks of these, where they have some, stand still. What touches them waits.
+    pub fn freeze(&self, numbers: &[u32]) -> Result<(), ClusterError> {
+        let disks = numbers.iter().filter_map(|number| self.disks.get(number));
+        for disk in disks {
+            disk.freeze().map_err(while_doing("having a disk stall"))?;
+        }
+        Ok(())
+    }
+
+    /// Has disks go on.
+    pub fn thaw(&self, numbers: &[u32]) -> Result<(), ClusterError> {
+        let disks = numbers.iter().filter_map(|number| self.disks.get(number));
+        for disk in disks {
+            disk.thaw().map_err(while_doing("having a disk go on"))?;
         }
         Ok(())
     }
@@ -216,6 +265,7 @@ impl Cluster {
         let mut ended = Vec::new();
         for node in &mut self.nodes {
             if let Some(status) = node.ended().map_err(while_doing("looking at a node"))? {
+                self.links.is_gone(node.place.number);
                 ended.push((node.place.number, status.to_string()));
             }
         }
@@ -294,5 +344,14 @@ impl Cluster {
         nodes
             .map(|node| (node.place.number, node.data().to_owned()))
             .collect()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // A process that waits for a disk which stands still does not end, and would be waited for.
+        for disk in self.disks.values() {
+            let _going = disk.thaw();
+        }
     }
 }

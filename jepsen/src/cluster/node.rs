@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -90,6 +91,11 @@ impl Node {
         dir.join(format!("node-{}", place.number)).join("disk")
     }
 
+    /// Another program runs the next time that it is started.
+    pub fn runs(&mut self, binary: &Path) {
+        binary.clone_into(&mut self.binary);
+    }
+
     pub fn config(&self) -> &Path {
         &self.config
     }
@@ -125,6 +131,9 @@ impl Node {
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(log)
+            // Of its own, so that what a terminal or a time-out sends to this program does not
+            // reach it, and the kernel wakes it, if it is paused, when this program is gone.
+            .process_group(0)
             .spawn()?;
         self.boots += 1;
         self.process = Some(process);
@@ -139,12 +148,14 @@ impl Node {
         Ok(())
     }
 
-    /// Waits for a process that was killed.
-    pub fn bury(&mut self) -> io::Result<()> {
-        if let Some(mut process) = self.process.take() {
-            process.wait()?;
-        }
-        Ok(())
+    /// Waits for a process that was killed. How it ended, if it had before that by itself.
+    pub fn bury(&mut self) -> io::Result<Option<ExitStatus>> {
+        let Some(mut process) = self.process.take() else {
+            return Ok(None);
+        };
+        let status = process.wait()?;
+        let killed = status.signal() == Some(Signal::KILL.as_raw());
+        Ok((!killed).then_some(status))
     }
 
     /// How a process has ended by itself, if it has.
@@ -240,4 +251,49 @@ fn config_text(place: &Place, data: &Path, seeds: &[String], storage: &str) -> S
         place.http,
         place.kafka,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A node whose program does what a shell is told.
+    fn node(dir: &Path, script: &str) -> Node {
+        let (text, program) = (dir.join("text"), dir.join("program"));
+        std::fs::write(&text, format!("#!/bin/sh\n{script}\n")).unwrap();
+        // By somebody else: while a file is open for writing it is no program, and whatever else
+        // this process starts meanwhile might hold it open.
+        let mut copy = Command::new("install");
+        copy.args(["-m", "755"]).args([&text, &program]);
+        assert!(copy.status().unwrap().success());
+        let mut node = Node::prepare(&program, dir, Place::new(1, 1), &[], "").unwrap();
+        node.spawn(&[]).unwrap();
+        node
+    }
+
+    #[test]
+    fn who_ended_before_being_killed_is_told_from_who_did_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut node = node(dir.path(), "exit 3");
+        // Over, but yet to be waited for.
+        let pid = Pid::from_raw(node.pid().unwrap().cast_signed()).unwrap();
+        let options =
+            rustix::process::WaitIdOptions::EXITED | rustix::process::WaitIdOptions::NOWAIT;
+        rustix::process::waitid(rustix::process::WaitId::Pid(pid), options).unwrap();
+        node.kill().unwrap();
+        assert_eq!(node.bury().unwrap().unwrap().code(), Some(3));
+        assert_eq!(node.bury().unwrap(), None);
+
+        let mut node = super::tests::node(dir.path(), "cat > /dev/null");
+        node.kill().unwrap();
+        assert_eq!(node.bury().unwrap(), None);
+    }
+
+    #[test]
+    fn a_node_leads_a_process_group_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = node(dir.path(), "cat > /dev/null");
+        let pid = Pid::from_raw(node.pid().unwrap().cast_signed()).unwrap();
+        assert_eq!(rustix::process::getpgid(Some(pid)).unwrap(), pid);
+    }
 }

@@ -14,6 +14,9 @@ use super::schedule::Fault;
 const CHUNK: u64 = 4096;
 /// Places that are changed at once, at most.
 const PLACES: usize = 4;
+/// How often a place is looked for that holds something: files are laid out before they are filled,
+/// and what holds nothing cannot be damaged.
+const LOOKS: usize = 400;
 
 /// Does one kind of damage to files of the log in a data directory; what was done where. Nothing
 /// if there is no file that could be damaged.
@@ -23,16 +26,16 @@ pub(super) fn damage(dir: &Path, fault: Fault, rng: &mut SmallRng) -> io::Result
     files.sort();
     let mut done = Vec::new();
     for _ in 0..rng.random_range(1..=PLACES) {
-        let Some((path, len)) = files.choose(rng) else {
+        let Some((path, chunk)) = busy_chunk(&files, rng)? else {
             break;
         };
         let name = path.strip_prefix(dir).unwrap_or(path).display();
         let what = match fault {
-            Fault::Truncate => truncate(path, *len, rng)?,
-            Fault::StaleChunks => copy_chunk(path, *len, rng)?,
-            _ => flip(path, *len, rng)?,
+            Fault::Truncate => Some(truncate(path, chunk, rng)?),
+            Fault::StaleChunks => copy_chunk(path, chunk, rng)?,
+            _ => Some(flip(path, chunk, rng)?),
         };
-        done.push(format!("{name}: {what}"));
+        done.extend(what.map(|what| format!("{name}: {what}")));
         // Cut once, a file is not what its length here says.
         if fault == Fault::Truncate {
             break;
@@ -69,41 +72,79 @@ fn open(path: &Path) -> io::Result<File> {
     File::options().read(true).write(true).open(path)
 }
 
-fn flip(path: &Path, len: u64, rng: &mut SmallRng) -> io::Result<String> {
-    let (place, bit) = (rng.random_range(0..len), rng.random_range(0..8));
-    let mut file = open(path)?;
-    let mut byte = [0];
-    file.seek(SeekFrom::Start(place))?;
-    file.read_exact(&mut byte)?;
-    byte[0] ^= 1 << bit;
-    file.seek(SeekFrom::Start(place))?;
-    file.write_all(&byte)?;
-    file.sync_all()?;
-    Ok(format!("bit {bit} of byte {place}"))
+/// A chunk of a file, which may be its last and shorter than others.
+fn read_chunk(file: &mut File, chunk: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.seek(SeekFrom::Start(chunk * CHUNK))?;
+    file.take(CHUNK).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
-fn truncate(path: &Path, len: u64, rng: &mut SmallRng) -> io::Result<String> {
-    let left = rng.random_range(0..len);
+/// Some chunk of some file that holds something, if one is found.
+fn busy_chunk<'a>(
+    files: &'a [(PathBuf, u64)],
+    rng: &mut SmallRng,
+) -> io::Result<Option<(&'a Path, u64)>> {
+    for _ in 0..LOOKS {
+        let Some((path, len)) = files.choose(rng) else {
+            break;
+        };
+        let chunk = rng.random_range(0..len.div_ceil(CHUNK));
+        let bytes = read_chunk(&mut open(path)?, chunk)?;
+        if bytes.iter().any(|byte| *byte != 0) {
+            return Ok(Some((path, chunk)));
+        }
+    }
+    Ok(None)
+}
+
+fn flip(path: &Path, chunk: u64, rng: &mut SmallRng) -> io::Result<String> {
+    let mut file = open(path)?;
+    let mut bytes = read_chunk(&mut file, chunk)?;
+    let busy: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at] != 0).collect();
+    // Most of what is damaged is something, and some of it nothing.
+    let at = match busy.choose(rng) {
+        Some(at) if rng.random_bool(0.8) => *at,
+        _ => rng.random_range(0..bytes.len().max(1)),
+    };
+    let bit = rng.random_range(0..8);
+    if let Some(byte) = bytes.get_mut(at) {
+        *byte ^= 1 << bit;
+    }
+    file.seek(SeekFrom::Start(chunk * CHUNK))?;
+    file.write_all(&bytes)?;
+    file.sync_all()?;
+    Ok(format!("bit {bit} of byte {at} of chunk {chunk}"))
+}
+
+/// Cuts a file somewhere at or before a chunk that holds something.
+fn truncate(path: &Path, chunk: u64, rng: &mut SmallRng) -> io::Result<String> {
+    let left = rng.random_range(0..=chunk * CHUNK);
     let file = open(path)?;
+    let len = file.metadata()?.len();
     file.set_len(left)?;
     file.sync_all()?;
     Ok(format!("{len} bytes cut to {left}"))
 }
 
-/// One chunk is as another one is: a write went astray, or never happened.
-fn copy_chunk(path: &Path, len: u64, rng: &mut SmallRng) -> io::Result<String> {
-    let chunks = len.div_ceil(CHUNK);
-    let (from, to) = (rng.random_range(0..chunks), rng.random_range(0..chunks));
+/// One chunk is as another one is: a write went astray, or never happened. Nothing if all that
+/// were looked at are alike.
+fn copy_chunk(path: &Path, to: u64, rng: &mut SmallRng) -> io::Result<Option<String>> {
     let mut file = open(path)?;
-    let mut bytes = Vec::new();
-    file.seek(SeekFrom::Start(from * CHUNK))?;
-    (&mut file).take(CHUNK).read_to_end(&mut bytes)?;
-    let room = usize::try_from((len - to * CHUNK).min(CHUNK)).unwrap_or(0);
-    bytes.truncate(room);
-    file.seek(SeekFrom::Start(to * CHUNK))?;
-    file.write_all(&bytes)?;
-    file.sync_all()?;
-    Ok(format!("chunk {to} is a copy of chunk {from}"))
+    let chunks = file.metadata()?.len().div_ceil(CHUNK);
+    let before = read_chunk(&mut file, to)?;
+    for _ in 0..LOOKS {
+        let from = rng.random_range(0..chunks);
+        let mut bytes = read_chunk(&mut file, from)?;
+        bytes.truncate(before.len());
+        if bytes.len() == before.len() && bytes != before {
+            file.seek(SeekFrom::Start(to * CHUNK))?;
+            file.write_all(&bytes)?;
+            file.sync_all()?;
+            return Ok(Some(format!("chunk {to} is a copy of chunk {from}")));
+        }
+    }
+    Ok(None)
 }
 
 #[cfg(test)]
@@ -120,7 +161,9 @@ mod tests {
             let wal = dir.path().join("wal");
             fs::create_dir(&wal).unwrap();
             let path = wal.join("1.wal");
-            let whole: Vec<u8> = (0..40_000_u32).flat_map(u32::to_be_bytes).collect();
+            // What is laid out and not filled is no place for damage.
+            let filled = (1..=10_000_u32).flat_map(u32::to_be_bytes);
+            let whole: Vec<u8> = filled.chain(vec![0; 400_000]).collect();
             fs::write(&path, &whole).unwrap();
             fs::write(dir.path().join("lock"), b"left alone").unwrap();
             let done = damage(dir.path(), fault, &mut rng).unwrap();
@@ -128,7 +171,9 @@ mod tests {
                 done.iter().all(|what| what.starts_with("wal/1.wal: ")),
                 "{done:?}"
             );
-            assert_ne!(fs::read(&path).unwrap(), whole, "{fault}");
+            let found = fs::read(&path).unwrap();
+            let filled = found.get(..40_000).unwrap_or(&found);
+            assert_ne!(filled, &whole[..40_000], "{fault}");
             assert_eq!(fs::read(dir.path().join("lock")).unwrap(), b"left alone");
         }
     }

@@ -20,13 +20,15 @@ pub struct Means {
     pub links: bool,
     /// How many nodes there are.
     pub nodes: usize,
+    /// Whether there is a build to begin with that is to be replaced.
+    pub older: bool,
     /// Why nodes cannot have disks of their own, if so.
     pub no_disks: Option<String>,
 }
 
 impl Means {
     /// Tries in the directory `dir` what has to be tried for these faults.
-    pub async fn probe(dir: &Path, nodes: usize, faults: &[Fault]) -> Self {
+    pub async fn probe(dir: &Path, nodes: usize, older: bool, faults: &[Fault]) -> Self {
         let wanted = faults.iter().any(|fault| fault.needs_disks());
         let no_disks = if wanted {
             disk::probe(dir).await.err()
@@ -36,6 +38,7 @@ impl Means {
         Self {
             links: std::fs::read_to_string("/proc/net/tcp").is_ok(),
             nodes,
+            older,
             no_disks,
         }
     }
@@ -63,7 +66,10 @@ impl Means {
             | Fault::Loss
             | Fault::Bandwidth => unless(self.links, "/proc/net/tcp cannot be read"),
             Fault::Membership => unless(self.nodes > 3, "there is no node to move to"),
-            Fault::DiskFull | Fault::PowerLoss => self.no_disks.clone(),
+            Fault::Upgrade => unless(self.older, "no older build was given"),
+            Fault::DiskFull | Fault::StallDisk | Fault::FailedSync | Fault::PowerLoss => {
+                self.no_disks.clone()
+            }
             Fault::ClockJump => unless(false, "a node has no clock of its own to set"),
             Fault::Kill
             | Fault::KillAll

@@ -33,6 +33,8 @@ pub enum Fault {
     Membership,
     /// All nodes stop in order and start again, one after the other.
     RollingRestart,
+    /// The same, from an older build to this one, and then what only this one can.
+    Upgrade,
     /// A disk is lost, and its node comes back empty in its own place.
     Wipe,
     /// Bits of a stopped node's files change.
@@ -43,6 +45,10 @@ pub enum Fault {
     StaleChunks,
     /// No room is left on a disk.
     DiskFull,
+    /// A disk takes nothing for a while.
+    StallDisk,
+    /// A disk takes nothing any more, and says so.
+    FailedSync,
     /// What was not synced is gone, on all nodes at once.
     PowerLoss,
     /// The clock of a node jumps.
@@ -50,7 +56,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 23] = [
         Self::Kill,
         Self::KillAll,
         Self::Pause,
@@ -64,11 +70,14 @@ impl Fault {
         Self::Transfer,
         Self::Membership,
         Self::RollingRestart,
+        Self::Upgrade,
         Self::Wipe,
         Self::FlipBits,
         Self::Truncate,
         Self::StaleChunks,
         Self::DiskFull,
+        Self::StallDisk,
+        Self::FailedSync,
         Self::PowerLoss,
         Self::ClockJump,
     ];
@@ -88,11 +97,14 @@ impl Fault {
             Self::Transfer => "transfer",
             Self::Membership => "membership",
             Self::RollingRestart => "rolling-restart",
+            Self::Upgrade => "upgrade",
             Self::Wipe => "wipe",
             Self::FlipBits => "flip-bits",
             Self::Truncate => "truncate",
             Self::StaleChunks => "stale-chunks",
             Self::DiskFull => "disk-full",
+            Self::StallDisk => "stall-disk",
+            Self::FailedSync => "failed-sync",
             Self::PowerLoss => "power-loss",
             Self::ClockJump => "clock-jump",
         }
@@ -104,20 +116,32 @@ impl Fault {
 
     /// Whether nodes must have disks of their own for it.
     pub fn needs_disks(self) -> bool {
-        matches!(self, Self::DiskFull | Self::PowerLoss)
+        matches!(
+            self,
+            Self::DiskFull | Self::StallDisk | Self::FailedSync | Self::PowerLoss
+        )
+    }
+
+    /// Whether it damages files. All such faults of a schedule strike one node: what they did may
+    /// be found long after, and two replicas must not be damaged in one place.
+    pub fn damages(self) -> bool {
+        matches!(self, Self::FlipBits | Self::Truncate | Self::StaleChunks)
     }
 
     /// Whether it takes copies of what was acknowledged away, or makes fewer of them. One such
     /// begins only when everything is whole, and nothing else happens meanwhile: a majority of
-    /// good copies is what the promise rests on.
+    /// good copies is what the promise rests on. So does what a node has to notice by its own
+    /// work.
     pub fn is_alone(self) -> bool {
         match self {
             Self::Membership
             | Self::RollingRestart
+            | Self::Upgrade
             | Self::Wipe
             | Self::FlipBits
             | Self::Truncate
-            | Self::StaleChunks => true,
+            | Self::StaleChunks
+            | Self::FailedSync => true,
             Self::Kill
             | Self::KillAll
             | Self::Pause
@@ -130,6 +154,7 @@ impl Fault {
             | Self::Bandwidth
             | Self::Transfer
             | Self::DiskFull
+            | Self::StallDisk
             | Self::PowerLoss
             | Self::ClockJump => false,
         }
@@ -183,6 +208,7 @@ const CALM: Duration = Duration::from_millis(2_500);
 /// What happens and when.
 pub fn schedule(plan: &Plan) -> Vec<Scheduled> {
     let mut rng = SmallRng::seed_from_u64(plan.seed ^ 0x6e65_6d65_7369_7300);
+    let fragile: Vec<u32> = plan.nodes.choose(&mut rng).copied().into_iter().collect();
     let mut all: Vec<Scheduled> = Vec::new();
     let mut at = CALM;
     // When everything that was begun is over.
@@ -202,7 +228,11 @@ pub fn schedule(plan: &Plan) -> Vec<Scheduled> {
             at,
             lasts,
             fault,
-            nodes: victims(fault, &plan.nodes, &mut rng),
+            nodes: if fault.damages() {
+                fragile.clone()
+            } else {
+                victims(fault, &plan.nodes, &mut rng)
+            },
             seed: rng.random(),
         });
         over = over.max(at + lasts + rest(&mut rng));
@@ -225,13 +255,16 @@ fn lasting(fault: Fault, rng: &mut SmallRng) -> Duration {
         Fault::Kill | Fault::KillAll | Fault::PowerLoss => 100..2_500,
         Fault::Pause | Fault::PauseMost => 300..4_000,
         Fault::Isolate | Fault::CutOneWay | Fault::Partial => 800..5_000,
+        Fault::StallDisk => 200..2_500,
         Fault::Delay | Fault::Loss | Fault::Bandwidth | Fault::DiskFull => 1_500..5_000,
         Fault::Transfer | Fault::Membership | Fault::ClockJump => 1_000..3_000,
         Fault::RollingRestart
+        | Fault::Upgrade
         | Fault::Wipe
         | Fault::FlipBits
         | Fault::Truncate
-        | Fault::StaleChunks => 500..1_500,
+        | Fault::StaleChunks
+        | Fault::FailedSync => 500..1_500,
     };
     Duration::from_millis(rng.random_range(millis))
 }
@@ -239,7 +272,9 @@ fn lasting(fault: Fault, rng: &mut SmallRng) -> Duration {
 /// Whom a fault strikes.
 fn victims(fault: Fault, nodes: &[u32], rng: &mut SmallRng) -> Vec<u32> {
     let count = match fault {
-        Fault::Kill | Fault::Pause if rng.random_bool(0.2) => nodes.len().div_ceil(2),
+        Fault::Kill | Fault::Pause | Fault::StallDisk if rng.random_bool(0.2) => {
+            nodes.len().div_ceil(2)
+        }
         Fault::Isolate if nodes.len() >= 5 && rng.random_bool(0.3) => 2,
         Fault::Kill
         | Fault::Pause
@@ -250,6 +285,8 @@ fn victims(fault: Fault, nodes: &[u32], rng: &mut SmallRng) -> Vec<u32> {
         | Fault::Truncate
         | Fault::StaleChunks
         | Fault::DiskFull
+        | Fault::StallDisk
+        | Fault::FailedSync
         | Fault::ClockJump => 1,
         Fault::CutOneWay | Fault::Partial => 2,
         Fault::PauseMost => nodes.len() / 2 + 1,
@@ -259,6 +296,7 @@ fn victims(fault: Fault, nodes: &[u32], rng: &mut SmallRng) -> Vec<u32> {
         | Fault::Bandwidth
         | Fault::Transfer
         | Fault::RollingRestart
+        | Fault::Upgrade
         | Fault::PowerLoss => nodes.len(),
     };
     let mut chosen: Vec<u32> = nodes.choose_multiple(rng, count).copied().collect();
@@ -310,8 +348,16 @@ mod tests {
                     after.is_none_or(|next| one.at + one.lasts <= next.at),
                     "{seed}: {one}"
                 );
-                assert!(one.fault == Fault::RollingRestart || one.nodes.len() == 1);
+                let rolls = matches!(one.fault, Fault::RollingRestart | Fault::Upgrade);
+                assert!(rolls || one.nodes.len() == 1);
             }
+            let mut damaged: Vec<_> = all
+                .iter()
+                .filter(|one| one.fault.damages())
+                .map(|one| one.nodes.clone())
+                .collect();
+            damaged.dedup();
+            assert_eq!(damaged.len(), 1, "{seed}: {damaged:?}");
         }
     }
 

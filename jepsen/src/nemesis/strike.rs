@@ -5,14 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use trilog_client::proto::MoveRequest;
 use trilog_client::{Client, ClientConfig};
 
 use super::damage::damage;
 use super::schedule::{Fault, Scheduled};
-use crate::cluster::{Cluster, ClusterError, Way, while_doing};
+use crate::cluster::{Cluster, ClusterError, Killed, Way, while_doing};
 use crate::history::Note;
 use crate::workload::{Stage, TOPIC};
 
@@ -22,6 +23,8 @@ const SETTLE: Duration = Duration::from_mins(2);
 const ASKING: Duration = Duration::from_secs(8);
 /// How long a node may take to stop in order.
 const STOP: Duration = Duration::from_secs(40);
+/// How long a node may go on whose disk fails.
+const NOTICE: Duration = Duration::from_secs(20);
 
 /// A fault that was carried out.
 #[derive(Debug, Clone)]
@@ -40,6 +43,8 @@ pub struct Nemesis {
     done: Vec<Done>,
     /// What went wrong with the cluster or with the faults themselves.
     pub troubles: Vec<String>,
+    /// Whether the cluster did not get well in time.
+    late: bool,
 }
 
 enum Turn {
@@ -54,24 +59,47 @@ impl Nemesis {
             stage: Arc::clone(stage),
             done: Vec::new(),
             troubles: Vec::new(),
+            late: false,
         }
     }
 
-    /// Everything of the schedule, at its times or as soon after as what is before it allows.
-    pub async fn run(&mut self, schedule: &[Scheduled]) -> Result<(), ClusterError> {
+    /// Everything of the schedule, at its times; where something takes longer than it was given,
+    /// all that follows is put off, so that every fault lasts as long as it should. Up to where the
+    /// cluster does not get well any more, for what follows would tell nothing new, and for no
+    /// longer than `limit`.
+    pub async fn run(
+        &mut self,
+        schedule: &[Scheduled],
+        limit: Duration,
+    ) -> Result<(), ClusterError> {
         let began = Instant::now();
+        let mut put_off = Duration::ZERO;
         let mut turns: BTreeMap<(Duration, usize), Turn> = BTreeMap::new();
         for (nth, one) in schedule.iter().enumerate() {
             turns.insert((one.at, 2 * nth), Turn::Begin(nth));
             turns.insert((one.at + one.lasts, 2 * nth + 1), Turn::End(nth));
         }
         for ((at, _), turn) in turns {
-            sleep_until(began + at).await;
+            let due = began + at + put_off;
+            put_off += Instant::now().saturating_duration_since(due);
+            sleep_until(due).await;
+            if began.elapsed() > limit && matches!(turn, Turn::Begin(_)) {
+                break;
+            }
+            self.look_for_deaths()?;
             match turn {
                 Turn::Begin(nth) => {
                     let one = &schedule[nth];
-                    self.note(one, true);
+                    // Nodes are dead before it is said that they are: what is done from then on is
+                    // done by others.
+                    let ends_nodes = matches!(one.fault, Fault::Kill | Fault::KillAll);
+                    if !ends_nodes {
+                        self.note(one, true);
+                    }
                     let began = self.begin(one).await;
+                    if ends_nodes {
+                        self.note(one, true);
+                    }
                     if let Some(what) = self.unless_late(began)? {
                         self.done.extend(what.map(|what| Done {
                             fault: one.fault,
@@ -87,6 +115,9 @@ impl Nemesis {
                 }
             }
             self.look_for_deaths()?;
+            if self.late {
+                break;
+            }
         }
         Ok(())
     }
@@ -99,6 +130,7 @@ impl Nemesis {
             Err(late @ ClusterError::Late { .. }) => {
                 let words = self.cluster.last_words();
                 self.troubles.push(format!("{late}\n{words}"));
+                self.late = true;
                 Ok(None)
             }
             Err(error) => Err(error),
@@ -122,13 +154,26 @@ impl Nemesis {
     /// whoever looks after it would.
     fn look_for_deaths(&mut self) -> Result<(), ClusterError> {
         for (number, how) in self.cluster.ended()? {
-            let words = self.cluster.node(number).map(|node| node.last_words(6));
-            let words = words.unwrap_or_default();
-            self.troubles
-                .push(format!("node {number} ended by itself ({how}):\n{words}"));
+            self.ended_by_itself(number, &how);
             self.cluster.boot(number, &[])?;
         }
         Ok(())
+    }
+
+    fn ended_by_itself(&mut self, number: u32, how: &str) {
+        let words = self.cluster.node(number).map(|node| node.last_words(6));
+        let words = words.unwrap_or_default();
+        self.troubles
+            .push(format!("node {number} ended by itself ({how}):\n{words}"));
+    }
+
+    /// Kills these nodes; how many there were. Who was dead already is no less trouble for it.
+    fn kill(&mut self, numbers: &[u32]) -> Result<usize, ClusterError> {
+        let Killed { count, before } = self.cluster.kill(numbers)?;
+        for (number, how) in before {
+            self.ended_by_itself(number, &how);
+        }
+        Ok(count)
     }
 
     /// What it came to; nothing if it could not be done after all.
@@ -139,8 +184,14 @@ impl Nemesis {
             self.cluster.await_settled(SETTLE).await?;
         }
         match one.fault {
-            Fault::Kill | Fault::KillAll => self.cluster.kill(&one.nodes)?,
-            Fault::Pause | Fault::PauseMost => self.signal(&one.nodes, true)?,
+            Fault::Kill | Fault::KillAll => {
+                let killed = self.kill(&one.nodes)?;
+                return Ok((killed > 0).then(String::new));
+            }
+            Fault::Pause | Fault::PauseMost => {
+                let paused = self.signal(&one.nodes, true)?;
+                return Ok((paused > 0).then(String::new));
+            }
             Fault::Isolate
             | Fault::CutOneWay
             | Fault::Partial
@@ -150,8 +201,9 @@ impl Nemesis {
             Fault::Transfer => return Ok(self.transfer().await),
             Fault::Membership => return Ok(self.move_replicas(one, &mut rng).await),
             Fault::RollingRestart => self.roll(&one.nodes).await?,
+            Fault::Upgrade => return self.upgrade(&one.nodes).await,
             Fault::Wipe => {
-                self.cluster.kill(&one.nodes)?;
+                self.kill(&one.nodes)?;
                 for number in &one.nodes {
                     if let Some(node) = self.cluster.node(*number) {
                         node.wipe().map_err(while_doing("wiping a disk"))?;
@@ -159,7 +211,7 @@ impl Nemesis {
                 }
             }
             Fault::FlipBits | Fault::Truncate | Fault::StaleChunks => {
-                self.cluster.kill(&one.nodes)?;
+                self.kill(&one.nodes)?;
                 let mut what = Vec::new();
                 for number in &one.nodes {
                     if let Some(node) = self.cluster.node(*number) {
@@ -176,7 +228,9 @@ impl Nemesis {
                     }
                 }
             }
-            Fault::PowerLoss => self.lose_power(&one.nodes).await?,
+            Fault::StallDisk => self.stall(&one.nodes, one.lasts).await?,
+            Fault::FailedSync => return self.fail_disks(&one.nodes).await,
+            Fault::PowerLoss => return self.lose_power(&one.nodes, &mut rng).await.map(Some),
             Fault::ClockJump => return Ok(None),
         }
         Ok(Some(String::new()))
@@ -187,7 +241,9 @@ impl Nemesis {
         match one.fault {
             Fault::Kill | Fault::KillAll | Fault::PowerLoss => self.boot(&one.nodes, &[])?,
             Fault::DiskFull => self.make_room(&one.nodes)?,
-            Fault::Pause | Fault::PauseMost => self.signal(&one.nodes, false)?,
+            Fault::Pause | Fault::PauseMost => {
+                self.signal(&one.nodes, false)?;
+            }
             Fault::Isolate
             | Fault::CutOneWay
             | Fault::Partial
@@ -209,33 +265,99 @@ impl Nemesis {
                 self.boot(&one.nodes, &["--replace"])?;
                 self.cluster.await_settled(SETTLE).await?;
             }
-            Fault::FlipBits | Fault::Truncate | Fault::StaleChunks => {
+            Fault::FlipBits | Fault::Truncate | Fault::StaleChunks | Fault::FailedSync => {
                 self.boot(&one.nodes, &[])?;
                 self.cluster.await_settled(SETTLE).await?;
             }
-            Fault::Membership | Fault::RollingRestart => {
+            Fault::Membership | Fault::RollingRestart | Fault::Upgrade => {
                 self.cluster.await_settled(SETTLE).await?;
             }
-            Fault::Transfer | Fault::ClockJump => {}
+            Fault::Transfer | Fault::StallDisk | Fault::ClockJump => {}
         }
         Ok(())
     }
 
+    /// Disks of these nodes take nothing for a while. Nothing else is begun or ended meanwhile:
+    /// whoever touches a disk that stands still, stands still as well.
+    async fn stall(&mut self, nodes: &[u32], lasts: Duration) -> Result<(), ClusterError> {
+        self.cluster.freeze(nodes)?;
+        sleep(lasts).await;
+        self.cluster.thaw(nodes)
+    }
+
+    /// A disk fails whatever is written to it and synced. Its node has to end by that: what it
+    /// would go on with is not what is on the disk.
+    async fn fail_disks(&mut self, nodes: &[u32]) -> Result<Option<String>, ClusterError> {
+        let mut noticed = None;
+        for number in nodes {
+            let Some(disk) = self.cluster.disks.get(number) else {
+                continue;
+            };
+            disk.cut_off().map_err(while_doing("cutting a disk off"))?;
+            let began = Instant::now();
+            let ended = match self.cluster.node(*number) {
+                Some(node) => node.await_end(NOTICE).await,
+                None => continue,
+            };
+            match ended.map_err(while_doing("waiting for a node"))? {
+                Some(status) if !status.success() => {
+                    let after = began.elapsed().as_millis();
+                    noticed = Some(format!("noticed after {after} ms"));
+                }
+                ended => self.troubles.push(format!(
+                    "node {number} did not end by a disk that fails, but {ended:?}"
+                )),
+            }
+            self.cluster.kill(&[*number])?;
+            self.cluster.links.is_gone(*number);
+            if let Some(disk) = self.cluster.disks.get(number) {
+                let mounting = disk.mount_again().await;
+                mounting.map_err(while_doing("mounting a disk"))?;
+            }
+        }
+        Ok(noticed)
+    }
+
     /// Cuts the disks of all of these off at once, then kills the nodes: what was not synced is
-    /// gone.
-    async fn lose_power(&mut self, nodes: &[u32]) -> Result<(), ClusterError> {
+    /// gone. Half of the time some disks have stood still for a moment before, so that nodes
+    /// differ in what they have.
+    async fn lose_power(
+        &mut self,
+        nodes: &[u32],
+        rng: &mut SmallRng,
+    ) -> Result<String, ClusterError> {
+        let count = if rng.random_bool(0.5) {
+            rng.random_range(1..=nodes.len() / 2 + 1)
+        } else {
+            0
+        };
+        let behind: Vec<u32> = nodes.choose_multiple(rng, count).copied().collect();
+        let moment = Duration::from_millis(rng.random_range(20..600));
+        self.cluster.freeze(&behind)?;
+        if !behind.is_empty() {
+            sleep(moment).await;
+        }
         let disks = &self.cluster.disks;
         for disk in nodes.iter().filter_map(|number| disks.get(number)) {
             disk.cut_off().map_err(while_doing("cutting a disk off"))?;
         }
-        self.cluster.kill(nodes)?;
+        // Who waits for a disk that stands still cannot end before it goes on; whether it fails
+        // then, or was killed first, is all the same.
+        self.cluster.shoot(nodes)?;
+        self.cluster.thaw(&behind)?;
+        self.cluster.bury(nodes)?;
         let disks = &self.cluster.disks;
         for disk in nodes.iter().filter_map(|number| disks.get(number)) {
             disk.mount_again()
                 .await
                 .map_err(while_doing("mounting a disk"))?;
         }
-        Ok(())
+        Ok(if behind.is_empty() {
+            String::new()
+        } else {
+            let millis = moment.as_millis();
+            format!("the disks of {behind:?} had stood still for {millis} ms")
+        })
     }
 
     fn make_room(&mut self, nodes: &[u32]) -> Result<(), ClusterError> {
@@ -254,14 +376,17 @@ impl Nemesis {
         Ok(())
     }
 
-    fn signal(&mut self, nodes: &[u32], pause: bool) -> Result<(), ClusterError> {
+    /// How many there were that run.
+    fn signal(&mut self, nodes: &[u32], pause: bool) -> Result<usize, ClusterError> {
+        let mut count = 0;
         for number in nodes {
             if let Some(node) = self.cluster.node(*number) {
                 let done = if pause { node.pause() } else { node.resume() };
                 done.map_err(while_doing("pausing or resuming a node"))?;
+                count += usize::from(node.is_started());
             }
         }
-        Ok(())
+        Ok(count)
     }
 
     /// Who says something to whom that a fault of the links is about.
@@ -407,14 +532,44 @@ impl Nemesis {
                     }
                 }
             }
+            self.cluster.links.is_gone(*number);
             self.cluster.boot(*number, &[])?;
             self.cluster.await_settled(SETTLE).await?;
         }
         Ok(())
     }
 
+    /// Replaces the older build everywhere, node after node, and then has the cluster do what only
+    /// this one can. Nothing if that was done.
+    async fn upgrade(&mut self, nodes: &[u32]) -> Result<Option<String>, ClusterError> {
+        let Some(newer) = self.cluster.newer.take() else {
+            return Ok(None);
+        };
+        for number in nodes {
+            if let Some(node) = self.cluster.node(*number) {
+                node.runs(&newer);
+            }
+        }
+        self.roll(nodes).await?;
+        let Some(client) = self.client().await else {
+            return Ok(None);
+        };
+        match client.admin().upgrade(false).await {
+            Ok(answer) => {
+                let (before, after) = (answer.level_before, answer.level);
+                Ok(Some(format!("feature level {before} to {after}")))
+            }
+            Err(error) => {
+                let trouble = format!("the feature level cannot be raised: {error}");
+                self.troubles.push(trouble);
+                Ok(None)
+            }
+        }
+    }
+
     /// Ends whatever is going on: everybody runs and hears everybody.
     pub async fn heal(&mut self) -> Result<(), ClusterError> {
+        self.late = false;
         self.cluster.links.heal(true);
         let numbers = self.cluster.numbers();
         self.make_room(&numbers)?;

@@ -1,7 +1,7 @@
 //! A history boiled down: how many operations ended each second and how long they took, when
 //! faults lasted, and who led.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde::Serialize;
 
@@ -44,6 +44,16 @@ pub struct Leader {
     pub from_ns: u64,
 }
 
+/// A key whose leader was killed.
+#[derive(Debug, Clone, Serialize)]
+pub struct Succession {
+    pub key: u32,
+    pub node: u32,
+    pub from_ns: u64,
+    /// From when the leader was dead to the first acknowledgement of what was sent after that.
+    pub took_ms: u64,
+}
+
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Summary {
     pub seconds: Vec<Second>,
@@ -54,8 +64,13 @@ pub struct Summary {
     pub end_ns: u64,
     /// By function and how it ended.
     pub operations: BTreeMap<String, u64>,
-    /// The longest time before the end of the faults in which nothing was acknowledged.
+    /// The longest time before the end of the faults in which somebody tried to write, and nothing
+    /// was acknowledged.
     pub longest_stall_ms: u64,
+    /// The same by the fault that lasted in it, in milliseconds.
+    pub stalls: BTreeMap<String, u64>,
+    /// Leaders that were killed, and how long it took.
+    pub successions: Vec<Succession>,
     /// How many operations said what went wrong, by what they said.
     pub errors: BTreeMap<String, u64>,
 }
@@ -67,22 +82,27 @@ const ERRORS_MAX: usize = 60;
 pub fn summarize(events: impl Iterator<Item = Event>) -> Summary {
     let mut summary = Summary::default();
     let mut begun: HashMap<u32, u64> = HashMap::new();
-    let mut acknowledged: Vec<u64> = Vec::new();
+    let mut silence = Silence::default();
+    let mut orphans = Orphans::default();
     for event in events {
         summary.end_ns = event.time;
         match event.what {
             What::Op(op) if op.stage == Stage::Invoke => {
                 begun.insert(op.process, event.time);
+                silence.begins(&op, event.time);
             }
             What::Op(op) => {
                 let began = begun.remove(&op.process).unwrap_or(event.time);
-                let sent = is_write(&op) && op.stage == Stage::Ok;
-                if sent && summary.final_ns.is_none() {
-                    acknowledged.push(event.time);
+                if summary.final_ns.is_none() {
+                    silence.ends(&op, event.time);
+                    orphans.acknowledged(&op, began, event.time, &mut summary.successions);
                 }
                 summary.ended(&op, began, event.time);
             }
-            What::Note(note) => summary.noted(&note, event.time),
+            What::Note(note) => {
+                orphans.noted(&note, event.time);
+                summary.noted(&note, event.time);
+            }
         }
     }
     for fault in summary.faults.iter_mut().filter(|fault| fault.to_ns == 0) {
@@ -91,9 +111,122 @@ pub fn summarize(events: impl Iterator<Item = Event>) -> Summary {
     for second in &mut summary.seconds {
         second.settle();
     }
-    let gaps = acknowledged.windows(2).map(|pair| pair[1] - pair[0]);
-    summary.longest_stall_ms = gaps.max().unwrap_or(0) / 1_000_000;
+    for (from, to) in silence.stalls {
+        let took = (to - from) / 1_000_000;
+        summary.longest_stall_ms = summary.longest_stall_ms.max(took);
+        for fault in &summary.faults {
+            if fault.from_ns <= to && from <= fault.to_ns {
+                let longest = summary.stalls.entry(fault.fault.clone()).or_default();
+                *longest = took.max(*longest);
+            }
+        }
+    }
     summary
+}
+
+/// What was measured of the cluster as a whole, for people.
+pub fn figures(summary: &Summary) -> Vec<String> {
+    let mut took: Vec<u64> = summary.successions.iter().map(|one| one.took_ms).collect();
+    took.sort_unstable();
+    let mut lines = Vec::new();
+    if let Some(longest) = took.last() {
+        let at = |percent: usize| took[(took.len() * percent / 100).min(took.len() - 1)];
+        lines.push(format!(
+            "leader killed to first acknowledged write, {} times: p50 {} ms, p99 {} ms, longest \
+             {longest} ms",
+            took.len(),
+            at(50),
+            at(99)
+        ));
+    }
+    let longest = summary.longest_stall_ms;
+    lines.push(format!(
+        "longest time without an acknowledgement: {longest} ms"
+    ));
+    if let Some(longest) = summary.stalls.get("rolling-restart") {
+        lines.push(format!(
+            "longest stall during a rolling restart: {longest} ms"
+        ));
+    }
+    lines
+}
+
+/// The times in which somebody tries to write, and nothing is acknowledged.
+#[derive(Debug, Default)]
+struct Silence {
+    /// Who tries.
+    trying: HashSet<u32>,
+    /// Since when, or since the last acknowledgement.
+    since: u64,
+    /// From when to when.
+    stalls: Vec<(u64, u64)>,
+}
+
+impl Silence {
+    fn begins(&mut self, op: &Op, time: u64) {
+        if is_write(op) {
+            if self.trying.is_empty() {
+                self.since = time;
+            }
+            self.trying.insert(op.process);
+        }
+    }
+
+    fn ends(&mut self, op: &Op, time: u64) {
+        if self.trying.remove(&op.process) && op.stage == Stage::Ok {
+            self.stalls.push((self.since, time));
+            self.since = time;
+        }
+    }
+}
+
+/// Keys whose leader was killed and that have acknowledged nothing since.
+#[derive(Debug, Default)]
+struct Orphans {
+    /// Who leads, by what was said last.
+    leaders: BTreeMap<u32, u32>,
+    /// Who led, and when it was dead.
+    since: BTreeMap<u32, (u32, u64)>,
+}
+
+impl Orphans {
+    fn noted(&mut self, note: &Note, time: u64) {
+        match note {
+            Note::Leader { key, node, .. } => {
+                self.leaders.insert(key.0, *node);
+            }
+            // Of several nodes a majority may be gone, which nobody can succeed.
+            Note::FaultBegin { fault, nodes } if fault == "kill" && nodes.len() == 1 => {
+                for (key, leader) in self.leaders.iter().filter(|one| nodes.contains(one.1)) {
+                    self.since.entry(*key).or_insert((*leader, time));
+                }
+            }
+            // Who waits for something else than a successor says nothing about successions.
+            Note::FaultBegin { .. } => self.since.clear(),
+            _ => {}
+        }
+    }
+
+    fn acknowledged(&mut self, op: &Op, began: u64, time: u64, found: &mut Vec<Succession>) {
+        if op.stage != Stage::Ok {
+            return;
+        }
+        for mop in &op.mops {
+            let crate::history::Mop::Send { key, .. } = mop else {
+                continue;
+            };
+            if self.since.get(&key.0).is_some_and(|since| since.1 <= began)
+                && let Some((node, from_ns)) = self.since.remove(&key.0)
+            {
+                found.push(Succession {
+                    key: key.0,
+                    node,
+                    from_ns,
+                    took_ms: (time - from_ns) / 1_000_000,
+                });
+            }
+        }
+    }
 }
 
 fn is_write(op: &Op) -> bool {
@@ -264,7 +397,9 @@ mod tests {
             send(Stage::Fail, 9_000),
         ];
         let summary = summarize(events.into_iter());
-        assert_eq!(summary.longest_stall_ms, 2_200);
+        assert_eq!(summary.longest_stall_ms, 2_020);
+        assert_eq!(summary.stalls["kill"], 2_020);
+        assert_eq!(figures(&summary).len(), 1);
         assert_eq!(summary.seconds.len(), 10);
         let second = &summary.seconds[2];
         assert_eq!((second.ok, second.latency_p99_us), (1, 2_020_000));
@@ -273,5 +408,42 @@ mod tests {
         assert_eq!((fault.from_ns, fault.to_ns), (200_000_000, 2_000_000_000));
         assert_eq!(summary.operations["send ok"], 2);
         assert_eq!(summary.final_ns, Some(3_000_000_000));
+    }
+
+    #[test]
+    fn a_succession_takes_until_something_sent_after_the_kill_is_acknowledged() {
+        let leader = |node, time_ms| {
+            let note = Note::Leader {
+                key: Key(0),
+                node,
+                term: time_ms,
+            };
+            event(time_ms, What::Note(note))
+        };
+        let kill = |node, time_ms| {
+            let note = Note::FaultBegin {
+                fault: "kill".to_owned(),
+                nodes: vec![node],
+            };
+            event(time_ms, What::Note(note))
+        };
+        let events = vec![
+            leader(2, 10),
+            // Somebody else is killed: nobody has to succeed.
+            kill(3, 50),
+            send(Stage::Invoke, 90),
+            kill(2, 100),
+            // Sent before, so perhaps acknowledged before, and told late.
+            send(Stage::Ok, 105),
+            send(Stage::Invoke, 110),
+            send(Stage::Ok, 350),
+            leader(1, 400),
+            send(Stage::Invoke, 410),
+            send(Stage::Ok, 420),
+        ];
+        let summary = summarize(events.into_iter());
+        let took: Vec<_> = summary.successions.iter().map(|one| one.took_ms).collect();
+        assert_eq!(took, [250]);
+        assert!(figures(&summary)[0].contains("1 times: p50 250 ms, p99 250 ms"));
     }
 }

@@ -1,15 +1,16 @@
-//! After the faults: everything is read back by everybody, the nodes stop, and their files are
-//! verified and compared.
+//! After the faults: everybody has something acknowledged in every key and reads everything back,
+//! the nodes stop, and their files are verified and compared.
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::Command;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use tokio::process::Command;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use trilog_client::{Client, ClientConfig};
 
 use super::{Options, replicas};
@@ -17,16 +18,24 @@ use crate::cluster::Cluster;
 use crate::history::{Key, Note};
 use crate::kafka::{self, Fault};
 use crate::nemesis::{Done, Nemesis};
-use crate::workload::{Stage, TOPIC, Worker};
+use crate::workload::{Scan, Stage, TOPIC, Worker};
 
+/// How long a cluster that is whole may take to acknowledge something in every key.
+const ALIVE: Duration = Duration::from_secs(45);
 /// How long transactions that nobody ends may stay open beyond their own time.
 const SETTLING: Duration = Duration::from_mins(1);
 /// How long reading everything back may take.
 const READING: Duration = Duration::from_mins(3);
 /// How long a node may take to stop in order.
 const STOP: Duration = Duration::from_secs(40);
-/// How long a node may take to find and repair what was done to its files.
-const REPAIR: Duration = Duration::from_mins(1);
+/// How long nodes may take to be whole again after everything was read.
+const SETTLE: Duration = Duration::from_mins(1);
+/// How long nodes look through their files each time they are started once more to find what was
+/// done to them, and how often that is.
+const LOOK: Duration = Duration::from_secs(20);
+const LOOKS: usize = 5;
+/// How long looking through a stopped node's files may take.
+const VERIFY: Duration = Duration::from_mins(3);
 
 #[derive(Debug, Default)]
 pub(super) struct Finish {
@@ -54,6 +63,8 @@ pub(super) async fn finish(
         ..Finish::default()
     };
     let mut cluster = nemesis.cluster;
+    let (workers, dead) = prove_alive(workers).await;
+    finish.failures.extend(dead);
     let ends = match settled_ends(stage).await {
         Ok(ends) => ends,
         Err(fault) => {
@@ -62,11 +73,15 @@ pub(super) async fn finish(
         }
     };
     stage.recorder.note(Note::Final);
-    let missing = read_back(workers, &ends).await;
-    if missing.is_empty() {
+    let read = read_back(workers, &ends).await;
+    if read.missing.is_empty() {
         stage.recorder.note(Note::Done);
     }
-    finish.gaps.extend(missing);
+    finish.gaps.extend(read.missing);
+    finish.failures.extend(at_odds(&read.scans));
+    if let Err(late) = cluster.await_settled(SETTLE).await {
+        finish.failures.push(late.to_string());
+    }
     let held = match placement(&cluster).await {
         Ok(held) => held,
         Err(error) => {
@@ -76,30 +91,58 @@ pub(super) async fn finish(
             return Ok(finish);
         }
     };
-    let damaged = finish.done.iter().any(|one| {
-        use crate::nemesis::Fault as Struck;
-        [Struck::FlipBits, Struck::Truncate, Struck::StaleChunks].contains(&one.fault)
-    });
+    let damaged = finish.done.iter().any(|one| one.fault.damages());
     stop(&mut cluster, &mut finish).await?;
-    let mut wrong = verify_all(&cluster, options)?;
-    if damaged && !wrong.is_empty() {
+    let mut wrong = verify_all(&cluster, options).await?;
+    for _ in 0..LOOKS {
+        if !damaged || wrong.is_empty() {
+            break;
+        }
         // What was damaged and not read since is found by the background check only.
         cluster.boot_all()?;
-        if let Err(late) = cluster.await_settled(REPAIR).await {
+        if let Err(late) = cluster.await_settled(SETTLE).await {
             finish.failures.push(late.to_string());
+            break;
         }
-        sleep(REPAIR / 2).await;
+        sleep(LOOK).await;
         stop(&mut cluster, &mut finish).await?;
-        wrong = verify_all(&cluster, options)?;
+        wrong = verify_all(&cluster, options).await?;
     }
     finish.failures.extend(wrong);
     let dirs = cluster.data_dirs();
-    let compared = replicas::compare(&options.trilog, &dirs, &held, &ends).await?;
-    finish.failures.extend(compared.short);
-    for note in compared.notes {
-        stage.recorder.note(note);
+    match replicas::compare(&options.trilog, &dirs, &held, &ends).await {
+        Ok(compared) => {
+            finish.failures.extend(compared.short);
+            for note in compared.notes {
+                stage.recorder.note(note);
+            }
+        }
+        // What cannot be read is no reason to keep what else was found to oneself.
+        Err(error) => finish
+            .failures
+            .push(format!("replicas cannot be compared: {error:#}")),
     }
     Ok(finish)
+}
+
+/// Has each worker write to each key; who could not, and why.
+async fn prove_alive(workers: Vec<Worker>) -> (Vec<Worker>, Vec<String>) {
+    let deadline = Instant::now() + ALIVE;
+    let mut proving = JoinSet::new();
+    for worker in workers {
+        proving.spawn(worker.prove_alive(deadline));
+    }
+    let (mut workers, mut dead) = (Vec::new(), Vec::new());
+    while let Some(proven) = proving.join_next().await {
+        match proven {
+            Ok((worker, alive)) => {
+                workers.push(worker);
+                dead.extend(alive.err());
+            }
+            Err(error) => dead.push(error.to_string()),
+        }
+    }
+    (workers, dead)
 }
 
 /// Where each key ends, once no transaction is open in it.
@@ -125,22 +168,67 @@ async fn settled_ends(stage: &Arc<Stage>) -> Result<BTreeMap<Key, u64>, Fault> {
     }
 }
 
-/// Who did not get to the end, and why.
-async fn read_back(workers: Vec<Worker>, ends: &BTreeMap<Key, u64>) -> Vec<String> {
+/// What each reader found in each key.
+type Scans = Vec<(String, BTreeMap<Key, Scan>)>;
+
+/// What came of reading everything back.
+struct ReadBack {
+    scans: Scans,
+    /// Who did not get to the end, and why.
+    missing: Vec<String>,
+}
+
+async fn read_back(workers: Vec<Worker>, ends: &BTreeMap<Key, u64>) -> ReadBack {
     let deadline = Instant::now() + READING;
     let mut reading = JoinSet::new();
     for worker in workers {
         reading.spawn(worker.read_everything(ends.clone(), deadline));
     }
-    let mut missing = Vec::new();
+    let mut back = ReadBack {
+        scans: Vec::new(),
+        missing: Vec::new(),
+    };
     while let Some(read) = reading.join_next().await {
         match read {
-            Ok(Ok(())) => {}
-            Ok(Err(why)) => missing.push(why),
-            Err(error) => missing.push(error.to_string()),
+            Ok(Ok(scans)) => back.scans.push(scans),
+            Ok(Err(why)) => back.missing.push(why),
+            Err(error) => back.missing.push(error.to_string()),
         }
     }
-    missing
+    back
+}
+
+/// Whoever read to the end of a key has read the same: checkers go by what anybody read, and a
+/// client that ends early, or leaves something out at the end, would hide behind the others.
+fn at_odds(scans: &Scans) -> Vec<String> {
+    let Some((first, others)) = scans.split_first() else {
+        return Vec::new();
+    };
+    let mut odds = Vec::new();
+    for (name, found) in others {
+        let keys = first.1.keys().chain(found.keys());
+        let keys: std::collections::BTreeSet<&Key> = keys.collect();
+        for key in keys
+            .into_iter()
+            .filter(|key| found.get(key) != first.1.get(key))
+        {
+            odds.push(format!(
+                "in key {} {} read {}, and {name} {}",
+                key.0,
+                first.0,
+                found_text(first.1.get(key)),
+                found_text(found.get(key))
+            ));
+        }
+    }
+    odds
+}
+
+fn found_text(scan: Option<&Scan>) -> String {
+    scan.map_or("nothing".to_owned(), |scan| {
+        let Scan { records, last, sum } = scan;
+        format!("{records} records up to {last} (sum {sum:016x})")
+    })
 }
 
 async fn placement(cluster: &Cluster) -> anyhow::Result<BTreeMap<Key, Held>> {
@@ -160,10 +248,15 @@ async fn placement(cluster: &Cluster) -> anyhow::Result<BTreeMap<Key, Held>> {
 
 /// Stops all nodes in order; those that do not are killed, and that is a failure.
 async fn stop(cluster: &mut Cluster, finish: &mut Finish) -> anyhow::Result<()> {
+    for (number, how) in cluster.ended()? {
+        finish
+            .failures
+            .push(format!("node {number} ended by itself ({how})"));
+    }
     for node in &mut cluster.nodes {
         node.close();
     }
-    for node in &mut cluster.nodes {
+    for node in cluster.nodes.iter_mut().filter(|node| node.is_started()) {
         let number = node.place.number;
         match node.await_end(STOP).await? {
             Some(status) if status.success() => {}
@@ -184,10 +277,10 @@ async fn stop(cluster: &mut Cluster, finish: &mut Finish) -> anyhow::Result<()> 
     Ok(())
 }
 
-fn verify_all(cluster: &Cluster, options: &Options) -> anyhow::Result<Vec<String>> {
+async fn verify_all(cluster: &Cluster, options: &Options) -> anyhow::Result<Vec<String>> {
     let mut wrong = Vec::new();
     for (number, dir) in cluster.data_dirs() {
-        if let Some(what) = verify(&options.trilog, &dir)? {
+        if let Some(what) = verify(&options.trilog, &dir).await? {
             wrong.push(format!("the log of node {number} does not verify: {what}"));
         }
     }
@@ -195,12 +288,17 @@ fn verify_all(cluster: &Cluster, options: &Options) -> anyhow::Result<Vec<String
 }
 
 /// What `trilog log verify` finds wrong in a stopped node's directory.
-fn verify(trilog: &Path, dir: &Path) -> anyhow::Result<Option<String>> {
-    let verified = Command::new(trilog)
+async fn verify(trilog: &Path, dir: &Path) -> anyhow::Result<Option<String>> {
+    let verifying = Command::new(trilog)
         .args(["log", "verify"])
         .arg(dir)
-        .output()
-        .with_context(|| format!("cannot run {}", trilog.display()))?;
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let Ok(verified) = timeout(VERIFY, verifying).await else {
+        return Ok(Some("it takes too long".to_owned()));
+    };
+    let verified = verified.with_context(|| format!("cannot run {}", trilog.display()))?;
     if verified.status.success() {
         return Ok(None);
     }
@@ -211,4 +309,39 @@ fn verify(trilog: &Path, dir: &Path) -> anyhow::Result<Option<String>> {
         .collect();
     let errors = String::from_utf8_lossy(&verified.stderr);
     Ok(Some(format!("{} {}", errors.trim(), damaged.join("; "))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readers_that_found_something_else_than_others_are_told() {
+        let scan = |records, sum| Scan {
+            records,
+            last: records + 10,
+            sum,
+        };
+        let reader = |name: &str, scans: &[(u32, Scan)]| {
+            let scans = scans.iter().map(|(key, scan)| (Key(*key), *scan));
+            (name.to_owned(), scans.collect::<BTreeMap<_, _>>())
+        };
+        let whole = [(0, scan(5, 1)), (1, scan(6, 2))];
+        let agreeing = vec![reader("a", &whole), reader("b", &whole)];
+        assert_eq!(at_odds(&agreeing), Vec::<String>::new());
+        assert_eq!(at_odds(&Vec::new()), Vec::<String>::new());
+        for other in [
+            vec![(0, scan(5, 1))],
+            vec![(0, scan(5, 1)), (1, scan(5, 9))],
+            vec![(0, scan(5, 3)), (1, scan(6, 2))],
+            vec![(0, scan(5, 1)), (1, scan(6, 2)), (2, scan(1, 1))],
+        ] {
+            for scans in [
+                vec![reader("a", &whole), reader("b", &other)],
+                vec![reader("a", &other), reader("b", &whole)],
+            ] {
+                assert_eq!(at_odds(&scans).len(), 1, "{scans:?}");
+            }
+        }
+    }
 }

@@ -9,17 +9,18 @@ use std::collections::BTreeMap;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use trilog_client::proto::CreateTopicRequest;
 use trilog_client::{Client, ClientConfig};
 
 use crate::check::{Checker, Validity, Verdict};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, disk};
 use crate::history::json::Reader;
 use crate::history::{Header, json};
 use crate::nemesis::{Done, Fault, Means, Nemesis, Plan, Scheduled, Skipped, schedule};
@@ -29,12 +30,20 @@ use crate::workload::{Auditor, Kind, Load, Recorder, Stage, TOPIC, Worker};
 const START: Duration = Duration::from_mins(1);
 /// What workers may take beyond the patience of their clients once they are told to stop.
 const GRACE: Duration = Duration::from_mins(1);
+/// How often it is felt whether this program goes on, and what is no going on any more.
+const PULSE: Duration = Duration::from_millis(50);
+const STANDSTILL: Duration = Duration::from_secs(3);
+/// What a run may take beyond twice the time that clients work. Every wait in it has an end, but
+/// there are many.
+const LIMIT: Duration = Duration::from_mins(20);
 
 /// What a run is to be.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The binary whose nodes are run.
     pub trilog: PathBuf,
+    /// The build that nodes begin with, to be replaced by that one.
+    pub older: Option<PathBuf>,
     /// Where the history and the nodes' files go.
     pub dir: PathBuf,
     pub seed: u64,
@@ -43,6 +52,8 @@ pub struct Options {
     pub length: Duration,
     pub operations: u64,
     pub workers: u32,
+    /// A Python that has `confluent_kafka`, for stock clients among the workers.
+    pub python: Option<PathBuf>,
     pub keys: u32,
     /// What a worker rests after an operation at most.
     pub pace: Duration,
@@ -75,12 +86,30 @@ impl Outcome {
     }
 }
 
-/// Runs it. Each line that `say` is given is for people.
+/// Runs it. Each line that `say` is given is for people. Whoever gives it up has no nodes left.
 pub async fn run(options: &Options, say: &mut dyn FnMut(&str)) -> anyhow::Result<Outcome> {
+    let limit = options.length * 2 + LIMIT;
+    let running = Box::pin(run_for(options, say));
+    timeout(limit, running)
+        .await
+        .unwrap_or_else(|_| bail!("the run is not over after {} s", limit.as_secs()))
+}
+
+async fn run_for(options: &Options, say: &mut dyn FnMut(&str)) -> anyhow::Result<Outcome> {
     let nodes = options.dir.join("nodes");
+    if nodes.is_dir() {
+        disk::clear(&nodes).context("unmounting what an earlier run left")?;
+        std::fs::remove_dir_all(&nodes).context("removing what an earlier run left")?;
+    }
     std::fs::create_dir_all(&nodes).with_context(|| format!("cannot make {}", nodes.display()))?;
     let count = usize::try_from(options.nodes).unwrap_or(0);
-    let means = Means::probe(&options.dir, count, &options.faults).await;
+    let means = Means::probe(
+        &options.dir,
+        count,
+        options.older.is_some(),
+        &options.faults,
+    )
+    .await;
     let (faults, skipped) = means.sort(&options.faults);
     let own_disks = faults.iter().any(|fault| fault.needs_disks());
     let scheduled = schedule(&Plan {
@@ -91,8 +120,10 @@ pub async fn run(options: &Options, say: &mut dyn FnMut(&str)) -> anyhow::Result
     });
     announce(options, &scheduled, &skipped, say);
 
-    let (trilog, seed) = (&options.trilog, options.seed);
-    let mut cluster = Cluster::prepare(trilog, &nodes, options.nodes, seed, own_disks).await?;
+    let first = options.older.as_ref().unwrap_or(&options.trilog);
+    let (count, seed) = (options.nodes, options.seed);
+    let mut cluster = Cluster::prepare(first, &nodes, count, seed, own_disks).await?;
+    cluster.newer = options.older.is_some().then(|| options.trilog.clone());
     cluster.boot_all()?;
     if let Err(error) = cluster.await_settled(START).await {
         bail!("{error}\n{}", cluster.last_words());
@@ -107,19 +138,48 @@ pub async fn run(options: &Options, say: &mut dyn FnMut(&str)) -> anyhow::Result
     let (kafka, seeds) = (cluster.kafka_nodes(), cluster.addresses());
     let stage = Stage::new(recorder, &load, kafka, seeds, cluster.lives());
     let mut nemesis = Nemesis::new(cluster, &stage);
+    let worst = Arc::new(AtomicU64::new(0));
+    let mut pulse = JoinSet::new();
+    pulse.spawn(feel_pulse(Arc::clone(&worst)));
     let workers = trouble(&mut nemesis, &stage, &scheduled, options).await?;
+    drop(pulse);
     say("healed; everything is read back");
     let finish = finish::finish(nemesis, &stage, workers, options).await?;
     stage.recorder.flush().context("cannot write the history")?;
+    let mut gaps = finish.gaps;
+    gaps.extend(stage.idle(&kinds(options)));
+    gaps.extend(never_done(&scheduled, &finish.done));
+    gaps.extend(stood_still(&worst));
     Ok(Outcome {
         verdict: judge(&history)?,
         failures: finish.failures,
-        gaps: finish.gaps,
+        gaps,
         done: finish.done,
         skipped,
         schedule: scheduled,
         history,
     })
+}
+
+/// The kind of client that each worker is.
+fn kinds(options: &Options) -> Vec<Kind> {
+    let workers = usize::try_from(options.workers).unwrap_or(0);
+    let there = |kind: &Kind| *kind != Kind::Stock || options.python.is_some();
+    let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(there).collect();
+    kinds.into_iter().cycle().take(workers).collect()
+}
+
+/// Faults that were to happen, and that not once came about: nobody knows what they would have
+/// done.
+fn never_done(scheduled: &[Scheduled], done: &[Done]) -> Vec<String> {
+    let mut due: Vec<Fault> = scheduled.iter().map(|one| one.fault).collect();
+    due.sort_unstable();
+    due.dedup();
+    due.retain(|fault| !done.iter().any(|one| one.fault == *fault));
+    let never = due.iter();
+    never
+        .map(|fault| format!("{fault} was to happen, and could not be done"))
+        .collect()
 }
 
 fn announce(
@@ -160,6 +220,7 @@ fn header(options: &Options) -> Header {
 fn load(options: &Options) -> Load {
     Load {
         keys: options.keys,
+        python: options.python.clone(),
         operations: options.operations,
         pace: options.pace,
         patience: Duration::from_secs(6),
@@ -201,20 +262,22 @@ async fn trouble(
 ) -> anyhow::Result<Vec<Worker>> {
     let (stop, stopped) = watch::channel(false);
     let mut working = JoinSet::new();
-    for nth in 0..options.workers {
-        let kinds = Kind::ALL.len();
-        let kind = Kind::ALL[usize::try_from(nth).unwrap_or(0) % kinds];
+    for (nth, kind) in (0..).zip(kinds(options)) {
         let worker = Worker::new(stage, kind, nth, options.seed);
         working.spawn(worker.work(stopped.clone()));
     }
     let auditing = tokio::spawn(Auditor::new(stage).look_on(stopped));
     let until = Instant::now() + options.length;
-    let struck = nemesis.run(scheduled).await;
+    let struck = nemesis.run(scheduled, options.length * 2).await;
     if struck.is_ok() {
         sleep_until(until).await;
     }
-    stop.send_replace(true);
+    // It has to get well under load, too.
     let healed = nemesis.heal().await;
+    stop.send_replace(true);
+    struck
+        .and(healed)
+        .with_context(|| nemesis.cluster.last_words())?;
     let mut workers = Vec::new();
     let patience = load(options).patience * 4 + GRACE;
     let ending = async {
@@ -223,13 +286,35 @@ async fn trouble(
         }
         auditing.await.context("the auditor failed")
     };
-    timeout(patience, ending)
-        .await
-        .context("workers do not end")??;
-    struck
-        .and(healed)
-        .with_context(|| nemesis.cluster.last_words())?;
+    if let Ok(ended) = timeout(patience, ending).await {
+        ended?;
+    } else {
+        let (ended, of) = (workers.len(), options.workers);
+        let trouble = format!("of {of} clients {ended} came to an end");
+        nemesis.troubles.push(trouble);
+    }
     Ok(workers)
+}
+
+/// Keeps how long this program stood still at most.
+async fn feel_pulse(worst: Arc<AtomicU64>) {
+    let mut last = Instant::now();
+    loop {
+        sleep(PULSE).await;
+        let late = last.elapsed().saturating_sub(PULSE).as_millis();
+        worst.fetch_max(u64::try_from(late).unwrap_or(u64::MAX), Ordering::Relaxed);
+        last = Instant::now();
+    }
+}
+
+/// A harness that stands still takes what it does to the cluster, and what clients wait for, for
+/// something that the cluster does.
+fn stood_still(worst: &AtomicU64) -> Option<String> {
+    let worst = Duration::from_millis(worst.load(Ordering::Relaxed));
+    (worst > STANDSTILL).then(|| {
+        let millis = worst.as_millis();
+        format!("the harness itself stood still for {millis} ms: this machine is too busy")
+    })
 }
 
 /// Judges a history that was written.
@@ -251,4 +336,31 @@ pub fn tally(done: &[Done]) -> BTreeMap<Fault, usize> {
         *tally.entry(one.fault).or_default() += 1;
     }
     tally
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_that_never_came_about_is_told() {
+        let scheduled = |fault| Scheduled {
+            at: Duration::ZERO,
+            lasts: Duration::ZERO,
+            fault,
+            nodes: vec![1],
+            seed: 0,
+        };
+        let done = |fault| Done {
+            fault,
+            nodes: vec![1],
+            what: String::new(),
+        };
+        let due = [Fault::Kill, Fault::Transfer, Fault::Kill].map(scheduled);
+        let told = never_done(&due, &[done(Fault::Kill)]);
+        assert_eq!(told.len(), 1);
+        assert!(told[0].starts_with("transfer "), "{told:?}");
+        let all = [Fault::Transfer, Fault::Kill].map(done);
+        assert_eq!(never_done(&due, &all), Vec::<String>::new());
+    }
 }

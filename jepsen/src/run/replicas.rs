@@ -40,7 +40,8 @@ type Log = BTreeMap<u64, Entry>;
 #[derive(Debug, Default)]
 pub(super) struct Compared {
     pub(super) notes: Vec<Note>,
-    /// Keys that too few replicas hold to their end, or with holes.
+    /// Replicas that do not hold a key to its end, or with holes. All were level when everything
+    /// was whole, and nothing was written since.
     pub(super) short: Vec<String>,
 }
 
@@ -140,15 +141,19 @@ fn side_by_side(key: Key, end: u64, replicas: &[(u32, Log)], compared: &mut Comp
             .is_some_and(|(_, last)| last.next_offset >= end);
         if reaches || end == 0 {
             whole.push((*node, entries));
+        } else {
+            let last = entries.last().map_or(0, |(_, last)| last.next_offset);
+            compared.short.push(format!(
+                "the replica of key {} on node {node} ends at {last}, the key at {end}",
+                key.0
+            ));
         }
     }
-    if whole.len() * 2 <= replicas.len() {
-        let nodes: Vec<u32> = whole.iter().map(|(node, _)| *node).collect();
-        compared.short.push(format!(
-            "of {} replicas of key {} only those of nodes {nodes:?} reach its end at {end}",
-            replicas.len(),
-            key.0
-        ));
+    if replicas.is_empty() {
+        let key = key.0;
+        compared
+            .short
+            .push(format!("nobody has a replica of key {key}"));
     }
     let first = |entries: &Vec<(u64, &Entry)>| entries.first().map(|(_, entry)| entry.offset);
     let Some(from) = whole.iter().filter_map(|(_, entries)| first(entries)).max() else {
@@ -243,6 +248,6 @@ mod tests {
             &[(1, holed), (2, short.clone()), (3, short)],
             &mut compared,
         );
-        assert_eq!(compared.short.len(), 2, "{:?}", compared.short);
+        assert_eq!(compared.short.len(), 3, "{:?}", compared.short);
     }
 }

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::Stage;
 use super::kafka_hand::KafkaHand;
 use super::native_hand::NativeHand;
+use super::stock_hand::StockHand;
 use crate::history::{Key, Mop, Record};
 use crate::kafka::Fault;
 
@@ -22,15 +23,29 @@ pub enum Kind {
     Near,
     /// This project's own client.
     Native,
+    /// librdkafka by its Python binding, an idempotent producer; only where there is one.
+    Stock,
 }
 
 impl Kind {
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::Transactional,
         Self::Idempotent,
         Self::Near,
         Self::Native,
+        Self::Stock,
     ];
+
+    /// Its place among all.
+    pub(super) fn place(self) -> usize {
+        match self {
+            Self::Transactional => 0,
+            Self::Idempotent => 1,
+            Self::Near => 2,
+            Self::Native => 3,
+            Self::Stock => 4,
+        }
+    }
 
     pub fn name(self) -> &'static str {
         match self {
@@ -38,11 +53,12 @@ impl Kind {
             Self::Idempotent => "kafka-idempotent",
             Self::Near => "kafka-near",
             Self::Native => "native",
+            Self::Stock => "kafka-stock",
         }
     }
 
     pub fn can_subscribe(self) -> bool {
-        self != Self::Native
+        !matches!(self, Self::Native | Self::Stock)
     }
 }
 
@@ -69,12 +85,14 @@ pub(super) struct Outcome {
 pub(super) enum Hand {
     Kafka(Box<KafkaHand>),
     Native(Box<NativeHand>),
+    Stock(Box<StockHand>),
 }
 
 impl Hand {
     pub(super) fn new(kind: Kind, name: &str, nth: u32, stage: &Arc<Stage>) -> Self {
         match kind {
             Kind::Native => Self::Native(Box::new(NativeHand::new(stage))),
+            Kind::Stock => Self::Stock(Box::new(StockHand::new(stage))),
             _ => Self::Kafka(Box::new(KafkaHand::new(kind, name, nth, stage))),
         }
     }
@@ -83,14 +101,16 @@ impl Hand {
         match self {
             Self::Kafka(hand) => hand.send(key, value).await,
             Self::Native(hand) => hand.send(key, value).await,
+            Self::Stock(hand) => hand.send(key, value).await,
         }
     }
 
-    /// Does all of it, or nothing. Only for kinds that have transactions.
-    pub(super) async fn transact(&mut self, mops: &[Mop]) -> Outcome {
+    /// Does all of it, or nothing; with `abort` nothing, on purpose. Only for kinds that have
+    /// transactions.
+    pub(super) async fn transact(&mut self, mops: &[Mop], abort: bool) -> Outcome {
         match self {
-            Self::Kafka(hand) => hand.transact(mops).await,
-            Self::Native(_) => Outcome {
+            Self::Kafka(hand) => hand.transact(mops, abort).await,
+            Self::Native(_) | Self::Stock(_) => Outcome {
                 mops: mops.to_vec(),
                 fault: Some(Fault::Not("this client has no transactions".to_owned())),
                 ..Outcome::default()
@@ -102,6 +122,7 @@ impl Hand {
         match self {
             Self::Kafka(hand) => hand.poll().await,
             Self::Native(hand) => hand.poll().await,
+            Self::Stock(hand) => hand.poll().await,
         }
     }
 
@@ -110,6 +131,7 @@ impl Hand {
         match self {
             Self::Kafka(hand) => hand.assign(keys, seek_to_beginning).await,
             Self::Native(hand) => hand.assign(keys, seek_to_beginning),
+            Self::Stock(hand) => hand.assign(keys, seek_to_beginning),
         }
     }
 
@@ -134,6 +156,12 @@ impl Hand {
                 Ok(None)
             }
             Self::Native(hand) => hand.next_of_all(deadline).await,
+            Self::Stock(hand) => {
+                if hand.is_behind(ends) {
+                    return hand.poll().await.map(Some);
+                }
+                Ok(None)
+            }
         }
     }
 
@@ -141,7 +169,7 @@ impl Hand {
     pub(super) fn take_seen(&mut self) -> Vec<crate::kafka::Seen> {
         match self {
             Self::Kafka(hand) => std::mem::take(&mut hand.client.seen),
-            Self::Native(_) => Vec::new(),
+            Self::Native(_) | Self::Stock(_) => Vec::new(),
         }
     }
 }

@@ -91,7 +91,7 @@ impl KafkaHand {
         sent
     }
 
-    pub(super) async fn transact(&mut self, mops: &[Mop]) -> Outcome {
+    pub(super) async fn transact(&mut self, mops: &[Mop], abort: bool) -> Outcome {
         let mut outcome = Outcome {
             mops: mops.to_vec(),
             ..Outcome::default()
@@ -118,6 +118,7 @@ impl KafkaHand {
         let done = self.steps(&mut open, &mut outcome, &mut positions).await;
         // Nobody but this producer commits it: until that was asked for it surely is not.
         let ended = match done {
+            Ok(()) if abort => Err(Fault::Not("aborted on purpose".to_owned())),
             Ok(()) if open.keys.is_empty() && outcome.offsets.is_empty() => Ok(false),
             Ok(()) => {
                 self.client

@@ -2,8 +2,8 @@
 //! seed says, one operation at a time.
 //!
 //! ```text
-//! worker ──> hand ──> kafka, native      what is done │ by which client
-//!    └─────> recorder                    what is written down of it
+//! worker ──> hand ──> kafka, native, stock      what is done │ by which client
+//!    └─────> recorder                           what is written down of it
 //! ```
 //!
 //! Owns what is done and what is said of it; it knows nothing of faults. An operation that fails
@@ -15,8 +15,10 @@ mod hand;
 mod kafka_hand;
 mod native_hand;
 mod recorder;
+mod stock_hand;
 mod worker;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -24,9 +26,9 @@ use std::time::Duration;
 pub use auditor::Auditor;
 pub use hand::Kind;
 pub use recorder::Recorder;
-pub use worker::Worker;
+pub use worker::{Scan, Worker};
 
-use crate::history::Key;
+use crate::history::{Key, Mop, Op};
 use crate::kafka::{Lives, Node};
 
 /// The topic whose partitions are the keys.
@@ -44,6 +46,8 @@ pub struct Stage {
     /// gRPC addresses.
     pub seeds: Vec<String>,
     pub lives: Lives,
+    /// A Python that has `confluent_kafka`, if stock clients are to work, too.
+    pub python: Option<PathBuf>,
     /// When an open transaction is aborted that nobody ends.
     pub txn_timeout: Duration,
     /// How long a client tries one thing.
@@ -54,12 +58,15 @@ pub struct Stage {
     pub budget: AtomicU64,
     values: Vec<AtomicU64>,
     processes: AtomicU32,
+    /// By kind of client, in their order: values that were acknowledged, and records read.
+    work: [(AtomicU64, AtomicU64); Kind::ALL.len()],
 }
 
 /// What a run is made of, as far as its clients are concerned.
 #[derive(Debug, Clone)]
 pub struct Load {
     pub keys: u32,
+    pub python: Option<PathBuf>,
     pub operations: u64,
     pub pace: Duration,
     pub patience: Duration,
@@ -80,13 +87,50 @@ impl Stage {
             nodes,
             seeds,
             lives,
+            python: load.python.clone(),
             txn_timeout: load.txn_timeout,
             patience: load.patience,
             pace: load.pace,
             budget: AtomicU64::new(load.operations),
             values: (0..load.keys).map(|_| AtomicU64::new(0)).collect(),
             processes: AtomicU32::new(0),
+            work: <[_; Kind::ALL.len()]>::default(),
         })
+    }
+
+    /// Counts what an operation achieved.
+    fn achieved(&self, kind: Kind, op: &Op) {
+        let Some((acknowledged, read)) = self.work.get(kind.place()) else {
+            return;
+        };
+        for mop in &op.mops {
+            match mop {
+                Mop::Send { .. } => {
+                    acknowledged.fetch_add(1, Ordering::Relaxed);
+                }
+                Mop::Poll(runs) => {
+                    let count: usize = runs.iter().map(|(_, records)| records.len()).sum();
+                    read.fetch_add(count as u64, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+
+    /// Which of these kinds of clients achieved nothing of what they are there for. A history of
+    /// clients to whom nothing happened is valid, and proves nothing.
+    pub fn idle(&self, kinds: &[Kind]) -> Vec<String> {
+        let mut idle = Vec::new();
+        for kind in kinds {
+            let Some((acknowledged, read)) = self.work.get(kind.place()) else {
+                continue;
+            };
+            for (count, what) in [(acknowledged, "acknowledged"), (read, "read")] {
+                if count.load(Ordering::Relaxed) == 0 {
+                    idle.push(format!("{} clients had nothing {what}", kind.name()));
+                }
+            }
+        }
+        idle
     }
 
     /// A value that nobody has sent to this key.

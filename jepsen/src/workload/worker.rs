@@ -12,11 +12,15 @@ use tokio::time::{Instant, sleep};
 
 use super::hand::{Hand, Kind, Polled};
 use super::{GROUP, Stage};
-use crate::history::{Function, Key, Mop, Note, Op, Rebalance, Stage as Half};
+use crate::history::{Function, Key, Mop, Note, Op, Rebalance, Record, Stage as Half};
 use crate::kafka::Fault;
 
 /// Of so many fetches one is written down for its high watermark.
 const SAMPLED: u32 = 4;
+/// Of so many transactions one is aborted on purpose.
+const ABORTED: u32 = 10;
+/// Between attempts to have something acknowledged in the end.
+const AGAIN: Duration = Duration::from_millis(100);
 /// How long a reader of everything may find nothing new before a new client takes its place.
 const STUCK: Duration = Duration::from_secs(15);
 
@@ -104,6 +108,9 @@ impl Worker {
         };
         op.error = fault.map(|fault| fault.text().to_owned());
         let retired = op.stage == Half::Info;
+        if op.stage == Half::Ok {
+            self.stage.achieved(self.kind, &op);
+        }
         self.stage.recorder.op(op);
         if retired {
             self.renew();
@@ -141,12 +148,26 @@ impl Worker {
         if self.kind == Kind::Transactional {
             let sends = self.rng.random_range(1..=4);
             let mops = (0..sends).map(|_| self.new_send()).collect();
-            return self.transaction(Function::Send, mops).await;
-        }
-        let mop = self.new_send();
-        let Mop::Send { key, value, .. } = mop else {
+            let abort = self.rng.random_ratio(1, ABORTED);
+            let _recorded = self.transaction(Function::Send, mops, abort).await;
             return;
+        }
+        let key = self.key();
+        let _recorded = self.send_one(key).await;
+    }
+
+    /// Sends one value to a key; why it was not acknowledged, if it was not.
+    async fn send_one(&mut self, key: Key) -> Result<(), Fault> {
+        let value = self.stage.value(key);
+        let mop = Mop::Send {
+            key,
+            value,
+            offset: None,
+            term: None,
         };
+        if self.kind == Kind::Transactional {
+            return self.transaction(Function::Send, vec![mop], false).await;
+        }
         let mut op = self.op(Half::Invoke, Function::Send);
         op.mops = vec![mop];
         self.stage.recorder.op(op.clone());
@@ -158,7 +179,23 @@ impl Worker {
             offset,
             term: None,
         }];
-        self.complete(op, sent.err().as_ref());
+        self.complete(op, sent.as_ref().err());
+        sent.map(drop)
+    }
+
+    /// When everything is healed, has something of each key acknowledged. Why it could not, if so.
+    pub async fn prove_alive(mut self, deadline: Instant) -> (Self, Result<(), String>) {
+        for key in self.stage.all_keys() {
+            while let Err(fault) = self.send_one(key).await {
+                if Instant::now() >= deadline {
+                    let (name, why) = (&self.name, fault.text());
+                    let why = format!("{name} cannot write to key {}: {why}", key.0);
+                    return (self, Err(why));
+                }
+                sleep(AGAIN).await;
+            }
+        }
+        (self, Ok(()))
     }
 
     fn new_send(&mut self) -> Mop {
@@ -183,17 +220,19 @@ impl Worker {
                 mops.push(self.new_send());
             }
         }
-        self.transaction(Function::Txn, mops).await;
+        let abort = self.rng.random_ratio(1, ABORTED);
+        let _recorded = self.transaction(Function::Txn, mops, abort).await;
     }
 
-    async fn transaction(&mut self, f: Function, mops: Vec<Mop>) {
+    async fn transaction(&mut self, f: Function, mops: Vec<Mop>, abort: bool) -> Result<(), Fault> {
         let mut op = self.op(Half::Invoke, f);
         op.mops = mops;
         self.stage.recorder.op(op.clone());
-        let outcome = self.hand.transact(&op.mops).await;
+        let outcome = self.hand.transact(&op.mops, abort).await;
         op.mops = outcome.mops;
         told(&mut op, &outcome.offsets, &outcome.rebalanced);
         self.complete(op, outcome.fault.as_ref());
+        outcome.fault.map_or(Ok(()), Err)
     }
 
     async fn poll(&mut self) {
@@ -235,19 +274,19 @@ impl Worker {
         }
     }
 
-    /// With new clients, reads everything from the start of each key to these ends. Whether it
-    /// got there.
+    /// With new clients, reads everything from the start of each key to these ends. What that was,
+    /// or why it did not get there.
     pub async fn read_everything(
         mut self,
         ends: BTreeMap<Key, u64>,
         deadline: Instant,
-    ) -> Result<(), String> {
+    ) -> Result<(String, BTreeMap<Key, Scan>), String> {
         let mut why = String::new();
         while Instant::now() < deadline {
             self.crash();
             self.assign(self.stage.all_keys(), true).await;
             match self.read_once(&ends, deadline).await {
-                Ok(()) => return Ok(()),
+                Ok(scans) => return Ok((self.name, scans)),
                 Err(fault) => fault.text().clone_into(&mut why),
             }
         }
@@ -258,15 +297,17 @@ impl Worker {
         &mut self,
         ends: &BTreeMap<Key, u64>,
         deadline: Instant,
-    ) -> Result<(), Fault> {
+    ) -> Result<BTreeMap<Key, Scan>, Fault> {
         let mut moved = Instant::now();
+        let mut scans: BTreeMap<Key, Scan> = BTreeMap::new();
         loop {
             let until = deadline.min(moved + STUCK);
             let op = self.begin_poll();
             match self.hand.read_all(ends, until).await {
                 Ok(Some(polled)) => {
-                    if polled.runs.iter().any(|(_, records)| !records.is_empty()) {
+                    for (key, records) in polled.runs.iter().filter(|(_, run)| !run.is_empty()) {
                         moved = Instant::now();
+                        scans.entry(*key).or_default().see(records);
                     }
                     self.end_poll(op, Ok(polled));
                     self.note_high_watermarks();
@@ -276,12 +317,35 @@ impl Worker {
                 }
                 Ok(None) => {
                     self.end_poll(op, Ok(Polled::default()));
-                    return Ok(());
+                    return Ok(scans);
                 }
                 Err(fault) => {
                     self.end_poll(op, Err(fault.clone()));
                     return Err(fault);
                 }
+            }
+        }
+    }
+}
+
+/// All that a reader found in a key, in short.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Scan {
+    pub records: u64,
+    /// The offset of the last one.
+    pub last: u64,
+    /// Of offsets and values, in their order.
+    pub sum: u64,
+}
+
+impl Scan {
+    fn see(&mut self, records: &[Record]) {
+        for record in records {
+            self.records += 1;
+            self.last = record.offset;
+            for word in [record.offset, record.value] {
+                self.sum = (self.sum ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+                self.sum ^= self.sum >> 29;
             }
         }
     }

@@ -38,6 +38,11 @@ pub(super) async fn run(args: ServerArgs) -> anyhow::Result<()> {
     if args.stop_with_stdin {
         stop_with_stdin(stop.clone())?;
     }
+    #[cfg(feature = "planted")]
+    tracing::error!(
+        bug = ?trilog_storage::planted::chosen(),
+        "THIS BUILD IS WRONG ON PURPOSE: it has planted bugs, and must hold nobody's data"
+    );
     info!(node = loaded.config.node.id, data_dir = %loaded.config.node.data_dir.display(), "starting");
     let outcome = boot::run(loaded.config, stop).await;
     signals.abort();

@@ -18,11 +18,13 @@ use super::{Config, validate};
 const PREFIX: &str = "TRILOG_";
 
 /// Variables with that prefix which are not configuration of a node.
-const OTHER_VARIABLES: [&str; 8] = [
+const OTHER_VARIABLES: &[&str] = &[
     "TRILOG_BLESS",
     "TRILOG_CACHE",
     "TRILOG_COMMIT",
     "TRILOG_CONFIG",
+    #[cfg(feature = "planted")]
+    "TRILOG_PLANTED",
     "TRILOG_ROUNDS",
     "TRILOG_SEEDS",
     "TRILOG_SERVER",

@@ -159,12 +159,16 @@ pub(super) async fn run(
     let mut leadership = group.leadership();
     let commits = metrics::histogram!("trilog_commit_duration_seconds");
     let mut requests = Vec::new();
+    #[cfg(feature = "planted")]
+    let mut led = None;
     while next_requests(&mut queue, &mut requests).await {
         let Some(term) = ready_term(&mut leadership) else {
             refuse_all(&mut requests, &leadership);
             continue;
         };
         let (mut proposals, waiting, time) = {
+            #[cfg(feature = "planted")]
+            forget_window(&state, term, &mut led);
             let applied = state.lock();
             let (proposals, waiting) = admit(&applied, term, requests.drain(..));
             // Partition time only rises, and so do these times.
@@ -237,6 +241,15 @@ async fn next_requests(queue: &mut mpsc::Receiver<Request>, out: &mut Vec<Reques
         out.push(request);
     }
     true
+}
+
+/// The bug of a window that is not replicated: a new leader knows nothing of it.
+#[cfg(feature = "planted")]
+fn forget_window(state: &SharedState, term: Term, led: &mut Option<Term>) {
+    use trilog_storage::planted::{self, Bug};
+    if led.replace(term) != Some(term) && planted::has(Bug::WindowNotReplicated) {
+        state.lock().forget_producers();
+    }
 }
 
 fn ready_term(leadership: &mut watch::Receiver<Leadership>) -> Option<Term> {

@@ -26,6 +26,7 @@ use trilog_raft::{HighWatermark, Leadership};
 use trilog_storage::env::Clock;
 use trilog_storage::frame::Frame;
 use trilog_storage::log::{Pressure, Retention, Rolling};
+use trilog_storage::planted::{self, Bug};
 
 pub use compaction::{Compaction, keep as keep_compaction};
 pub use epochs::Dated;
@@ -356,7 +357,7 @@ impl Partition {
 
     /// Where the log begins and ends, for a reader at `from`, which must lie within; no records.
     pub fn bounds(&self, from: Offset) -> Result<Fetched, ReadError> {
-        let high_watermark = self.inner.group.high_watermark().borrow().offset;
+        let high_watermark = self.readable().offset;
         let log_start = self.log_start();
         if from < log_start || from > high_watermark {
             return Err(ReadError::OutOfRange {
@@ -372,9 +373,22 @@ impl Partition {
         })
     }
 
+    /// Up to where this replica may be read.
+    fn readable(&self) -> HighWatermark {
+        let log = self.inner.group.log();
+        if planted::has(Bug::ServesUncommitted) && !self.leader().1 {
+            let state = log.state();
+            return HighWatermark {
+                applied: state.last.map(|last| last.index),
+                offset: state.next_offset,
+            };
+        }
+        *self.inner.group.high_watermark().borrow()
+    }
+
     /// Committed records from `from` on, at least one batch if there is one, whatever its size.
     pub async fn read(&self, from: Offset, max_bytes: usize) -> Result<Fetched, ReadError> {
-        let high_watermark = *self.inner.group.high_watermark().borrow();
+        let high_watermark = self.readable();
         let log_start = self.log_start();
         if from < log_start || from > high_watermark.offset {
             let (start, end) = (log_start, high_watermark.offset);

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use trilog_model::batch::{BatchHeader, ProducerState, marker};
 use trilog_model::{Offset, Timestamp};
 use trilog_storage::frame::Frame;
+use trilog_storage::planted::{self, Bug};
 
 use super::drain::Work;
 use super::{AppendError, Appended, Fetched, Partition, ReadError, Ticket, Times, publisher};
@@ -222,7 +223,10 @@ impl Partition {
     /// Where what is settled ends.
     #[must_use]
     pub fn stable_offset(&self) -> Offset {
-        let committed = self.watch().borrow().offset;
+        let committed = self.readable().offset;
+        if planted::has(Bug::ServesUncommitted) && !self.leader().1 {
+            return committed;
+        }
         self.with_state(|state| state.stable_offset().min(committed))
     }
 

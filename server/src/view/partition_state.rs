@@ -233,6 +233,11 @@ impl PartitionState {
         &self.producers
     }
 
+    #[cfg(feature = "planted")]
+    pub fn forget_producers(&mut self) {
+        self.producers = Producers::default();
+    }
+
     /// What belongs to transactions.
     #[must_use]
     pub fn isolation(&self) -> &Isolation {

@@ -19,6 +19,7 @@ use super::scan::Tail;
 use super::{Shared, WalConfig, WalError, WalPosition, WalWriting};
 use crate::fatal::{Fatal, FatalSink};
 use crate::io::{Io, IoFile, OpenMode};
+use crate::planted::{self, Bug};
 
 /// How long after the last round with frames a seal follows.
 const SEAL_AFTER: Duration = Duration::from_millis(50);
@@ -370,7 +371,11 @@ impl<I: Io> Writer<I> {
             self.writing.bytes += BLOCK_BYTES;
         }
         let began = Instant::now();
-        let written = current.file.write_durable_at(slices, pos).await;
+        let written = if planted::has(Bug::AckBeforeSync) {
+            current.file.write_all_at(slices, pos).await
+        } else {
+            current.file.write_durable_at(slices, pos).await
+        };
         written.map_err(fatal)?;
         let took = began.elapsed();
         self.writing.stages.write += took;

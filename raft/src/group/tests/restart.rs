@@ -81,6 +81,38 @@ fn a_leader_restarted_before_any_election_loses_nothing_the_followers_committed(
     });
 }
 
+/// A leader counts itself once its own write is durable, as it counts others: what it has sent to
+/// one follower and not yet synced is on one disk of three.
+#[test]
+fn what_one_disk_of_three_has_is_not_acknowledged_and_may_be_lost() {
+    block_on(async {
+        let (mut cluster, leader) = founded(15).await;
+        propose(&cluster, 1, 5).await;
+        let nodes = cluster.nodes();
+        let follower = nodes.iter().copied().find(|node| *node != leader).unwrap();
+        for node in [leader, follower] {
+            freeze(&cluster, node);
+        }
+        let group = cluster.group(leader, GROUP).cloned().unwrap();
+        let term = group.leadership().borrow().term;
+        let proposal = Proposal::command(5_u64.to_le_bytes().to_vec());
+        let proposing = group.propose(vec![proposal], term);
+        let proposed = tokio::time::timeout(Duration::from_millis(400), proposing).await;
+        assert!(proposed.is_err(), "one disk of three has it: {proposed:?}");
+        cluster.checks.outcome(5, checks::Outcome::Unknown);
+        for node in &nodes {
+            cluster.power_loss(*node);
+            thaw(&cluster, *node);
+        }
+        for node in nodes {
+            cluster.boot(node).await;
+        }
+        propose(&cluster, 6, 9).await;
+        cluster.converge(GROUP).await;
+        assert_eq!(cluster.checks.acked(), 7);
+    });
+}
+
 #[test]
 fn a_view_that_outlives_the_tail_of_its_log_neither_cuts_the_log_nor_folds_twice() {
     block_on(async {
