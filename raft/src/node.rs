@@ -1,7 +1,7 @@
 //! The groups of a node: opens and closes them, and hands each what its peers send.
 
 use std::any::Any;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -53,6 +53,8 @@ pub(crate) struct Inner {
     restoring: CancellationToken,
     tasks: TaskTracker,
     misdirected: AtomicU64,
+    /// Who has groups that do not open here, as the cluster map says.
+    pub(crate) named: Mutex<BTreeMap<GroupId, BTreeSet<ReplicaId>>>,
 }
 
 /// The groups of a node; clones share them.
@@ -117,6 +119,7 @@ impl Node {
                 restoring: restoring.clone(),
                 tasks: TaskTracker::new(),
                 misdirected: AtomicU64::new(0),
+                named: Mutex::default(),
             }
         });
         let node = Self(inner);
@@ -169,6 +172,13 @@ impl Node {
         &self.0.parts.kv
     }
 
+    /// Says who has a group that does not open here because its log is damaged: they are asked for
+    /// what is missing, beside the members that the replica remembers. One that was killed before
+    /// its view was ever written remembers none.
+    pub fn name_members(&self, group: GroupId, members: BTreeSet<ReplicaId>) {
+        self.0.named.lock().insert(group, members);
+    }
+
     /// Opens a group, creating its log if there is none. The view must be new: what it had before
     /// a restart is given back to it.
     pub async fn open_group<V: View>(
@@ -195,6 +205,7 @@ impl Node {
             handle: Box::new(handle.clone()),
         };
         let replica = open.replica.clone();
+        self.0.named.lock().remove(&group);
         if self.0.insert(group, open) {
             return Ok(handle);
         }

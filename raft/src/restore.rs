@@ -109,7 +109,12 @@ fn peers(node: &Inner, group: GroupId, own: ReplicaId) -> Vec<ReplicaId> {
         .lock()
         .get(&group)
         .map(|open| open.replica.clone());
-    let remembered = || (remembered_members(&node.parts.kv, group), None);
+    let remembered = || {
+        let mut members = remembered_members(&node.parts.kv, group);
+        let named = node.named.lock();
+        members.extend(named.get(&group).into_iter().flatten());
+        (members, None)
+    };
     let (mut members, leader) =
         replica.map_or_else(remembered, |replica| replica.members_and_leader());
     members.remove(&own);

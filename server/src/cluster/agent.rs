@@ -422,6 +422,13 @@ impl Agent {
             };
             why = format!("{why}; it is not given up: {refused}");
         }
+        if error.is_damage()
+            && let Some(partition) = self.cluster.map().group(id)
+        {
+            let members = partition.replicas.iter().filter(|other| !other.lost);
+            self.node
+                .name_members(id, members.map(|other| other.id).collect());
+        }
         if self.progress.lock().put_off(id, why.clone()) {
             warn!(group = %id, %replica, why, "a replica does not open, and is tried again");
         }

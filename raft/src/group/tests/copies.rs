@@ -241,6 +241,37 @@ fn a_replica_that_cannot_open_for_damage_is_repaired_before_it_opens() {
     });
 }
 
+/// It was killed before its view was ever written, so it remembers no members, either.
+#[test]
+fn a_replica_that_cannot_open_and_knows_nobody_is_told_whom_to_ask() {
+    block_on(async {
+        let (mut cluster, leader) = founded(config(11, tiny_store)).await;
+        let victim = followers(&cluster, leader)[0];
+        propose(&cluster, 1, 90).await;
+        cluster.converge(GROUP).await;
+        let leading = cluster.group(leader, GROUP).unwrap();
+        let (members, _) = leading.replica_handle().members_and_leader();
+        let store = cluster.node(victim).unwrap().store().clone();
+        store.checkpoint().await.unwrap();
+        drop(store);
+        cluster.kill(victim);
+        let disk = cluster.disk(victim).reopen();
+        let path = segment_files(&disk).remove(1);
+        let whole = disk.read(&path).unwrap();
+        disk.flip_bit(&path, 5_000, 2);
+        cluster.boot(victim).await;
+        assert!(cluster.group(victim, GROUP).is_none());
+        cluster.run(Duration::from_secs(30)).await;
+        assert_eq!(asides(cluster.disk(victim)), 1);
+        assert_eq!(cluster.disk(victim).read(&path), None, "nobody was asked");
+        cluster.node(victim).unwrap().name_members(GROUP, members);
+        cluster.heal().await;
+        assert_eq!(cluster.disk(victim).read(&path), Some(whole));
+        propose(&cluster, 90, 100).await;
+        cluster.converge(GROUP).await;
+    });
+}
+
 #[test]
 fn a_read_that_fails_for_a_while_ends_no_group() {
     block_on(async {
