@@ -32,6 +32,10 @@ pub const ACCESS_LEVEL: u32 = 4;
 /// From here on the controller knows quotas of clients.
 pub const QUOTA_LEVEL: u32 = 4;
 
+/// From here on what all replicas of a compacted log are clean of includes the records of aborted
+/// transactions, which are forgotten by that.
+pub const ABORTED_LEVEL: u32 = 4;
+
 /// The newest level this build can follow.
 pub const BUILD_LEVEL: u32 = ACCESS_LEVEL;
 

@@ -47,8 +47,8 @@ pub use config_key::{ConfigKey, ConfigSource, ConfigType, ConfigValue, Effect};
 pub use ids::{ClusterId, InvalidIdentity, NodeIdentity, TopicId};
 pub use internal::InternalTopic;
 pub use level::{
-    ACCESS_LEVEL, BASE_LEVEL, BUILD_LEVEL, COMPACTION_LEVEL, CONSUMERS_LEVEL, INTERNAL_LEVEL,
-    LevelRange, PLACEMENT_LEVEL, QUOTA_LEVEL, TRANSACTION_LEVEL,
+    ABORTED_LEVEL, ACCESS_LEVEL, BASE_LEVEL, BUILD_LEVEL, COMPACTION_LEVEL, CONSUMERS_LEVEL,
+    INTERNAL_LEVEL, LevelRange, PLACEMENT_LEVEL, QUOTA_LEVEL, TRANSACTION_LEVEL,
 };
 pub use names::{MAX_NAME_LEN, check_topic_name, collision_key};
 pub use quota::{

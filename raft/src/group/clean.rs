@@ -11,7 +11,8 @@ use crate::view::View;
 
 impl<V: View> Group<V> {
     /// How far the logs of all members are clean, for good: below it none of them holds a record
-    /// that a later one below it supersedes, and none will copy one from another. Only the leader
+    /// that a later one below it supersedes, nor one of an aborted transaction, and none will copy
+    /// one from another. Only the leader
     /// can tell, for it knows who the members are; `None` if some member cannot say.
     ///
     /// Everyone is asked twice. Whatever less clean was on its way to one member while the others

@@ -22,7 +22,8 @@ use trilog_raft::controller::reconcile::{
 };
 use trilog_raft::controller::silence::Silence;
 use trilog_raft::controller::{
-    COMPACTION_LEVEL, ClusterMap, GroupPlace, InternalTopic, TimestampType, TopicConfig,
+    ABORTED_LEVEL, COMPACTION_LEVEL, ClusterMap, GroupPlace, InternalTopic, TimestampType,
+    TopicConfig,
 };
 use trilog_raft::{Group, Leadership, MembershipError, Node, OpenError, View};
 
@@ -623,6 +624,7 @@ fn limits(config: &TopicConfig, level: u32, max_batch_bytes: usize) -> Partition
             max_lag,
             keep_markers: Duration::from_millis(config.delete_retention_ms),
             dirty_ratio: config.min_cleanable_dirty_ratio,
+            agrees: level >= ABORTED_LEVEL,
         }),
         rolling: Some(Rolling {
             bytes: config.segment_bytes,
@@ -653,7 +655,15 @@ mod tests {
         let before = limits(&config, COMPACTION_LEVEL - 1, 1);
         assert_eq!((before.compaction, before.rules.keyed), (None, false));
         let after = limits(&config, COMPACTION_LEVEL, 1);
-        assert!(after.compaction.is_some() && after.rules.keyed);
+        let agrees =
+            |limits: PartitionLimits| limits.compaction.map(|compaction| compaction.agrees);
+        assert_eq!(
+            agrees(after),
+            Some(false),
+            "the builds before left transactions alone"
+        );
+        assert_eq!(agrees(limits(&config, ABORTED_LEVEL, 1)), Some(true));
+        assert!(after.rules.keyed);
     }
 
     #[tokio::test(start_paused = true)]

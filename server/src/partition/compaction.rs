@@ -2,10 +2,13 @@
 //!
 //! Each replica cleans its own log by itself; what is left may differ for a while, and copies
 //! between replicas may mix it. That is harmless for records, for each copy has the newest of
-//! every key, but not for deletion markers: gone in one copy, while another still has what they
-//! deleted. So the leader asks all replicas how far they are clean, and what all of them are is a
-//! command in the log. A marker goes only where that was said, and `delete.retention.ms` of
-//! partition time ago.
+//! every key, but not for markers, of deletions and of transactions: gone in one copy, while
+//! another still has what they deleted or aborted. So the leader asks all replicas how far they are
+//! clean, and what all of them are is a command in the log. A marker goes only where that was said,
+//! and `delete.retention.ms` of partition time ago.
+//!
+//! What became of a transaction is known where none is open any more: nothing at or behind the last
+//! stable offset is touched.
 //!
 //! X has to come first: only entries at or below it are rewritten. It moves to the end of what
 //! could be cleaned, wherever every voter holds all that.
@@ -19,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use trilog_model::{LogIndex, Offset, Timestamp};
 use trilog_raft::TrimError;
 use trilog_storage::env::Clock;
-use trilog_storage::log::{CLEAN_RULES, CleanError, CleanPlan, CleanReport, Cleanable};
+use trilog_storage::log::{AbortedSet, CLEAN_RULES, CleanError, CleanPlan, CleanReport, Cleanable};
 
 use super::{Partition, Partitions};
 use crate::view::{PartitionCommand, PartitionState, ViewKind};
@@ -41,9 +44,11 @@ pub struct Compaction {
     pub keep_markers: Duration,
     /// The part of the log that has to be new.
     pub dirty_ratio: f64,
+    /// Whether every build knows what it means that all replicas are clean by these rules.
+    pub agrees: bool,
 }
 
-/// What the last pass here left of deletion markers.
+/// What the last pass here left of markers.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Swept {
     /// Those below it were removed.
@@ -99,7 +104,13 @@ impl Compaction {
             || past(since, self.max_lag) <= now
     }
 
-    /// What may be cleaned at `now`, below the high watermark `end`.
+    /// What may be cleaned at `now` of a partition in this state, of what is committed.
+    fn plan_of(&self, state: &PartitionState, committed: Offset, now: Timestamp) -> CleanPlan {
+        let markers = state.markers_before(CLEAN_RULES, self.keep_markers, now);
+        self.plan(state.stable_offset().min(committed), now, markers)
+    }
+
+    /// What may be cleaned at `now`, below `end`.
     fn plan(&self, end: Offset, now: Timestamp, markers_before: Offset) -> CleanPlan {
         let spared = u64::try_from(self.min_lag.as_nanos()).unwrap_or(u64::MAX);
         CleanPlan {
@@ -134,16 +145,24 @@ impl Partition {
         let log = self.inner.group.log();
         self.move_x(log.cleanable(&plan).last).await;
         if self.is_due(compaction, now) {
-            let outcome = log.clean(plan).await;
+            // As of one moment: no transaction is open below the end, and what was aborted is known.
+            let committed = self.watch().borrow().offset;
+            let (plan, aborted) = self.with_state(|state| {
+                let plan = compaction.plan_of(state, committed, now);
+                let aborted: AbortedSet = state.isolation().all_aborted().collect();
+                (plan, aborted)
+            });
+            let outcome = log.clean(plan, aborted).await;
             self.note_pass(outcome);
         }
-        self.agree_on_clean().await;
+        if compaction.agrees {
+            self.agree_on_clean().await;
+        }
     }
 
     fn plan(&self, compaction: Compaction, now: Timestamp) -> CleanPlan {
-        let markers = self
-            .with_state(|state| state.markers_before(CLEAN_RULES, compaction.keep_markers, now));
-        compaction.plan(self.watch().borrow().offset, now, markers)
+        let committed = self.watch().borrow().offset;
+        self.with_state(|state| compaction.plan_of(state, committed, now))
     }
 
     fn is_due(&self, compaction: Compaction, now: Timestamp) -> bool {
@@ -221,6 +240,7 @@ mod tests {
             max_lag: Duration::from_nanos(100),
             keep_markers: Duration::ZERO,
             dirty_ratio: 0.5,
+            agrees: true,
         };
         let found = |clean_bytes, dirty_bytes| Cleanable {
             clean: Offset(clean_bytes),
@@ -250,6 +270,7 @@ mod tests {
             max_lag: Duration::MAX,
             keep_markers: Duration::ZERO,
             dirty_ratio: 0.5,
+            agrees: true,
         };
         let agreed = Offset(1_000);
         let mut found = Cleanable {

@@ -5,7 +5,7 @@
 //! that were committed, of ones that were aborted, and control records; a reader of batches gets
 //! them all with a list of what was aborted, any other only the first.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use bytes::Bytes;
 use trilog_model::batch::{BatchHeader, ProducerState, marker};
 use trilog_model::{Offset, Timestamp};
 use trilog_storage::frame::Frame;
+use trilog_storage::log::AbortedSet;
 use trilog_storage::planted::{self, Bug};
 
 use super::drain::Work;
@@ -232,6 +233,18 @@ impl Partition {
 
     /// What is settled from `from` on, as it is stored. Beyond what is settled there is nothing.
     pub async fn read_stable(&self, from: Offset, max_bytes: usize) -> Result<Settled, ReadError> {
+        loop {
+            let known = self.with_state(PartitionState::forgotten);
+            let settled = self.read_settled(from, max_bytes).await?;
+            // What was forgotten meanwhile was gone by then, but maybe not when it was read.
+            let forgotten = self.with_state(PartitionState::forgotten);
+            if forgotten <= from || forgotten == known {
+                return Ok(settled);
+            }
+        }
+    }
+
+    async fn read_settled(&self, from: Offset, max_bytes: usize) -> Result<Settled, ReadError> {
         let stable = self.stable_offset();
         let mut fetched = if from < stable {
             self.read(from, max_bytes).await?
@@ -262,12 +275,14 @@ impl Partition {
                 end: fetched.high_watermark,
             });
         }
-        Ok(Settled {
+        let mut settled = Settled {
             fetched,
             next,
             stable,
             aborted,
-        })
+        };
+        settled.tell_only_what_ends();
+        Ok(settled)
     }
 
     /// Waits until what is settled passes `offset`, or the time is over.
@@ -283,26 +298,160 @@ impl Partition {
 }
 
 impl Settled {
+    /// A reader that is told of an aborted transaction skips what its producer wrote up to the
+    /// marker, so it must not be told of one whose marker compaction took: it would skip what was
+    /// committed afterwards. Of such a transaction nothing is left either, so nobody needs to know
+    /// of it. Where something came back all the same, the answer ends with the transaction, and its
+    /// reader begins the next one anew.
+    fn tell_only_what_ends(&mut self) {
+        if self.aborted.is_empty() {
+            return;
+        }
+        let frames = &mut self.fetched.frames;
+        let of = |frame: &Frame| Some((BatchHeader::parse(&frame.records).ok()?, frame.header));
+        let markers: BTreeSet<Offset> = frames
+            .iter()
+            .filter_map(of)
+            .filter(|(batch, _)| batch.attributes.is_control())
+            .map(|(_, header)| header.base_offset)
+            .collect();
+        let ends =
+            |one: &Aborted| one.last_offset >= self.next || markers.contains(&one.last_offset);
+        let (mut told, endless): (Vec<_>, Vec<_>) = self.aborted.iter().copied().partition(ends);
+        let endless: AbortedSet = endless.into_iter().collect();
+        let mut last = None;
+        for (batch, header) in frames.iter().filter_map(of) {
+            if last.is_some_and(|last| header.base_offset > last) {
+                break;
+            }
+            let data = batch.attributes.is_transactional() && !batch.attributes.is_control();
+            let found = endless.find(batch.producer_id, header.base_offset);
+            if let Some(found) = found.filter(|_| data) {
+                last = Some(last.unwrap_or(found.last_offset).min(found.last_offset));
+                if !told.contains(&found) {
+                    told.push(found);
+                }
+            }
+        }
+        if let Some(last) = last {
+            let end = frames.partition_point(|frame| frame.header.base_offset <= last);
+            frames.truncate(end);
+            self.next = frames
+                .last()
+                .map_or(self.next, |frame| frame.header.next_offset());
+        }
+        self.aborted = told;
+    }
+
     /// Only what counts: no control records, and nothing of transactions that were aborted.
     #[must_use]
     pub fn committed(mut self) -> Self {
-        let mut aborted: BTreeMap<i64, Vec<Aborted>> = BTreeMap::new();
-        for one in &self.aborted {
-            aborted.entry(one.producer_id).or_default().push(*one);
-        }
+        let aborted: AbortedSet = self.aborted.iter().copied().collect();
         self.fetched.frames.retain(|frame| {
             let Ok(header) = BatchHeader::parse(&frame.records) else {
                 // Whoever takes it apart says what is wrong with it.
                 return true;
             };
             let at = frame.header.base_offset;
-            let within = |one: &Aborted| one.first_offset <= at && at <= one.last_offset;
-            let undone = header.attributes.is_transactional()
-                && aborted
-                    .get(&header.producer_id)
-                    .is_some_and(|all| all.iter().any(within));
+            let undone =
+                header.attributes.is_transactional() && aborted.holds(header.producer_id, at);
             !header.attributes.is_control() && !undone
         });
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use trilog_model::batch::{BatchBuilder, Compression};
+    use trilog_model::{EntryId, GroupId};
+    use trilog_storage::frame::FrameKind;
+
+    use super::*;
+
+    const ABORT: bool = false;
+
+    fn frame(offset: u64, records: Bytes) -> Frame {
+        let id = EntryId::new(1, offset);
+        let mut frame = Frame::bare(FrameKind::Data, GroupId(2), id, Bytes::new());
+        frame.records = records;
+        frame.header.record_count = 1;
+        frame.header.base_offset = Offset(offset);
+        frame
+    }
+
+    fn producer(id: i64, sequence: i32) -> ProducerState {
+        ProducerState {
+            id,
+            epoch: 0,
+            sequence,
+        }
+    }
+
+    fn data(offset: u64, id: i64) -> Frame {
+        let mut batch = BatchBuilder::new(Compression::None);
+        batch.set_transactional().set_producer(producer(id, 0));
+        batch.push(5, Some(b"key"), Some(b"value"), &[]).unwrap();
+        frame(offset, batch.build().unwrap())
+    }
+
+    fn end(offset: u64, id: i64) -> Frame {
+        frame(offset, marker(producer(id, -1), ABORT, 1, 5).unwrap())
+    }
+
+    /// What is left of an answer up to `next`: offsets of batches, first offsets of transactions,
+    /// and where the next begins.
+    fn told(frames: &[Frame], aborted: &[(i64, u64, u64)], next: u64) -> (Vec<u64>, Vec<u64>, u64) {
+        let aborted = aborted.iter().map(|(producer_id, first, last)| Aborted {
+            producer_id: *producer_id,
+            first_offset: Offset(*first),
+            last_offset: Offset(*last),
+        });
+        let mut settled = Settled {
+            fetched: Fetched {
+                frames: frames.to_vec(),
+                high_watermark: Offset(99),
+                log_start: Offset(0),
+            },
+            next: Offset(next),
+            stable: Offset(99),
+            aborted: aborted.collect(),
+        };
+        settled.tell_only_what_ends();
+        let frames = settled.fetched.frames.iter();
+        let bases = frames.map(|frame| frame.header.base_offset.get()).collect();
+        let firsts = settled.aborted.iter().map(|one| one.first_offset.get());
+        (bases, firsts.collect(), settled.next.get())
+    }
+
+    #[test]
+    fn a_reader_is_told_of_aborted_transactions_that_it_sees_end() {
+        let whole = [data(3, 7), data(4, 9), end(5, 7), data(6, 7)];
+        // The other one goes on behind the answer.
+        let both = [(7, 3, 5), (9, 4, 20)];
+        let all = vec![3, 4, 5, 6];
+        assert_eq!(told(&whole, &both, 7), (all, vec![3, 4], 7));
+        // The records are gone, the marker is not yet.
+        let marked = [data(4, 9), end(5, 7), data(6, 7)];
+        assert_eq!(told(&marked, &both, 7), (vec![4, 5, 6], vec![3, 4], 7));
+    }
+
+    #[test]
+    fn a_reader_is_not_told_of_one_whose_marker_is_gone_or_it_would_skip_what_follows() {
+        let left = [data(2, 9), data(6, 7), end(8, 7)];
+        let aborted = [(7, 3, 5), (7, 6, 8)];
+        assert_eq!(told(&left, &aborted, 9), (vec![2, 6, 8], vec![6], 9));
+        // A marker of another one does not end it.
+        let left = [data(2, 9), end(5, 9), data(6, 7)];
+        assert_eq!(told(&left, &[(7, 3, 4)], 7), (vec![2, 5, 6], vec![], 7));
+    }
+
+    #[test]
+    fn what_came_back_of_one_whose_marker_is_gone_is_skipped_and_nothing_else() {
+        let left = [data(2, 9), data(3, 7), data(4, 8), data(6, 7), data(7, 8)];
+        let aborted = [(7, 3, 5), (8, 4, 6)];
+        assert_eq!(told(&left, &aborted, 9), (vec![2, 3, 4], vec![3, 4], 5));
+        let rest = &left[3..];
+        assert_eq!(told(rest, &aborted, 9), (vec![6, 7], vec![], 9));
     }
 }

@@ -7,6 +7,9 @@
 //!                                                                  +--> aborted: in the index
 //! ```
 //!
+//! One that was aborted leaves the index when the log begins behind it, or when no replica holds a
+//! record of it any more.
+//!
 //! A producer has at most one transaction open in a partition. The coordinator numbers the
 //! transactions of a producer, so a marker that comes again, however late, ends nothing that it is
 //! not meant for. A batch that opens a transaction has to have been shown to be in it: whoever
@@ -25,10 +28,10 @@ use trilog_model::Offset;
 
 use super::command::Marker;
 use super::producers::Publisher;
-pub use aborted::Aborted;
 use aborted::AbortedIndex;
+pub use trilog_storage::log::Aborted;
 
-/// Transactions of one partition that are open, or were aborted and are still in the log, at
+/// Transactions of one partition that are open, or were aborted and may still be in a log, at
 /// most. Beyond that none is opened: an index that forgot one would pass its records off as
 /// committed.
 pub const MAX_TRANSACTIONS: usize = 200_000;
@@ -139,9 +142,14 @@ impl Isolation {
         }
     }
 
-    /// The log begins here now.
-    pub(super) fn trim(&mut self, log_start: Offset) {
-        self.aborted.trim(log_start);
+    /// Of those that were over before `start` no record is left, or none that is served.
+    pub(super) fn trim(&mut self, start: Offset) {
+        self.aborted.trim(start);
+    }
+
+    /// All that were aborted and have to be remembered.
+    pub fn all_aborted(&self) -> impl Iterator<Item = Aborted> {
+        self.aborted.iter().copied()
     }
 
     /// Transactions that are open or have to be remembered as aborted.

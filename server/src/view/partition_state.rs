@@ -16,7 +16,7 @@ use trilog_model::{Offset, Timestamp};
 use trilog_storage::frame::FrameHeader;
 
 use super::ViewKind;
-use super::cleanness::{Cleanness, StoredCleanness};
+use super::cleanness::{Cleanness, Step, StoredCleanness};
 use super::command::{Action, Marker, PartitionCommand};
 use super::group::{At, Groups};
 use super::isolation::{Aborted, Isolation, Open, StoredIsolation};
@@ -162,7 +162,13 @@ impl PartitionState {
             Action::Tick(_) => {}
             Action::Clean(clean) => {
                 let reached = Offset(clean.offset).min(self.next_offset);
-                self.clean.reach(clean.rules, reached, header.append_time);
+                let step = Step {
+                    offset: reached,
+                    since: header.append_time,
+                    place: self.next_offset,
+                };
+                self.clean.reach(clean.rules, step);
+                self.isolation.trim(self.clean.forgotten());
             }
             Action::Marker(marker) => self.replay_marker(header, &marker)?,
             Action::Opened(opened) => {
@@ -221,8 +227,14 @@ impl PartitionState {
         self.clean.end(rules)
     }
 
-    /// Below which offset deletion markers may go that stay for `kept`, at partition time `now`,
-    /// by the cleaning rules of this number.
+    /// Below which offset aborted transactions are forgotten, for no replica holds anything of them.
+    #[must_use]
+    pub fn forgotten(&self) -> Offset {
+        self.clean.forgotten()
+    }
+
+    /// Below which offset markers may go that stay for `kept`, at partition time `now`, by the
+    /// cleaning rules of this number.
     #[must_use]
     pub fn markers_before(&self, rules: u32, kept: Duration, now: Timestamp) -> Offset {
         self.clean.markers_before(rules, kept, now)

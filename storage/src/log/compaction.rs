@@ -15,9 +15,18 @@
 //!
 //! A deletion marker may go once no replica holds an older record of its key, which its caller
 //! says ([`CleanPlan::markers_before`]) and not this module: replicas are cleaned apart and copy
-//! from each other. What this build cannot read, and what belongs to transactions, stays: it
-//! neither supersedes nor is superseded, and a marker behind it stays, too, for it may hide what
-//! the marker deleted.
+//! from each other. What this build cannot read stays: it neither supersedes nor is superseded,
+//! and a marker behind it stays, too, for it may hide what the marker deleted.
+//!
+//! What became of transactions the caller says, too ([`AbortedSet`]), who folds the log: below the
+//! end of the plan every one is over. A batch of one that was aborted goes whole, without being
+//! read, and supersedes nothing; one that was committed is judged as if there were no
+//! transactions. The marker that ended a transaction goes by the rule for deletion markers:
+//!
+//! * Of an aborted one, for it tells readers where the records end that they have to skip. Before it
+//!   may go, no replica holds such a record any more.
+//! * Of a committed one, for no other reason than that both may go then: no reader needs it, and
+//!   what it told the partition stands in the view's state, which is durable beyond X.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -31,6 +40,7 @@ use tokio::time::{self, Instant};
 use trilog_model::batch::{BatchHeader, Record, Retained, retain};
 use trilog_model::{GroupId, Offset, ReplicaId, Timestamp};
 
+use super::aborted::AbortedSet;
 use super::fill::{FillTask, is_full};
 use super::group::{Group, GroupLog, GroupState, Life};
 use super::key_map::KeyMap;
@@ -64,16 +74,18 @@ const WORTH: u64 = 8;
 /// alone (a bound above, a codec, what is done with transactions) needs another one: how far a log
 /// is clean means something only together with it. By the old rules a marker may be all that hides
 /// a record which was left alone, and by the new ones nobody would look at that record again.
-pub const RULES: u32 = 1;
+pub const RULES: u32 = 2;
 
 /// What a pass may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CleanPlan {
-    /// Only segments whose records all lie below it, so that a record follows them.
+    /// Only segments whose records all lie below it, so that a record follows them. No transaction
+    /// is open that has a record below it.
     pub end: Offset,
     /// Only segments whose last entry was appended then or before.
     pub appended_by: Timestamp,
-    /// Deletion markers below it may go: no replica holds an older record of their keys.
+    /// Deletion markers below it may go: no replica holds an older record of their keys. So may
+    /// markers of transactions: no replica holds a record of an aborted one.
     pub markers_before: Offset,
 }
 
@@ -87,7 +99,7 @@ pub struct CleanReport {
     pub written: u64,
     /// Records that are gone.
     pub removed: u64,
-    /// Deletion markers that are left.
+    /// Deletion markers and markers of transactions that are left.
     pub markers: u64,
     /// Those below it could go: no more than the plan allowed, and less where something came in
     /// from elsewhere.
@@ -99,7 +111,8 @@ pub struct CleanReport {
 /// What of a log may be cleaned now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cleanable {
-    /// Below it no record is left that a later one below it supersedes.
+    /// Below it no record is left that a later one below it supersedes, and none of an aborted
+    /// transaction.
     pub clean: Offset,
     /// Bytes of segments that were cleaned before.
     pub clean_bytes: u64,
@@ -133,6 +146,7 @@ pub enum CleanError {
 pub(crate) struct CleanTask {
     group: Arc<Group>,
     plan: CleanPlan,
+    aborted: AbortedSet,
     done: oneshot::Sender<Result<CleanReport, CleanError>>,
 }
 
@@ -179,12 +193,19 @@ impl GroupLog {
         found
     }
 
-    /// Has the log cleaned as far as the plan allows, when its turn comes.
-    pub async fn clean(&self, plan: CleanPlan) -> Result<CleanReport, CleanError> {
+    /// Has the log cleaned as far as the plan allows, when its turn comes. `aborted` has all
+    /// transactions with records below the end of the plan that were aborted, but for those of which
+    /// nothing is left: what is not in it counts.
+    pub async fn clean(
+        &self,
+        plan: CleanPlan,
+        aborted: AbortedSet,
+    ) -> Result<CleanReport, CleanError> {
         let (done, wait) = oneshot::channel();
         let task = CleanTask {
             group: Arc::clone(&self.0),
             plan,
+            aborted,
             done,
         };
         let closed = || CleanError::Store(StoreError::Closed);
@@ -227,7 +248,7 @@ impl IoJob for CleanJob {
                 task = self.inbox.recv() => task,
             };
             let Some(task) = task else { return };
-            let outcome = cleaner.turn(&task.group, task.plan).await;
+            let outcome = cleaner.turn(&task.group, task.plan, task.aborted).await;
             let stopped = matches!(outcome, Err(CleanError::Store(StoreError::Closed)));
             // Whoever asked may have lost interest.
             let _ = task.done.send(outcome);
@@ -250,6 +271,7 @@ struct Cleaner<I: Io> {
 /// What decides over records in one pass.
 struct Rules {
     map: KeyMap,
+    aborted: AbortedSet,
     /// The map knows the records below it.
     end: Offset,
     markers_before: Offset,
@@ -277,13 +299,14 @@ impl<I: Io> Cleaner<I> {
         &mut self,
         group: &Arc<Group>,
         plan: CleanPlan,
+        aborted: AbortedSet,
     ) -> Result<CleanReport, CleanError> {
         let id = (group.id, group.replica);
         let refused = self.refused.get(&id).copied();
         if refused.is_some_and(|refused| Instant::now() < refused.until) {
             return Err(CleanError::Full);
         }
-        let outcome = self.pass(group, plan).await;
+        let outcome = self.pass(group, plan, aborted).await;
         if matches!(outcome, Err(CleanError::Full)) {
             self.refused.insert(id, Refused::again(refused));
         } else {
@@ -296,6 +319,7 @@ impl<I: Io> Cleaner<I> {
         &mut self,
         group: &Arc<Group>,
         plan: CleanPlan,
+        aborted: AbortedSet,
     ) -> Result<CleanReport, CleanError> {
         // Its turn in the fill worker's queue comes after what a crash left is deleted.
         let (done, wait) = oneshot::channel();
@@ -313,9 +337,15 @@ impl<I: Io> Cleaner<I> {
             (links, state.rewrites.clean, state.rewrites.arrivals())
         };
         let mut report = CleanReport::default();
-        let rules = self
-            .read_keys(group, &links, clean, &plan, &mut report)
-            .await?;
+        let secret = (self.entropy.next_u64(), self.entropy.next_u64());
+        let rules = Rules {
+            map: KeyMap::new(secret, self.shared.config.compaction_memory),
+            aborted,
+            end: clean,
+            // Where something came in from elsewhere the markers wait for the next pass.
+            markers_before: plan.markers_before.min(clean),
+        };
+        let rules = self.read_keys(group, &links, rules, &mut report).await?;
         report.markers_before = rules.markers_before;
         let parts = self.judge(group, links, &rules, &mut report).await?;
         let mut fits = true;
@@ -340,17 +370,10 @@ impl<I: Io> Cleaner<I> {
         &mut self,
         group: &Arc<Group>,
         links: &[Link],
-        clean: Offset,
-        plan: &CleanPlan,
+        mut rules: Rules,
         report: &mut CleanReport,
     ) -> Result<Rules, CleanError> {
-        let secret = (self.entropy.next_u64(), self.entropy.next_u64());
-        let mut rules = Rules {
-            map: KeyMap::new(secret, self.shared.config.compaction_memory),
-            end: clean,
-            // Where something came in from elsewhere the markers wait for the next pass.
-            markers_before: plan.markers_before.min(clean),
-        };
+        let clean = rules.end;
         for link in links {
             if link.extent.tip.next_offset <= clean {
                 continue;
@@ -611,11 +634,16 @@ fn runs(parts: Vec<Part>, most: u64) -> Vec<Vec<Part>> {
     runs
 }
 
-/// The batch of a frame whose records compaction may judge.
-fn open_batch(frame: &Frame) -> Option<BatchHeader> {
-    let header = BatchHeader::parse(&frame.records).ok()?;
-    let plain = !header.attributes.is_transactional() && !header.attributes.is_control();
-    (plain && header.record_count <= MAX_RECORDS).then_some(header)
+/// What a frame's records are.
+enum Kind {
+    /// The end of a transaction.
+    TransactionMarker,
+    /// Of a transaction that was aborted.
+    Aborted,
+    /// Of a producer whose records count, or of a transaction that was committed.
+    Counting(BatchHeader),
+    /// Whatever is left alone.
+    Opaque,
 }
 
 fn offset_of(frame: &Frame, record: &Record<'_>) -> Offset {
@@ -624,12 +652,28 @@ fn offset_of(frame: &Frame, record: &Record<'_>) -> Offset {
 }
 
 impl Rules {
+    fn kind(&self, frame: &Frame) -> Kind {
+        let Ok(header) = BatchHeader::parse(&frame.records) else {
+            return Kind::Opaque;
+        };
+        let (producer, offset) = (header.producer_id, frame.header.base_offset);
+        if header.attributes.is_control() {
+            Kind::TransactionMarker
+        } else if header.attributes.is_transactional() && self.aborted.holds(producer, offset) {
+            Kind::Aborted
+        } else if header.record_count <= MAX_RECORDS {
+            Kind::Counting(header)
+        } else {
+            Kind::Opaque
+        }
+    }
+
     /// Notes the keys of a frame from `clean` on; false if there is no room for them.
     fn note(&mut self, frame: &Frame, clean: Offset) -> bool {
-        let Some(batch) = Some(frame)
-            .filter(|frame| frame.header.has_records())
-            .and_then(open_batch)
-        else {
+        if !frame.header.has_records() {
+            return true;
+        }
+        let Kind::Counting(batch) = self.kind(frame) else {
             return true;
         };
         let Ok(records) = batch.records(&frame.records, MAX_DECODED) else {
@@ -658,11 +702,25 @@ impl Rules {
         if !frame.header.has_records() {
             return Fate::Remove;
         }
-        let Some(batch) = open_batch(frame) else {
-            let control = BatchHeader::parse(&frame.records)
-                .is_ok_and(|header| header.attributes.is_control());
-            *veil |= !control;
-            return Fate::Keep;
+        let records = u64::from(frame.header.record_count);
+        let batch = match self.kind(frame) {
+            Kind::TransactionMarker if frame.header.base_offset < self.markers_before => {
+                report.removed += records;
+                return Fate::Remove;
+            }
+            Kind::TransactionMarker => {
+                report.markers += records;
+                return Fate::Keep;
+            }
+            Kind::Aborted => {
+                report.removed += records;
+                return Fate::Remove;
+            }
+            Kind::Opaque => {
+                *veil = true;
+                return Fate::Keep;
+            }
+            Kind::Counting(batch) => batch,
         };
         let (mut removed, mut markers) = (0, 0);
         let retained = retain(&batch, &frame.records, MAX_DECODED, |record| {

@@ -22,7 +22,8 @@ use super::segment::Segment;
 /// See the module's text.
 #[derive(Debug, Default)]
 pub(crate) struct Rewrites {
-    /// Below it no record is left that a later one below it supersedes.
+    /// Below it no record is left that a later one below it supersedes, and none of an aborted
+    /// transaction.
     pub(crate) clean: Offset,
     /// The same as a restart would know it.
     settled_clean: Offset,
@@ -47,7 +48,8 @@ pub(crate) struct Mark {
 /// that may be less clean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cleanness {
-    /// Below it no record is left that a later one below it supersedes, whatever happens.
+    /// Below it no record is left that a later one below it supersedes, nor one of an aborted
+    /// transaction, whatever happens.
     pub clean: Offset,
     /// Another after anything came in from elsewhere.
     pub arrivals: u64,

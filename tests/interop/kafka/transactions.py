@@ -50,13 +50,17 @@ class ConfluentTransactions(Confluent):
 
     def _read(self, name, isolation, partitions=1):
         """All that there is to read, as (partition, value)."""
+        messages = self._messages(name, isolation, partitions)
+        return [(message.partition(), message.value()) for message in messages]
+
+    def _messages(self, name, isolation, partitions=1):
         consumer = self._consumer(isolation)
         each = [self.lib.TopicPartition(name, index, 0) for index in range(partitions)]
         consumer.assign(each)
         found, ends = [], set()
         deadline = time.time() + 60
         while len(ends) < partitions:
-            assert time.time() < deadline, f"only {found}"
+            assert time.time() < deadline, f"only {len(found)} messages"
             message = consumer.poll(1)
             if message is None:
                 continue
@@ -64,7 +68,7 @@ class ConfluentTransactions(Confluent):
                 equal(message.error().code(), self.lib.KafkaError._PARTITION_EOF)
                 ends.add(message.partition())
             else:
-                found.append((message.partition(), message.value()))
+                found.append(message)
         consumer.close()
         return found
 
@@ -122,6 +126,48 @@ class ConfluentTransactions(Confluent):
             read = lambda: sorted(v for _, v in self._read(name, "read_committed", partitions))
             wait_until("all that was committed", lambda: read() == expected)
             equal(len(self._read(name, "read_uncommitted", partitions)), 6 * 30)
+
+    def a_compacted_topic_shrinks(self):
+        """Of what transactions wrote the newest of each key stays, of aborted ones nothing."""
+        name = topic("txn-compact")
+        config = {
+            "cleanup.policy": "compact",
+            "segment.bytes": "1048576",
+            "segment.ms": "2000",
+            "min.cleanable.dirty.ratio": "0.01",
+            "delete.retention.ms": "0",
+        }
+        self.create(name, config=config)
+        producer = self._producer(topic("txn-compact-id"))
+        newest = {}
+
+        def turn(round, keys):
+            producer.begin_transaction()
+            values = {b"%d" % key: b"%d/%d/" % (round, key) + b"." * 10_000 for key in keys}
+            for key, value in values.items():
+                producer.produce(name, key=key, value=value)
+            equal(producer.flush(30), 0)
+            if round % 3:
+                producer.commit_transaction(30)
+                newest.update(values)
+            else:
+                producer.abort_transaction(30)
+
+        for round in range(30):
+            turn(round, range(20))
+        end = self._messages(name, "read_uncommitted")[-1].offset()
+
+        def shrunk():
+            # A segment is closed by what is written next, and time goes on with it.
+            turn(3 * 100, range(20))
+            turn(3 * 100 + 1, [0])
+            old = [m for m in self._messages(name, "read_uncommitted") if m.offset() <= end]
+            time.sleep(2)
+            return len(old) < 20 and old
+
+        wait_until("what is superseded or aborted to be gone", shrunk, 200)
+        values = {m.key(): m.value() for m in self._messages(name, "read_committed")}
+        equal(values, newest)
 
     def a_zombie_is_shut_out(self):
         name = self._make(topic("txn-zombie"))

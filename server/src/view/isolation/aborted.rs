@@ -8,15 +8,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use trilog_model::Offset;
-
-/// A transaction that was aborted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Aborted {
-    pub producer_id: i64,
-    pub first_offset: Offset,
-    /// Its marker's.
-    pub last_offset: Offset,
-}
+use trilog_storage::log::Aborted;
 
 /// Transactions that share one least first offset.
 const BLOCK: usize = 256;

@@ -2,6 +2,7 @@
 //! operation, and copied from one replica to another.
 
 mod limits;
+mod transactions;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,13 +10,13 @@ use std::path::Path;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use trilog_model::Offset;
-use trilog_model::batch::{BatchBuilder, BatchHeader, Compression};
+use trilog_model::batch::{BatchBuilder, BatchHeader, Compression, ProducerState};
 
 use super::copies::{copy, copy_all, descriptor, follow};
 use super::*;
 use crate::inspect::inspect;
 use crate::io::sim::{PowerLoss, SimConfig, SimImage, block_on};
-use crate::log::{CleanError, CleanPlan, CleanReport, ReadError};
+use crate::log::{AbortedSet, CleanError, CleanPlan, CleanReport, ReadError};
 
 /// A record, by its offset: key and value, none for a deletion marker.
 type Records = BTreeMap<Offset, (u8, Option<u64>)>;
@@ -40,8 +41,14 @@ fn plan(end: Offset, markers_before: u64) -> CleanPlan {
 /// The entry that holds such records.
 fn keyed(id: EntryId, codec: Compression, records: &[(u8, Option<u64>)], flags: Flags) -> Frame {
     let mut batch = BatchBuilder::new(codec);
-    if flags == Flags::Transactional {
-        batch.set_transactional();
+    match flags {
+        Flags::Plain => {}
+        Flags::Transactional => {
+            batch.set_transactional();
+        }
+        Flags::Of(producer) => {
+            batch.set_transactional().set_producer(producer);
+        }
     }
     for (key, value) in records {
         let millis = i64::try_from(id.index.get() * 10).unwrap();
@@ -63,6 +70,8 @@ fn keyed(id: EntryId, codec: Compression, records: &[(u8, Option<u64>)], flags: 
 enum Flags {
     Plain,
     Transactional,
+    /// Of a transaction of this producer.
+    Of(ProducerState),
 }
 
 /// What a log was given.
@@ -180,7 +189,9 @@ async fn raise_x(log: &GroupLog) {
 
 async fn clean(log: &GroupLog, markers_before: u64) -> CleanReport {
     let end = log.state().next_offset;
-    log.clean(plan(end, markers_before)).await.unwrap()
+    log.clean(plan(end, markers_before), AbortedSet::default())
+        .await
+        .unwrap()
 }
 
 /// The end of what a pass may have cleaned.
@@ -302,7 +313,7 @@ fn keys_that_do_not_fit_memory_take_several_passes() {
 }
 
 #[test]
-fn markers_go_when_they_may_and_not_behind_what_may_hide_older_records() {
+fn markers_go_when_they_may_behind_what_a_transaction_wrote_too() {
     block_on(async {
         let (store, _) = open(&disk(6), small()).await;
         let log = store.create_group(GROUP, REPLICA).await.unwrap();
@@ -339,19 +350,15 @@ fn markers_go_when_they_may_and_not_behind_what_may_hide_older_records() {
             [None],
             "what was just cleaned keeps its markers"
         );
-        assert_eq!(of(&left, 2), [Some(3), None]);
+        assert_eq!(of(&left, 2), [None], "what was committed is superseded");
         assert_eq!(first.markers, 2);
         let kept = clean(&log, 2).await;
         assert_eq!(kept.markers, 2, "the marker stands at offset 2");
         let second = clean(&log, 1_000).await;
         let left = records(&log, Offset(0)).await;
         assert_eq!(of(&left, 1), []);
-        assert_eq!(
-            of(&left, 2),
-            [Some(3), None],
-            "a transaction's record is left alone"
-        );
-        assert_eq!(second.markers, 1);
+        assert_eq!(of(&left, 2), []);
+        assert_eq!(second.markers, 0);
     });
 }
 

@@ -79,7 +79,9 @@ fn a_pass_says_which_markers_could_go_and_that_a_short_log_has_to_wait() {
         late.set_log_start(start).await.unwrap();
         follow(&late, read_all(&log, x + 1, 1 << 20).await).await;
         late.commit(log.state().last.unwrap().index);
-        let short = late.clean(plan(late.state().next_offset, 0)).await;
+        let short = late
+            .clean(plan(late.state().next_offset, 0), AbortedSet::default())
+            .await;
         assert!(matches!(short, Err(CleanError::Short)), "{short:?}");
         clean(&log, 0).await;
         copy_all(&log, &late).await;
@@ -107,19 +109,19 @@ fn a_disk_with_little_room_is_left_to_others_and_not_read_again_at_once() {
         let others = config.segment_bytes + config.wal_file_bytes;
         disk.configure(|sim| sim.quota_bytes = Some(used + others + 1_000));
         let end = log.state().next_offset;
-        let first = log.clean(plan(end, 0)).await;
+        let first = log.clean(plan(end, 0), AbortedSet::default()).await;
         assert!(matches!(first, Err(CleanError::Full)), "{first:?}");
         assert!(!store.pressure().borrow().any(), "nobody else lacked room");
         assert_eq!(clean_end(&log), Offset(0));
         assert_eq!(records(&log, Offset(0)).await, before);
         let read = store.stats().compacted_bytes;
-        let second = log.clean(plan(end, 0)).await;
+        let second = log.clean(plan(end, 0), AbortedSet::default()).await;
         assert!(matches!(second, Err(CleanError::Full)), "{second:?}");
         assert_eq!(store.stats().compacted_bytes, read, "nothing is read");
         // Room for the smaller segments alone: these free some.
         disk.configure(|sim| sim.quota_bytes = Some(used + others + 17_000));
         tokio::time::sleep(Duration::from_mins(2)).await;
-        let third = log.clean(plan(end, 0)).await;
+        let third = log.clean(plan(end, 0), AbortedSet::default()).await;
         assert!(store.stats().compacted_bytes > read, "{third:?}");
         disk.configure(|sim| sim.quota_bytes = None);
         tokio::time::sleep(Duration::from_mins(10)).await;
@@ -180,16 +182,24 @@ fn a_pass_ends_where_its_plan_does() {
             ..plan(log.state().next_offset, 0)
         };
         let early = Timestamp(links[0].extent.last_time.nanos() - 1);
-        log.clean(by_time(early)).await.unwrap();
+        log.clean(by_time(early), AbortedSet::default())
+            .await
+            .unwrap();
         assert_eq!(clean_end(&log), Offset(0), "all of it is too young");
         // A record has to follow what is cleaned: the last one of a log is never removed.
         let end = links[1].extent.tip.next_offset;
-        log.clean(plan(end, 0)).await.unwrap();
+        log.clean(plan(end, 0), AbortedSet::default())
+            .await
+            .unwrap();
         assert_eq!(clean_end(&log), links[1].segment.header.base_offset);
-        log.clean(plan(end.next(), 0)).await.unwrap();
+        log.clean(plan(end.next(), 0), AbortedSet::default())
+            .await
+            .unwrap();
         assert_eq!(clean_end(&log), end);
         assert_eq!(records(&log, Offset(0)).await, given.newest(end));
-        log.clean(by_time(links[2].extent.last_time)).await.unwrap();
+        log.clean(by_time(links[2].extent.last_time), AbortedSet::default())
+            .await
+            .unwrap();
         assert_eq!(clean_end(&log), links[2].extent.tip.next_offset);
     });
 }
@@ -208,7 +218,7 @@ fn what_comes_in_during_a_pass_is_not_clean() {
             log.0.state.lock().rewrites.arrived(Offset(0));
         };
         let all = plan(log.state().next_offset, 0);
-        let (outcome, ()) = tokio::join!(log.clean(all), arrival);
+        let (outcome, ()) = tokio::join!(log.clean(all, AbortedSet::default()), arrival);
         assert!(
             matches!(outcome, Err(CleanError::Superseded)),
             "{outcome:?}"
