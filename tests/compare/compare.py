@@ -122,7 +122,7 @@ class Runner:
     def bare(self):
         """What the machine does without any of this, and the native client beside it."""
         found = {}
-        for figure in ("produce", "tail"):
+        for figure in ("produce", "single", "tail"):
             with tempfile.TemporaryDirectory(prefix="trilog-compare-") as folder:
                 command = [peers.OURS.program, "bench", figure, "--quick", "--json", "--dir", folder]
                 try:
