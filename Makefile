@@ -10,7 +10,7 @@ export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 TRILOG = $(CARGO) run --quiet --release --locked -p trilog-server --bin trilog --
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev test sim chaos chaos-mutants fuzz interop-kafka bench bench-kafka compare fmt lint verify setup rocksdb
+.PHONY: help run dev test sim chaos chaos-mutants fuzz interop-kafka bench bench-kafka bench-steps compare fmt lint verify setup rocksdb
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -80,6 +80,9 @@ compare: rocksdb ## Beside Apache Kafka, RUNS=5 of each in turn: table and chart
 bench: rocksdb ## Every figure, with the baseline it is a ratio of
 	$(CARGO) build --release --locked -p trilog-server --bin trilog
 	$(TRILOG) bench
+
+bench-steps: rocksdb ## Single steps of producing and fetching, in nanoseconds
+	$(CARGO) bench --locked -p trilog-tests --bench hot_paths
 
 fmt: setup ## Format the code
 	$(CARGO) fmt --all

@@ -181,8 +181,9 @@ const CRATES: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// Where `unsafe` may be: the file I/O.
-const UNSAFE_UNDER: &str = "storage/src/io";
+/// Where `unsafe` may be: the file I/O; and, in what is not shipped, the allocator of a test that
+/// counts what is asked of it.
+const UNSAFE_UNDER: [&str; 2] = ["storage/src/io/", "server/tests/counting/"];
 
 /// Beyond this many lines a file answers the question why it is not two.
 const LINES_QUESTIONED: usize = 800;
@@ -457,7 +458,8 @@ fn crates_depend_downward_only() {
 fn unsafe_code_is_where_file_io_is_and_nowhere_else() {
     let mut wrong = Vec::new();
     for source in sources() {
-        let here = source.path.starts_with(UNSAFE_UNDER) || source.path.starts_with("jepsen/");
+        let mut folders = UNSAFE_UNDER.into_iter().chain(["jepsen/"]);
+        let here = folders.any(|folder| source.path.starts_with(folder));
         for (nth, line) in source.code().lines().enumerate() {
             let mut words = line.split(|c: char| !c.is_alphanumeric() && c != '_');
             if !here && words.any(|word| word == "unsafe") {

@@ -25,7 +25,7 @@ import peers
 import report
 from figures import short
 from processes import Others
-from shared import ROOT, Missing, end_when_told, free_ports, wait_until
+from shared import ROOT, Missing, end_when_told, free_ports, tell, wait_until
 from tools import Tools
 
 # Besides the records themselves: logs that are filled with zeros in advance, and room to spare.
@@ -65,7 +65,10 @@ class Runner:
         if not [load for load in todo if load.name != "warm-up"]:
             return
         room(todo, self.args.scale)
-        peer = side(stage)
+        try:
+            peer = side(stage)
+        except AssertionError as why:
+            return self.skip_all(todo, side, f"does not start: {why}")
         ground = loads.Ground(peer, *self.clients, scale=self.args.scale, half=self.half())
         try:
             wait_until(f"{side.title} serves", lambda: serves(ground), START_SECONDS)
@@ -75,8 +78,14 @@ class Runner:
                     continue
                 ground.half = self.half()
                 self.load(turn, side, load, ground)
+        except (AssertionError, Missing) as why:
+            self.skip_all(todo, side, str(why))
         finally:
             peer.stop()
+
+    def skip_all(self, todo, side, why):
+        for load in todo:
+            self.skip(load, side, why)
 
     def wanted(self, load):
         return load.name == "warm-up" or re.search(self.args.loads, load.name)
@@ -92,8 +101,7 @@ class Runner:
             # The rest may well work.
             return self.skip(load, side, f"failed: {str(error)[-300:]}")
         finally:
-            for name in [name for name in ground.topics if name != loads.KEPT]:
-                ground.drop(name)
+            ground.clear()
         if told["figures"]:
             self.keep({
                 "round": turn, "side": side.name, "load": load.name, "scale": self.args.scale,
@@ -112,18 +120,20 @@ class Runner:
                 self.stage(turn, side, stage)
 
     def bare(self):
-        """What the machine does without any of this."""
-        with tempfile.TemporaryDirectory(prefix="trilog-compare-") as folder:
-            command = [peers.OURS.program, "bench", "produce", "tail", "--quick", "--json", "--dir", folder]
-            said = subprocess.run(
-                [*command, "--io", "auto", "--base-port", str(free_ports(30))],
-                check=True, capture_output=True, timeout=300,
-            )
+        """What the machine does without any of this, and the native client beside it."""
         found = {}
-        for one in json.loads(said.stdout)["figures"]:
-            if one["baseline"]:
-                found[one["baseline"]["what"]] = one["baseline"]["value"]
-                found[one["name"]] = one["value"]
+        for figure in ("produce", "single", "tail"):
+            with tempfile.TemporaryDirectory(prefix="trilog-compare-") as folder:
+                command = [peers.OURS.program, "bench", figure, "--quick", "--json", "--dir", folder]
+                try:
+                    said = tell([*command, "--io", "auto", "--base-port", str(free_ports(30))])
+                except (AssertionError, subprocess.TimeoutExpired) as error:
+                    self.skipped.append(f"trilog bench {figure}: {str(error)[-200:]}")
+                    continue
+            for one in json.loads(said)["figures"]:
+                if one["baseline"]:
+                    found[one["baseline"]["what"]] = one["baseline"]["value"]
+                    found[one["name"]] = one["value"]
         self.keep({"round": 0, "side": "machine", "load": "bare", "figures": found})
 
 

@@ -5,6 +5,7 @@ gives {"figures": {name: number}}, and "quantiles": {name: [[quantile, milliseco
 there is a distribution to draw. Sizes are those of a full run; others have a fraction.
 """
 
+import contextlib
 import os
 import pathlib
 import time
@@ -46,6 +47,12 @@ class Ground:
     def drop(self, name):
         self.generator.delete(self.peer, name)
         self.topics.remove(name)
+
+    def clear(self):
+        """What a load that failed left behind; of one that is dead nothing can be removed."""
+        for name in [name for name in self.topics if name != KEPT]:
+            with contextlib.suppress(AssertionError):
+                self.drop(name)
 
     def used(self):
         return Used(self.peer.pids().values())

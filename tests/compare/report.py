@@ -37,6 +37,7 @@ def against_the_machine(found):
     said = []
     pairs = {
         "three nodes, 8 producers, 1 KiB": "raw write",
+        "one node, 8 producers, 1 KiB": "raw write",
         "tail consume, 1 consumer": "loopback stream",
     }
     for name, of in pairs.items():

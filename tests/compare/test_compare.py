@@ -232,10 +232,10 @@ class Topics:
 
 
 class Run(unittest.TestCase):
-    def run_of(self, into, told, stages=("load",)):
+    def run_of(self, into, told, topics=None):
         """Two rounds with one load, which gives or raises what `told` says."""
-        args = SimpleNamespace(into=into, hours=1, scale=1, loads="", stages=stages)
-        runner = compare.Runner(args, (None, Topics()))
+        args = SimpleNamespace(into=into, hours=1, scale=1, loads="", stages=["load"])
+        runner = compare.Runner(args, (None, topics or Topics()))
         load = loads.Load("produce-1k-10", "a load", "load", lambda ground: told(ground))
         before, loads.LOADS, Side.lived[:] = loads.LOADS, [load], []
         pause, loads.settled = loads.settled, lambda: None
@@ -284,6 +284,11 @@ class Run(unittest.TestCase):
 
         runner = self.run_of(None, told)
         self.assertIn("java is not installed", runner.skipped[0])
+        # Without a generator there is not even a topic.
+        runner = self.run_of(None, told, compare.Absent("cc is not installed"))
+        self.assertEqual(len(runner.skipped), 4)
+        self.assertIn("cc is not installed", runner.skipped[0])
+        self.assertEqual(len(Side.lived), 8)
 
 
 if __name__ == "__main__":

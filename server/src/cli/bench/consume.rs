@@ -49,7 +49,7 @@ pub(super) async fn tail(setting: &Setting, report: &mut Report) -> anyhow::Resu
     report.add(
         figure
             .beside("loopback stream", loopback)
-            .at_least_share(0.50),
+            .at_least_share(0.70),
     )?;
     let fetched = tail_by_kafka(&cluster, loopback, report).await;
     cluster.stop().await;

@@ -55,6 +55,7 @@ enum Bench {
     Store,
     Logs,
     Produce,
+    Single,
     Lone,
     Small,
     Tail,
@@ -64,7 +65,7 @@ enum Bench {
     Restart,
 }
 
-const ALL: [(Bench, &str, &str); 11] = [
+const ALL: [(Bench, &str, &str); 12] = [
     (
         Bench::Wal,
         "wal",
@@ -80,6 +81,11 @@ const ALL: [(Bench, &str, &str); 11] = [
         Bench::Produce,
         "produce",
         "three nodes, 8 producers, records of 1 KiB",
+    ),
+    (
+        Bench::Single,
+        "single",
+        "one node, 8 producers, records of 1 KiB",
     ),
     (
         Bench::Lone,
@@ -201,7 +207,8 @@ async fn measure(bench: Bench, setting: &Setting, report: &mut Report) -> anyhow
         Bench::Wal => storage::wal(setting, report).await,
         Bench::Store => storage::store(setting, report).await,
         Bench::Logs => storage::logs(setting, report).await,
-        Bench::Produce => produce::throughput(setting, report).await,
+        Bench::Produce => produce::throughput(&produce::THREE, setting, report).await,
+        Bench::Single => produce::throughput(&produce::ONE, setting, report).await,
         Bench::Lone => latency::lone(setting, report).await,
         Bench::Small => produce::small(setting, report).await,
         Bench::Tail => consume::tail(setting, report).await,

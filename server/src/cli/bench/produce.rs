@@ -93,11 +93,34 @@ pub(super) async fn fill(client: &Client, bytes: u64) -> anyhow::Result<Histogra
     Ok(times)
 }
 
-pub(super) async fn throughput(setting: &Setting, report: &mut Report) -> anyhow::Result<()> {
+/// Nodes that take as much as goes through, each record on all of them.
+pub(super) struct Nodes {
+    pub(super) count: u32,
+    pub(super) title: &'static str,
+    /// Of the raw write, what they and their clients should reach on one machine.
+    pub(super) share: f64,
+}
+
+pub(super) const THREE: Nodes = Nodes {
+    count: 3,
+    title: "three nodes, 8 producers, 1 KiB",
+    share: 0.12,
+};
+pub(super) const ONE: Nodes = Nodes {
+    count: 1,
+    title: "one node, 8 producers, 1 KiB",
+    share: 0.40,
+};
+
+pub(super) async fn throughput(
+    nodes: &Nodes,
+    setting: &Setting,
+    report: &mut Report,
+) -> anyhow::Result<()> {
     for backend in &setting.backends {
         let io = format!("storage.io={}", backend.name());
-        let cluster = Cluster::start(setting, 3, &[&io]).await?;
-        cluster.topic(TOPIC, PRODUCERS, 3).await?;
+        let cluster = Cluster::start(setting, nodes.count, &[&io]).await?;
+        cluster.topic(TOPIC, PRODUCERS, nodes.count).await?;
         fill(&cluster.client, setting.scaled(GIB)).await?;
         let raw = raw_write(setting).await?;
         let before = cluster.usage().await?;
@@ -109,20 +132,17 @@ pub(super) async fn throughput(setting: &Setting, report: &mut Report) -> anyhow
         cluster.stop().await;
 
         let name = backend.name();
-        let figure = Figure::new(
-            "three nodes, 8 producers, 1 KiB",
-            megabytes(bytes) / seconds,
-            "MB/s",
-        );
+        let figure = Figure::new(nodes.title, megabytes(bytes) / seconds, "MB/s");
         report.add(
             figure
                 .on(name)
                 .beside("raw write", raw.megabytes_per_second())
-                .at_least_share(0.12),
+                .at_least_share(nodes.share),
         )?;
         report.add(quantile("ack, p50", &times, 0.50).on(name))?;
         report.add(quantile("ack, p99", &times, 0.99).on(name))?;
-        let cpu = (after.cpu_seconds - before.cpu_seconds) / 3.0 / (megabytes(bytes) / 1e3);
+        let cpu = (after.cpu_seconds - before.cpu_seconds) / f64::from(nodes.count);
+        let cpu = cpu / (megabytes(bytes) / 1e3);
         report.add(Figure::new("processor, per node", cpu, "s/GB").on(name))?;
     }
     Ok(())
