@@ -19,14 +19,14 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tokio::time::{Instant, timeout};
 use trilog_model::batch::{BatchBuilder, BatchHeader, Compression, ProducerState};
-use trilog_model::{NodeId, Offset, ReplicaId, Timestamp};
+use trilog_model::{AbortedSet, NodeId, Offset, ReplicaId, Timestamp};
 use trilog_raft::controller::TopicId;
 use trilog_raft::controller::commands::{Command, ConfigEntry, CreateTopic, TopicKind};
 use trilog_raft::testkit::{block_on, seeds};
 use trilog_server::partition::Partition;
 use trilog_server::transaction::{AddRequest, BeginRequest, Coordinator, EndRequest, Identity};
 use trilog_storage::env::Entropy;
-use trilog_storage::log::{AbortedSet, CLEAN_RULES, CleanPlan};
+use trilog_storage::log::{CLEAN_RULES, CleanPlan};
 
 const TOPIC: &str = "state";
 const KEYS: u8 = 12;

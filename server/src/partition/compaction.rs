@@ -19,10 +19,10 @@ use std::time::Duration;
 use futures::StreamExt;
 use metrics::counter;
 use tokio_util::sync::CancellationToken;
-use trilog_model::{LogIndex, Offset, Timestamp};
+use trilog_model::{AbortedSet, LogIndex, Offset, Timestamp};
 use trilog_raft::TrimError;
 use trilog_storage::env::Clock;
-use trilog_storage::log::{AbortedSet, CLEAN_RULES, CleanError, CleanPlan, CleanReport, Cleanable};
+use trilog_storage::log::{CLEAN_RULES, CleanError, CleanPlan, CleanReport, Cleanable};
 
 use super::{Partition, Partitions};
 use crate::view::{PartitionCommand, PartitionState, ViewKind};

@@ -11,9 +11,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use trilog_model::batch::{BatchHeader, ProducerState, marker};
-use trilog_model::{Offset, Timestamp};
+use trilog_model::{AbortedSet, Offset, Timestamp};
 use trilog_storage::frame::Frame;
-use trilog_storage::log::AbortedSet;
 use trilog_storage::planted::{self, Bug};
 
 use super::drain::Work;

@@ -29,7 +29,7 @@ use trilog_model::Offset;
 use super::command::Marker;
 use super::producers::Publisher;
 use aborted::AbortedIndex;
-pub use trilog_storage::log::Aborted;
+pub use trilog_model::Aborted;
 
 /// Transactions of one partition that are open, or were aborted and may still be in a log, at
 /// most. Beyond that none is opened: an index that forgot one would pass its records off as

@@ -38,9 +38,8 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{self, Instant};
 use trilog_model::batch::{BatchHeader, Record, Retained, retain};
-use trilog_model::{GroupId, Offset, ReplicaId, Timestamp};
+use trilog_model::{AbortedSet, GroupId, Offset, ReplicaId, Timestamp};
 
-use super::aborted::AbortedSet;
 use super::fill::{FillTask, is_full};
 use super::group::{Group, GroupLog, GroupState, Life};
 use super::key_map::KeyMap;

@@ -10,7 +10,6 @@
 //! continue, append times that grow. This module keeps the chain and checks it wherever bytes
 //! come back from disk. It stores votes, terms and log starts and decides nothing by them.
 
-mod aborted;
 mod adopt;
 mod budget;
 pub(crate) mod checkpoint;
@@ -44,7 +43,6 @@ mod tip;
 mod types;
 mod wal_runs;
 
-pub use aborted::{Aborted, AbortedSet};
 pub use budget::{Claim, Pressure, Share};
 pub use compaction::{
     CleanError, CleanPlan, CleanReport, Cleanable, MAX_RECORDS as CLEAN_RECORDS_MAX,

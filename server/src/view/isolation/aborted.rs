@@ -7,8 +7,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use trilog_model::Offset;
-use trilog_storage::log::Aborted;
+use trilog_model::{Aborted, Offset};
 
 /// Transactions that share one least first offset.
 const BLOCK: usize = 256;

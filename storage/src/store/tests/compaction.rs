@@ -9,14 +9,14 @@ use std::path::Path;
 
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use trilog_model::Offset;
 use trilog_model::batch::{BatchBuilder, BatchHeader, Compression, ProducerState};
+use trilog_model::{AbortedSet, Offset};
 
 use super::copies::{copy, copy_all, descriptor, follow};
 use super::*;
 use crate::inspect::inspect;
 use crate::io::sim::{PowerLoss, SimConfig, SimImage, block_on};
-use crate::log::{AbortedSet, CleanError, CleanPlan, CleanReport, ReadError};
+use crate::log::{CleanError, CleanPlan, CleanReport, ReadError};
 
 /// A record, by its offset: key and value, none for a deletion marker.
 type Records = BTreeMap<Offset, (u8, Option<u64>)>;

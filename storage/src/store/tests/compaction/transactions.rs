@@ -2,10 +2,10 @@
 //! of committed records makes of a log is what the model says, whatever was cleaned, copied from
 //! one replica to another, or cut short by a crash.
 
+use trilog_model::Aborted;
 use trilog_model::batch::marker;
 
 use super::*;
-use crate::log::Aborted;
 
 /// Producers of transactions; each raises its epoch now and then.
 const PRODUCERS: i64 = 3;

@@ -1,7 +1,7 @@
 //! Which records belong to transactions that were aborted. A log does not tell by itself where such
 //! a record stands, only later, so whoever folds it says so to those who go through it.
 
-use trilog_model::Offset;
+use crate::Offset;
 
 /// A transaction that was aborted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
