@@ -121,7 +121,7 @@ class Runner:
 
     def bare(self):
         """What the machine does without any of this, and the native client beside it."""
-        found = {}
+        found, others = {}, Others([])
         for figure in ("produce", "single", "tail"):
             with tempfile.TemporaryDirectory(prefix="trilog-compare-") as folder:
                 command = [peers.OURS.program, "bench", figure, "--quick", "--json", "--dir", folder]
@@ -134,7 +134,9 @@ class Runner:
                 if one["baseline"]:
                     found[one["baseline"]["what"]] = one["baseline"]["value"]
                     found[one["name"]] = one["value"]
-        self.keep({"round": 0, "side": "machine", "load": "bare", "figures": found})
+        self.keep({
+            "round": 0, "side": "machine", "load": "bare", "others": others.share(), "figures": found,
+        })
 
 
 class Absent:

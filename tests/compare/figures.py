@@ -7,6 +7,8 @@ import peers
 
 OURS = peers.OURS.name
 MORE, LESS = "more", "less"
+# Per cent of all cores that others may use meanwhile; with more, a measurement does not count.
+QUIET = 10
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,12 @@ def short(value):
 def sizes(scale):
     """How much of a full run's sizes it was, in words."""
     return "" if scale == 1 else f", {scale:g} of the full sizes"
+
+
+def quiet(measured):
+    """What was measured while nobody else used much of the machine, and the rest."""
+    disturbed = [one for one in measured if (one.get("others") or 0) > QUIET]
+    return [one for one in measured if one not in disturbed], disturbed
 
 
 def values(measured, side, load, figure):

@@ -3,7 +3,7 @@
 import html
 import math
 
-from figures import short, sizes
+from figures import quiet, short, sizes
 
 COLOURS = {"trilog": "#0072b2", "kafka": "#d55e00", "kafka-flush": "#cc9a06"}
 OTHER = "#777777"
@@ -113,6 +113,7 @@ def section(told, title, wanted):
 
 def distributions(told, quantiles):
     parts = []
+    counted, _ = quiet(told["measured"])
     for load, which, title in [
         ("pace-calm", "delivered", "from when it was due until the consumer has it"),
         ("pace-quarter", "delivered", "from when it was due until the consumer has it"),
@@ -120,7 +121,7 @@ def distributions(told, quantiles):
         ("small-50", "acknowledged", "from sending to acknowledgement"),
         ("beside", "delivered", "from when it was due until the consumer has it"),
     ]:
-        lines = [(side, side, quantiles(told["measured"], side, load, which)) for side in told["sides"]]
+        lines = [(side, side, quantiles(counted, side, load, which)) for side in told["sides"]]
         lines = [line for line in lines if line[2]]
         if lines:
             name = f"{told['titles'][load]}: {title}"

@@ -11,9 +11,6 @@ import page
 import tools
 from figures import short, sizes
 
-# Per cent of all cores that others may use before it is said.
-QUIET = 5
-
 
 def with_spread(found):
     if found is None:
@@ -49,11 +46,14 @@ def against_the_machine(found):
     return said
 
 
-def disturbed(measured):
-    """Where somebody else used more of the machine than a system does by itself."""
-    found = [one for one in measured if (one.get("others") or 0) > QUIET]
-    said = (f"round {one['round']}, {one['side']}, {loads.titles()[one['load']]}: {one['others']:.0f} %" for one in found)
-    return [f"others used more than {QUIET} % of the machine in {line}" for line in said]
+def left_out(disturbed):
+    found = {}
+    for one in disturbed:
+        found.setdefault((one["round"], one["side"]), []).append(f"{one['load']} ({one['others']:.0f} %)")
+    return [
+        f"round {turn}, {side}: left out, for others used more than {figures.QUIET} % of the machine: {', '.join(each)}"
+        for (turn, side), each in found.items()
+    ]
 
 
 def settings(sides):
@@ -65,8 +65,9 @@ def settings(sides):
 
 def gathered(measured, skipped, sides, commit):
     """All of a report, as a program would want it."""
-    found = bare(measured)
-    rows = figures.judged(measured, [side.name for side in sides], found.get("raw write"))
+    counted, disturbed = figures.quiet(measured)
+    found = bare(counted)
+    rows = figures.judged(counted, [side.name for side in sides], found.get("raw write"))
     rounds = {one["round"] for one in measured if one["round"]}
     return {
         "commit": commit,
@@ -78,8 +79,8 @@ def gathered(measured, skipped, sides, commit):
         "titles": loads.titles(),
         "rows": rows,
         "bare": found,
-        "against the machine": [*against_the_machine(found), *disturbed(measured)],
-        "skipped": sorted(set(skipped)),
+        "against the machine": against_the_machine(found),
+        "skipped": [*sorted(set(skipped)), *left_out(disturbed)],
         "measured": measured,
     }
 

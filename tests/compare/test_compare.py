@@ -176,11 +176,13 @@ class Reported(unittest.TestCase):
         self.assertNotIn("script", tags.seen)
         self.assertNotIn("nan", found["index.html"])
 
-    def test_a_machine_that_was_not_quiet_is_told(self):
+    def test_what_was_measured_while_others_worked_does_not_count_and_is_told(self):
         measured = whole_run()
-        measured[1]["others"] = 31.0
+        measured[1] |= {"others": 31.0, "figures": {"MB/s": 12345.0}}
         _, found = self.write(measured)
-        self.assertIn("others used more than 5 % of the machine in round 1, kafka", found["results.md"])
+        self.assertIn("left out", found["results.md"])
+        self.assertIn("produce-1k-10 (31 %)", found["results.md"])
+        self.assertNotIn("12,345", found["results.md"])
 
     def test_one_side_alone_is_reported_too(self):
         _, found = self.write([line for line in whole_run() if line["side"] == "trilog"])
