@@ -98,7 +98,8 @@ def consume(bootstrap, topic, count, _):
     seen, first, begun, deadline = 0, 0, None, time.monotonic() + 120
     while seen < count:
         assert time.monotonic() < deadline, f"{seen} of {count}"
-        seen += len(consumer.consume(5000, 1.0))
+        # No more than there are: it waits for as many as it is asked for.
+        seen += len(consumer.consume(min(5000, count - seen), 1.0))
         # Joining a group is not moving data.
         if begun is None and seen:
             begun, first = time.monotonic(), seen
