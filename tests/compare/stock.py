@@ -4,7 +4,8 @@
     stock.py produce|consume BOOTSTRAP TOPIC COUNT SIZE
 
 As a program it is confluent-kafka's part, in a process of its own so that what it uses of the machine
-can be told from what the measuring does.
+can be told from what the measuring does. Consuming reads the whole topic several times, and says on
+stderr how each went.
 """
 
 import importlib.util
@@ -17,18 +18,25 @@ from shared import HERE, Missing, tell
 
 # As for Kafka's own tools.
 SETTINGS = {"acks": "all", "batch.size": 65536, "linger.ms": 5}
+# A consumer of librdkafka that has 64 MiB waiting for its application rests for a second
+# (`fetch.queue.backoff.ms`), and goes on from an empty queue. What it moves in the long run shows only
+# after many such turns, or after as much without any.
+READINGS = 6
+READING_SECONDS = 60
+PATIENCE = READINGS * READING_SECONDS + 60
 
 
 class Kcat:
     name = "kcat"
-    records = 300_000
+    count = 300_000
+    records = {"produce": count, "consume": count}
 
     def __init__(self, size):
         if shutil.which("kcat") is None:
             raise Missing("kcat is not installed")
         self._lines = tempfile.NamedTemporaryFile(prefix="trilog-perf-")
         line = b"x" * size + b"\n"
-        for _ in range(self.records // 1000):
+        for _ in range(self.count // 1000):
             self._lines.write(line * 1000)
         self._lines.flush()
 
@@ -44,12 +52,13 @@ class Kcat:
         begun = time.monotonic()
         with open("/dev/null", "wb") as nowhere:
             tell(command, stdout=nowhere)
-        return self.records / (time.monotonic() - begun)
+        return self.count / (time.monotonic() - begun)
 
 
 class Confluent:
     name = "confluent-kafka"
-    records = 300_000
+    count = 1_000_000
+    records = {"produce": count, "consume": READINGS * count}
 
     def __init__(self, size):
         if importlib.util.find_spec("confluent_kafka") is None:
@@ -63,8 +72,8 @@ class Confluent:
         return self._told("consume", bootstrap, topic)
 
     def _told(self, *what):
-        numbers = [str(self.records), str(self._size)]
-        return float(tell([sys.executable, str(HERE / "stock.py"), *what, *numbers]))
+        numbers = [str(self.count), str(self._size)]
+        return float(tell([sys.executable, str(HERE / "stock.py"), *what, *numbers], PATIENCE))
 
 
 def produce(bootstrap, topic, count, size):
@@ -88,6 +97,16 @@ def produce(bootstrap, topic, count, size):
 
 
 def consume(bootstrap, topic, count, _):
+    records, seconds = 0, 0.0
+    for _ in range(READINGS):
+        read, took = reading(bootstrap, topic, count)
+        print(f"{read} records in {took:.2f} s", file=sys.stderr)
+        records, seconds = records + read, seconds + took
+    return records / seconds
+
+
+def reading(bootstrap, topic, count):
+    """From when the first records have come until all have: how many, and the seconds."""
     from confluent_kafka import Consumer
 
     consumer = Consumer({
@@ -95,17 +114,20 @@ def consume(bootstrap, topic, count, _):
         "auto.offset.reset": "earliest", "enable.auto.commit": False,
     })
     consumer.subscribe([topic])
-    seen, first, begun, deadline = 0, 0, None, time.monotonic() + 120
+    seen, first, begun, deadline = 0, 0, None, time.monotonic() + READING_SECONDS
     while seen < count:
         assert time.monotonic() < deadline, f"{seen} of {count}"
         # No more than there are: it waits for as many as it is asked for.
-        seen += len(consumer.consume(min(5000, count - seen), 1.0))
+        found = consumer.consume(min(5000, count - seen), 1.0)
+        failed = [str(one.error()) for one in found if one.error()]
+        assert not failed, failed[:3]
+        seen += len(found)
         # Joining a group is not moving data.
         if begun is None and seen:
             begun, first = time.monotonic(), seen
     took = time.monotonic() - begun
     consumer.close()
-    return (count - first) / took
+    return count - first, took
 
 
 if __name__ == "__main__":
