@@ -578,3 +578,48 @@ async fn offsets_are_in_use_while_a_group_forms() {
     }
     nodes.stop();
 }
+
+/// Where a node cannot answer for now, it says so once for all, and of each partition that its offset
+/// is to be asked for again: a consumer of librdkafka would otherwise never do so, and read nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn offsets_that_cannot_be_told_now_are_asked_for_again() {
+    const NOT_COORDINATOR: i16 = 16;
+    const UNSTABLE: i16 = 88;
+    let nodes = Nodes::start(3).await;
+    let mut conn = KafkaConn::open(nodes.kafka_port(0)).await;
+    let (node, ..) = locate(&mut conn, "readers", 3).await;
+    let elsewhere = usize::from(node == 1);
+    let mut conn = KafkaConn::open(nodes.kafka_port(elsewhere)).await;
+    for version in 6..=8 {
+        let (told, parts) = offsets_refused(&mut conn, version).await;
+        assert_eq!(told, NOT_COORDINATOR, "{version}");
+        // Before version 7 clients do not know that an offset can be unstable.
+        let expected = [vec![], vec![(0, UNSTABLE), (1, UNSTABLE)]];
+        assert_eq!(parts, expected[usize::from(version >= 7)], "{version}");
+    }
+}
+
+/// The error of an answer as a whole, and those of its partitions.
+async fn offsets_refused(conn: &mut KafkaConn, version: i16) -> (i16, Vec<(i32, i16)>) {
+    let indexes = vec![0, 1];
+    if version >= 8 {
+        let topic = OffsetFetchRequestTopics::default().with_name(topic());
+        let asked = OffsetFetchRequestGroup::default()
+            .with_group_id(group("readers"))
+            .with_topics(Some(vec![topic.with_partition_indexes(indexes)]));
+        let request = OffsetFetchRequest::default().with_groups(vec![asked]);
+        let answer: OffsetFetchResponse = conn.ask(ApiKey::OffsetFetch, version, &request).await;
+        let told = &answer.groups[0];
+        let parts = told.topics.iter().flat_map(|topic| &topic.partitions);
+        let parts = parts.map(|part| (part.partition_index, part.error_code));
+        return (told.error_code, parts.collect());
+    }
+    let topic = OffsetFetchRequestTopic::default().with_name(topic());
+    let request = OffsetFetchRequest::default()
+        .with_group_id(group("readers"))
+        .with_topics(Some(vec![topic.with_partition_indexes(indexes)]));
+    let answer: OffsetFetchResponse = conn.ask(ApiKey::OffsetFetch, version, &request).await;
+    let parts = answer.topics.iter().flat_map(|topic| &topic.partitions);
+    let parts = parts.map(|part| (part.partition_index, part.error_code));
+    (answer.error_code, parts.collect())
+}

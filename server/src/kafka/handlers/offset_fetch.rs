@@ -11,7 +11,7 @@ use trilog_wire::kafka::messages::offset_fetch_response::{
     OffsetFetchResponseTopic, OffsetFetchResponseTopics,
 };
 use trilog_wire::kafka::messages::{OffsetFetchRequest, OffsetFetchResponse, TopicName};
-use trilog_wire::kafka::{Answer, Request, StrBytes, Writer, decode};
+use trilog_wire::kafka::{Answer, ErrorCode, Request, StrBytes, Writer, decode};
 
 use super::{AnswerRoom, are_few, text};
 use crate::group::{Committed, FetchRequest, FetchedOffset, GroupError};
@@ -24,6 +24,8 @@ const GROUPS_SINCE: i16 = 8;
 /// From here on an answer has an error of its own, beside those of partitions.
 const ERROR_SINCE: i16 = 2;
 const EPOCH_SINCE: i16 = 5;
+/// From here on clients know that an offset may have to be asked for again.
+const UNSTABLE_SINCE: i16 = 7;
 
 /// What was found of a partition; each is answered once.
 type Found = BTreeMap<(String, u32), Result<Option<Committed>, GroupError>>;
@@ -42,7 +44,7 @@ pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<A
             } else if room.is_used_up() {
                 refuse_group(group, &GroupError::Loading)
             } else {
-                answer_group(session, group, stable, few).await
+                answer_group(session, request, group, stable, few).await
             };
             room.take(&answered, request.version);
             session.count_error(request, answered.error_code);
@@ -62,7 +64,7 @@ pub(super) async fn answer(session: &mut Session, request: &Request) -> Result<A
         let group = OffsetFetchRequestGroup::default()
             .with_group_id(asked.group_id)
             .with_topics(topics.clone());
-        let mut answered = answer_group(session, group, stable, few).await;
+        let mut answered = answer_group(session, request, group, stable, few).await;
         session.count_error(request, answered.error_code);
         if request.version >= ERROR_SINCE {
             response.error_code = answered.error_code;
@@ -92,6 +94,7 @@ fn refuse_group(asked: OffsetFetchRequestGroup, error: &GroupError) -> OffsetFet
 
 async fn answer_group(
     session: &Session,
+    as_of: &Request,
     mut asked: OffsetFetchRequestGroup,
     require_stable: bool,
     few: bool,
@@ -126,7 +129,13 @@ async fn answer_group(
         Err(GroupError::InvalidRequest("it names too many partitions"))
     };
     match (fetched, asked.topics) {
-        (Err(error), _) => answer.with_error_code(errors::group(&error).code()),
+        (Err(error), topics) => {
+            let answer = answer.with_error_code(errors::group(&error).code());
+            match topics.filter(|_| as_of.version >= UNSTABLE_SINCE && passes(&error)) {
+                Some(topics) => answer.with_topics(to_be_asked_again(&topics, hidden)),
+                None => answer,
+            }
+        }
         (Ok(mut fetched), None) => {
             fetched.retain(|offset| may(&offset.topic).is_ok());
             answer.with_topics(all(fetched))
@@ -140,6 +149,30 @@ async fn answer_group(
             answer.with_topics(topics.chain(hidden).collect())
         }
     }
+}
+
+/// Whether the same question may find an answer soon, here or at another node.
+fn passes(error: &GroupError) -> bool {
+    matches!(
+        error,
+        GroupError::NotCoordinator { .. }
+            | GroupError::Loading
+            | GroupError::Unavailable(_)
+            | GroupError::Unknown
+    )
+}
+
+/// The partitions beside an error of the whole answer, which says all there is to say: most clients
+/// look no further. librdkafka looks for the coordinator then, but never asks for these offsets
+/// again, and its consumer reads nothing from then on (its issue 5586), unless a partition says that
+/// its offset is not stable yet.
+fn to_be_asked_again(
+    topics: &[OffsetFetchRequestTopics],
+    hidden: Vec<OffsetFetchResponseTopics>,
+) -> Vec<OffsetFetchResponseTopics> {
+    let code = ErrorCode::UnstableOffsetCommit.code();
+    let unstable = topics.iter().map(|topic| refuse(topic, code));
+    unstable.chain(hidden).collect()
 }
 
 /// A consumer that says who it is gets offsets only as of its present epoch: it may have lost its
