@@ -27,7 +27,7 @@ import peers
 from generator import Generator, build
 from processes import Used, cpu_seconds
 from shared import Missing, end_when_told, free_ports, wait_until
-from stock import Confluent, Kcat
+from stock import Confluent, Kcat, ShortRests
 from tools import Tools
 
 PARTITIONS = 8
@@ -185,11 +185,15 @@ def main():
     parser.add_argument("--trilog", default="target/release/trilog")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--into", type=pathlib.Path)
+    parser.add_argument("--only", nargs="+", metavar="CLIENT", help="these clients, beside the native one")
     args = parser.parse_args()
     end_when_told()
     Nodes.program = str(pathlib.Path(args.trilog).resolve())
     peers.kafka.Kafka.prepare()
-    clients = available([Java, lambda: Kcat(RECORD), lambda: Confluent(RECORD)])
+    clients = available([Java, *(lambda kind=kind: kind(RECORD) for kind in (Kcat, Confluent, ShortRests))])
+    if args.only:
+        clients = [one for one in clients if one.name in args.only]
+        assert clients, f"none of {', '.join(args.only)} can be run"
     generator = Generator(build())
     known = args.into and args.into.exists() and args.into.read_text().splitlines()
     rounds = [json.loads(line) for line in known or []]

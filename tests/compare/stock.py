@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """kcat and confluent-kafka as people use them: how many records of 1 KiB they move in a second.
 
-    stock.py produce|consume BOOTSTRAP TOPIC COUNT SIZE
+    stock.py produce|consume BOOTSTRAP TOPIC COUNT SIZE REST_MS
 
 As a program it is confluent-kafka's part, in a process of its own so that what it uses of the machine
 can be told from what the measuring does. Consuming reads the whole topic several times, and says on
@@ -20,7 +20,9 @@ from shared import HERE, Missing, tell
 SETTINGS = {"acks": "all", "batch.size": 65536, "linger.ms": 5}
 # A consumer of librdkafka that has 64 MiB waiting for its application rests for a second
 # (`fetch.queue.backoff.ms`), and goes on from an empty queue. What it moves in the long run shows only
-# after many such turns, or after as much without any.
+# after many such turns, or after as much without any. The sooner a server fills the queue, the less of
+# it the application takes meanwhile, so with rests this long the slower server is ahead: a turn moves
+# 64 MiB and what was taken while they came.
 READINGS = 6
 READING_SECONDS = 60
 PATIENCE = READINGS * READING_SECONDS + 60
@@ -59,6 +61,8 @@ class Confluent:
     name = "confluent-kafka"
     count = 1_000_000
     records = {"produce": count, "consume": READINGS * count}
+    # librdkafka's default.
+    rest_ms = 1000
 
     def __init__(self, size):
         if importlib.util.find_spec("confluent_kafka") is None:
@@ -72,11 +76,18 @@ class Confluent:
         return self._told("consume", bootstrap, topic)
 
     def _told(self, *what):
-        numbers = [str(self.count), str(self._size)]
+        numbers = [str(self.count), str(self._size), str(self.rest_ms)]
         return float(tell([sys.executable, str(HERE / "stock.py"), *what, *numbers], PATIENCE))
 
 
-def produce(bootstrap, topic, count, size):
+class ShortRests(Confluent):
+    """The same client, awake while there is something to read."""
+
+    name = "confluent-kafka-short-rests"
+    rest_ms = 20
+
+
+def produce(bootstrap, topic, count, size, _):
     from confluent_kafka import Producer
 
     producer = Producer({"bootstrap.servers": bootstrap, **SETTINGS})
@@ -96,22 +107,23 @@ def produce(bootstrap, topic, count, size):
     return count / (time.monotonic() - begun)
 
 
-def consume(bootstrap, topic, count, _):
+def consume(bootstrap, topic, count, _, rest_ms):
     records, seconds = 0, 0.0
     for _ in range(READINGS):
-        read, took = reading(bootstrap, topic, count)
+        read, took = reading(bootstrap, topic, count, rest_ms)
         print(f"{read} records in {took:.2f} s", file=sys.stderr)
         records, seconds = records + read, seconds + took
     return records / seconds
 
 
-def reading(bootstrap, topic, count):
+def reading(bootstrap, topic, count, rest_ms):
     """From when the first records have come until all have: how many, and the seconds."""
     from confluent_kafka import Consumer
 
     consumer = Consumer({
         "bootstrap.servers": bootstrap, "group.id": f"perf-{time.time_ns()}",
         "auto.offset.reset": "earliest", "enable.auto.commit": False,
+        "fetch.queue.backoff.ms": rest_ms,
     })
     consumer.subscribe([topic])
     seen, first, begun, deadline = 0, 0, None, time.monotonic() + READING_SECONDS
