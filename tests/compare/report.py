@@ -57,10 +57,16 @@ def left_out(disturbed):
 
 
 def settings(sides):
-    shown = {side.title: {**side.settings, **{f"topic {k}": v for k, v in side.topic.items()}} for side in sides}
+    shown = {side.title: set_apart(side) for side in sides}
     shown["Kafka's tools"] = {**tools.PRODUCER, "java": tools.HEAP}
     shown["our generator (librdkafka)"] = {"acks": "all", "enable.idempotence": True, **generator.PRODUCER}
     return shown
+
+
+def set_apart(side):
+    """What of a side is not at its default."""
+    stages = {f"{stage}: {k}": v for stage, given in side.stages.items() for k, v in given.items()}
+    return {**side.settings, **stages, **{f"topic {k}": v for k, v in side.topic.items()}}
 
 
 def gathered(measured, skipped, sides, commit):

@@ -6,6 +6,7 @@ A class has
     dialect    which loads it understands
     prepare()  fetches what it consists of; raises Missing where this machine cannot have it
     settings   what is not at its default, as shown beside the figures
+    stages     what is not in single stages, likewise
     topic      settings of each topic, likewise
 and an object of it is three processes that run in a folder of their own, for one stage of a run:
     bootstrap  where clients connect

@@ -14,6 +14,7 @@ class Trilog(Cluster):
     title = "Trilog"
     dialect = "kafka"
     settings = {**SERVER, "log.level": "warn"}
+    stages = {}
     topic = {}
     # The program that is measured; told by the runner.
     program = "target/release/trilog"
