@@ -1,5 +1,7 @@
 """What of `make compare` needs neither Java nor a cluster: run by `cargo test` (tests/scripts.rs)."""
 
+import contextlib
+import io
 import json
 import os
 import pathlib
@@ -7,13 +9,16 @@ import tempfile
 import unittest
 from html.parser import HTMLParser
 from types import SimpleNamespace
+from unittest import mock
 
 import compare
 import figures
 import loads
 import page
 import peers
+import perf
 import report
+import stock
 import tools
 
 PRODUCED = """\
@@ -111,6 +116,40 @@ class Judged(unittest.TestCase):
     def test_numbers_keep_the_digits_that_matter(self):
         for value, expected in [(12345.6, "12,346"), (123.4, "123"), (12.34, "12.3"), (1.234, "1.23")]:
             self.assertEqual(figures.short(value), expected)
+
+
+class Bounded(unittest.TestCase):
+    """What perf.py makes of its rounds."""
+
+    def rounds(self):
+        speeds = [(170, 200, 400), (90, 300, 100), (50, 100, 100)]
+        names = ("client on trilog", "native", "client on kafka")
+        return [
+            {name: {mode: {"speed": speed} for mode in ("produce", "consume")} for name, speed in zip(names, one)}
+            for one in speeds
+        ]
+
+    def test_a_client_is_held_to_the_lower_bound_of_its_own_round(self):
+        found = perf.shares(self.rounds(), "consume", "client")
+        self.assertEqual(found["native"], [85, 30, 50])
+        self.assertEqual(found["kafka"], [42.5, 90, 50])
+        self.assertEqual(found["the lower of both"], [85, 90, 50])
+
+    def test_the_median_of_the_rounds_is_judged(self):
+        for least, said in [(85, "met"), (86, "MISSED")]:
+            out = io.StringIO()
+            with contextlib.redirect_stdout(out), mock.patch.object(perf, "TARGET", least):
+                perf.report(self.rounds())
+            self.assertEqual(out.getvalue().count(f"[>= {least} %: {said}]"), 2, out.getvalue())
+
+    def test_readings_of_a_topic_count_by_how_long_they_took(self):
+        told = iter([(1000, 1.0), (1000, 3.0)])
+        with (
+            mock.patch.object(stock, "READINGS", 2),
+            mock.patch.object(stock, "reading", lambda *_: next(told)),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            self.assertEqual(stock.consume("somewhere", "topic", 1000, 1024, 1000), 500)
 
 
 class Tags(HTMLParser):
