@@ -250,14 +250,16 @@ def retention(ground):
 def outage(ground):
     """The leader of a partition is killed while somebody writes; several times."""
     name = ground.topic("outage", 1)
-    took = []
+    took, failed = [], 0
     for _ in range(3 if ground.scale >= 1 else 1):
         leader = ground.generator.run("leader", ground.peer.bootstrap, name)["leader"]
         pid = ground.peer.pids()[leader]
         told = ground.generator.load("outage", ground.peer, name, pid=pid, warm=2)
         took.append(told["milliseconds"])
+        failed += told["failed"]
         ground.peer.restart(leader)
-    return {"figures": {"ms": sorted(took)[len(took) // 2], "longest ms": max(took)}}
+    figures = {"ms": sorted(took)[len(took) // 2], "longest ms": max(took), "failed records": failed}
+    return {"figures": figures}
 
 
 def at(quantiles, wanted):

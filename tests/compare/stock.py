@@ -15,9 +15,8 @@ import tempfile
 import time
 
 from shared import HERE, Missing, tell
+from tools import PRODUCER
 
-# As for Kafka's own tools.
-SETTINGS = {"acks": "all", "batch.size": 65536, "linger.ms": 5}
 # A consumer of librdkafka that has 64 MiB waiting for its application rests for a second
 # (`fetch.queue.backoff.ms`), and goes on from an empty queue. What it moves in the long run shows only
 # after many such turns, or after as much without any. The sooner a server fills the queue, the less of
@@ -43,7 +42,7 @@ class Kcat:
         self._lines.flush()
 
     def produce(self, bootstrap, topic):
-        settings = [part for key, value in SETTINGS.items() for part in ("-X", f"{key}={value}")]
+        settings = [part for key, value in PRODUCER.items() for part in ("-X", f"{key}={value}")]
         command = ["kcat", "-P", "-b", bootstrap, "-t", topic, *settings, "-l", self._lines.name]
         return self._timed(command)
 
@@ -90,7 +89,7 @@ class ShortRests(Confluent):
 def produce(bootstrap, topic, count, size, _):
     from confluent_kafka import Producer
 
-    producer = Producer({"bootstrap.servers": bootstrap, **SETTINGS})
+    producer = Producer({"bootstrap.servers": bootstrap, **PRODUCER})
     failed = []
     told = lambda error, _: error and failed.append(error)
     value = b"x" * size

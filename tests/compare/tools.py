@@ -7,7 +7,8 @@ from shared import tell
 
 # As its scripts start them (kafka-producer-perf-test.sh and others).
 HEAP = "-Xmx512M"
-# The client's defaults but for these, which its documentation names for throughput.
+# The client's defaults but for these, which its documentation names for throughput; librdkafka's have
+# the same names.
 PRODUCER = {"acks": "all", "batch.size": 65536, "linger.ms": 5}
 PATIENCE = 300
 NUMBER = r"([\d.,]+)"
