@@ -62,7 +62,7 @@ interop-kafka: rocksdb ## Real Kafka clients against three nodes: what ran, pass
 	$(CARGO) build --locked -p trilog-server --bin trilog
 	$(PYTHON) tests/interop/kafka/run.py --trilog $${CARGO_TARGET_DIR:-target}/debug/trilog
 
-# The Java tools need java and mvn, the groups PYTHON as above; half an hour and 8 GB of TMPDIR.
+# The Java tools need java and mvn, the groups PYTHON as above; 40 minutes and 8 GB of TMPDIR.
 bench-kafka: rocksdb ## Stock Kafka clients beside the native one; 100 consumers that lose one
 	$(CARGO) build --release --locked -p trilog-server --bin trilog
 	$(PYTHON) tests/compare/perf.py --trilog $${CARGO_TARGET_DIR:-target}/release/trilog

@@ -7,7 +7,7 @@ A round measures, one after the other and each alone: Kafka's own performance to
 confluent-kafka on Trilog, `trilog bench` (the native client), and the same clients on three Apache
 Kafka brokers, which are the lower bound where a client itself is slower than the native one.
 Records of 1 KiB, eight partitions, three replicas, all acknowledged by all. A round takes about
-five minutes and 8 GB of disk. With --into, rounds are added to those of a file, and the medians are
+six minutes and 8 GB of disk. With --into, rounds are added to those of a file, and the medians are
 of all of them, so that each can run when it suits.
 
 The tool shares its processors with the nodes, so what each used of them is shown, too.
