@@ -158,7 +158,7 @@ pub struct RegisterNode {
     /// The cluster the node believes in, where it has been in one already; else empty.
     #[prost(bytes = "bytes", tag = "8")]
     pub cluster: Bytes,
-    /// Whether it asks clients who they are; older builds do not say.
+    /// Whether it asks clients who they are: from `ACCESS_LEVEL` on; older builds do not say.
     #[prost(bool, optional, tag = "9")]
     pub asks: Option<bool>,
 }
@@ -538,6 +538,11 @@ impl Command {
                 PLACEMENT_LEVEL
             }
             Self::AlterQuota(_) => QUOTA_LEVEL,
+            Self::RegisterNode(node) | Self::ReplaceNode(ReplaceNode { node, .. })
+                if node.asks.is_some() =>
+            {
+                ACCESS_LEVEL
+            }
             Self::Bootstrap(_)
             | Self::RegisterNode(_)
             | Self::ReplaceNode(_)
@@ -600,7 +605,11 @@ impl Command {
         let command = body
             .command
             .ok_or(CommandError::Malformed("the command is empty"))?;
-        if command.level() > envelope.level {
+        // Builds that had users before this was a matter of levels said `asks` under the base level, in
+        // logs that are still there.
+        let by_active = matches!(command, Command::RegisterNode(_) | Command::ReplaceNode(_));
+        let allowed = if by_active { active } else { envelope.level };
+        if command.level() > allowed {
             return Err(CommandError::Malformed(
                 "the command needs a level above the one it names",
             ));
@@ -659,6 +668,45 @@ mod tests {
                 active: 8
             })
         );
+    }
+
+    #[test]
+    fn that_a_node_asks_who_its_clients_are_is_said_from_the_level_of_users_on() {
+        let node = |asks| RegisterNode {
+            node: 3,
+            asks,
+            ..RegisterNode::default()
+        };
+        let replace = |asks| {
+            Command::ReplaceNode(ReplaceNode {
+                node: node(asks),
+                old_identity: Bytes::new(),
+            })
+        };
+        for asks in [false, true] {
+            for command in [Command::RegisterNode(node(Some(asks))), replace(Some(asks))] {
+                let (bytes, level) = (command.to_bytes(), ACCESS_LEVEL);
+                // A build that knows nothing of it refuses it by its level, too.
+                let refusal = CommandError::Level {
+                    needs: level,
+                    active: level - 1,
+                };
+                assert_eq!(Command::from_bytes(&bytes, level - 1), Err(refusal));
+                assert_eq!(Command::from_bytes(&bytes, level), Ok(command.clone()));
+                // As in logs that are older than this rule.
+                let mut older = Envelope::decode(&*bytes).unwrap();
+                older.level = BASE_LEVEL;
+                let older = older.encode_to_vec();
+                assert!(Command::from_bytes(&older, level - 1).is_err());
+                assert_eq!(Command::from_bytes(&older, level), Ok(command));
+            }
+        }
+        for command in [Command::RegisterNode(node(None)), replace(None)] {
+            assert_eq!(
+                Command::from_bytes(&command.to_bytes(), BASE_LEVEL),
+                Ok(command)
+            );
+        }
     }
 
     #[test]

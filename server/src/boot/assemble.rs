@@ -153,7 +153,12 @@ impl Server {
         server.tasks.spawn(coordinator.keep(server.stop.clone()));
         let transactions = server.transactions.clone();
         server.tasks.spawn(transactions.keep(server.stop.clone()));
-        joining::register(config, &server.cluster, &identity).await?;
+        if let Some(unsaid) = joining::register(config, &server.cluster, &identity).await? {
+            let (saying, stop) = (unsaid.say(server.cluster.clone()), server.stop.clone());
+            server.tasks.spawn(async move {
+                stop.run_until_cancelled(saying).await;
+            });
+        }
         // From here on the map knows this node, and tells it of the others.
         found.cancel();
         info!(node = %number, cluster = %cluster_id, "the node serves");
@@ -161,7 +166,7 @@ impl Server {
     }
 
     /// Opens the controller's replica and everything that stands on it.
-    async fn take_part(
+    pub(super) async fn take_part(
         config: &Config,
         ground: Ground,
         identity: Identity,

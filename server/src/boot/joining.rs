@@ -1,9 +1,10 @@
 //! From a data directory to a member of a cluster: founding it, joining it, or coming back.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 use trilog_model::{GroupId, NodeId, ReplicaId};
 use trilog_raft::controller::commands::{Bootstrap, Command, Endpoint, Purpose, RegisterNode};
 use trilog_raft::controller::{BASE_LEVEL, BUILD_LEVEL, ControllerError, NodeIdentity};
@@ -18,6 +19,8 @@ use crate::config::{Authentication, Config};
 
 /// The founder's replica of the controller group.
 const FOUNDING_INCARNATION: u32 = 1;
+/// How long a node waits before it says again what was not understood.
+const AGAIN: Duration = Duration::from_secs(10);
 
 /// The identity as a member: as it was, or after asking the seeds.
 pub(super) async fn join(
@@ -145,12 +148,13 @@ async fn give_up(
     }
 }
 
-/// Tells the controller where this node is now; the founder initializes the cluster first.
+/// Tells the controller where this node is now; the founder initializes the cluster first. What the
+/// cluster does not understand yet is left out, and is to be said later.
 pub(super) async fn register(
     config: &Config,
     cluster: &Cluster,
     identity: &Identity,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Option<Unsaid>> {
     let node = registration(config, identity);
     if identity.is_founder() && cluster.map().cluster().is_none() {
         let id = identity.cluster.context("a member has a cluster")?;
@@ -165,10 +169,53 @@ pub(super) async fn register(
             Err(error) => return Err(error).context("initializing the cluster"),
         }
     }
+    let whole = Command::RegisterNode(RegisterNode {
+        asks: Some(config.access.authentication == Authentication::Required),
+        ..node.clone()
+    });
+    let unsaid = match cluster.propose_when_led(&whole).await {
+        Ok(()) => return Ok(None),
+        Err(ProposeError::Refused(refusal)) if is_not_understood(&refusal) => Unsaid(whole),
+        Err(error) => return Err(error).context("registering this node with the cluster"),
+    };
     cluster
         .propose_when_led(&Command::RegisterNode(node))
         .await
-        .context("registering this node with the cluster")
+        .context("registering this node with the cluster")?;
+    Ok(Some(unsaid))
+}
+
+/// Whether a cluster that is yet to be upgraded refuses what it does not know. Of the builds of one
+/// level before its release the older ones may not know all of it.
+fn is_not_understood(refusal: &ControllerError) -> bool {
+    matches!(
+        refusal,
+        ControllerError::LevelNotActive { .. } | ControllerError::Malformed { .. }
+    )
+}
+
+/// The registration of a node, with what its cluster does not understand before an upgrade.
+#[derive(Debug)]
+pub(super) struct Unsaid(Command);
+
+impl Unsaid {
+    /// Says it as soon as it is understood, for as long as that may take.
+    pub(super) async fn say(self, cluster: Cluster) {
+        let mut changes = cluster.changes();
+        let is_raised = |_: &u64| cluster.map().level() >= self.0.level();
+        while changes.wait_for(is_raised).await.is_ok() {
+            match cluster.propose_when_led(&self.0).await {
+                Ok(()) => return,
+                Err(ProposeError::Refused(refusal)) if is_not_understood(&refusal) => {
+                    tokio::time::sleep(AGAIN).await;
+                }
+                Err(error) => {
+                    warn!(%error, "the cluster does not hear whether this node asks for users");
+                    return;
+                }
+            }
+        }
+    }
 }
 
 fn node_identity(identity: &Identity) -> anyhow::Result<NodeIdentity> {
@@ -179,6 +226,7 @@ fn identity_of(uuid: Uuid) -> anyhow::Result<NodeIdentity> {
     Ok(NodeIdentity::from_bytes(*uuid.as_bytes())?)
 }
 
+/// What every build understands of a node.
 fn registration(config: &Config, identity: &Identity) -> RegisterNode {
     let cluster = identity
         .cluster
@@ -192,7 +240,7 @@ fn registration(config: &Config, identity: &Identity) -> RegisterNode {
         max_level: BUILD_LEVEL,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         cluster: cluster.unwrap_or_default(),
-        asks: Some(config.access.authentication == Authentication::Required),
+        asks: None,
     }
 }
 
@@ -210,3 +258,6 @@ fn endpoints(config: &Config) -> Vec<Endpoint> {
     });
     endpoints.collect()
 }
+
+#[cfg(test)]
+mod tests;
