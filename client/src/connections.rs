@@ -49,11 +49,14 @@ impl Connections {
         if let Some(channel) = self.lock().get(address) {
             return Ok(channel.clone());
         }
-        if self.naming.0.is_some() && !is_on_this_machine(address).await {
-            return Err(format!(
-                "{address}: the password would go there in the open, for it is not on this \
-                 machine: make a tunnel to it"
-            ));
+        if self.naming.0.is_some() {
+            let near = is_on_this_machine(address).await;
+            if !near.map_err(|error| format!("{address}: {error}"))? {
+                return Err(format!(
+                    "{address}: the password would go there in the open, for it is not on this \
+                     machine: make a tunnel to it"
+                ));
+            }
         }
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
             .map_err(|_| Error::Address(address.to_owned()).to_string())?
@@ -84,13 +87,10 @@ impl Connections {
     }
 }
 
-/// Whether what is said to an address stays on this machine. Where it is not known where that is,
-/// nothing can be said to it either.
-async fn is_on_this_machine(address: &str) -> bool {
-    match tokio::net::lookup_host(address).await {
-        Ok(mut found) => found.all(|found| found.ip().to_canonical().is_loopback()),
-        Err(_) => true,
-    }
+/// Whether what is said to an address stays on this machine.
+async fn is_on_this_machine(address: &str) -> std::io::Result<bool> {
+    let mut found = tokio::net::lookup_host(address).await?;
+    Ok(found.all(|found| found.ip().to_canonical().is_loopback()))
 }
 
 /// The innermost cause, which is the one that says something.
@@ -119,7 +119,11 @@ mod tests {
             "[::ffff:127.0.0.1]:1",
             "localhost:1",
         ] {
-            assert!(is_on_this_machine(here).await, "{here}");
+            assert!(is_on_this_machine(here).await.unwrap(), "{here}");
         }
+        // Nor to one of which it is not known yet where that is: the next look may find it elsewhere.
+        assert!(is_on_this_machine("nowhere").await.is_err());
+        let why = known.get("nowhere").await.unwrap_err();
+        assert!(why.starts_with("nowhere: "), "{why}");
     }
 }
