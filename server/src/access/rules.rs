@@ -115,10 +115,9 @@ mod tests {
     fn every_number_of_a_rule_has_a_word() {
         for number in 1..=i32::from(u8::MAX) {
             let named = |word: String| word != number.to_string();
-            let known = |known: bool| known;
             let kind = ResourceKind::try_from(number);
-            let kind = kind.is_ok_and(|kind| kind != ResourceKind::Unset);
-            assert_eq!(named(word(&RESOURCES, number)), known(kind), "{number}");
+            let known = kind.is_ok_and(|kind| kind != ResourceKind::Unset);
+            assert_eq!(named(word(&RESOURCES, number)), known, "{number}");
             let known = PatternKind::try_from(number).is_ok();
             assert_eq!(named(word(&PATTERNS, number)), known, "{number}");
             let known = Operation::try_from(number).is_ok();
