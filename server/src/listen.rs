@@ -232,7 +232,7 @@ impl AsyncRead for Connection {
         let (room, before) = (buffer.remaining(), buffer.filled().len());
         let read = match stream {
             Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Stream::Tls(stream) => tls::poll_read(stream, cx, buffer),
         };
         let came = buffer.filled().len() - before;
         match &read {

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use kafka_conn::{KafkaConn, framed, text};
 use kafka_protocol::messages::{
-    ApiKey, ApiVersionsRequest, BrokerId, FetchRequest, FetchResponse, MetadataRequest,
-    ProduceRequest, ProduceResponse, TopicName, fetch_request, produce_request,
+    ApiKey, ApiVersionsRequest, ApiVersionsResponse, BrokerId, FetchRequest, FetchResponse,
+    MetadataRequest, ProduceRequest, ProduceResponse, TopicName, fetch_request, produce_request,
 };
 use nodes::Nodes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -60,6 +60,17 @@ async fn start() -> (Nodes, tempfile::TempDir) {
     );
     let nodes = Nodes::start_as(1, &more, "admin", PASSWORD).await;
     (nodes, dir)
+}
+
+/// As [`start`], a node that asks nobody.
+async fn start_open() -> (Nodes, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    put(dir.path(), "first");
+    let more = format!(
+        "[tls]\ncertificate = \"{0}/node.pem\"\nkey = \"{0}/node.key\"\n",
+        dir.path().display()
+    );
+    (Nodes::start_with(1, &more).await, dir)
 }
 
 /// A connection that has shaken hands, with whoever the authority vouches for.
@@ -179,7 +190,7 @@ async fn records_go_and_come_over_tls_and_certificates_change_meanwhile() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_does_not_speak_tls_is_told_nothing() {
-    let (nodes, _dir) = start().await;
+    let (mut nodes, _dir) = start().await;
     let port = nodes.kafka_port(0);
     let plain = framed(ApiKey::ApiVersions, 0, 1, &ApiVersionsRequest::default());
     // A TLS record of a handshake that is no hello, and one that is far too long.
@@ -208,4 +219,54 @@ async fn whoever_does_not_speak_tls_is_told_nothing() {
         told.is_empty(),
         "it asked before it said who it is: {told:?}"
     );
+    // Also where the node stops.
+    let mut stream = connect(port).await.unwrap();
+    stream.write_all(&plain).await.unwrap();
+    let len = stream.read_u32().await.unwrap();
+    let mut answer = vec![0; usize::try_from(len).unwrap()];
+    stream.read_exact(&mut answer).await.unwrap();
+    nodes.stop_one(0);
+    let end = timeout(PATIENCE, stream.read_to_end(&mut told)).await;
+    end.unwrap().unwrap();
+    assert!(told.is_empty(), "{told:?}");
+}
+
+fn resident(nodes: &Nodes) -> f64 {
+    let metrics = nodes.page(0, "/metrics");
+    let mut lines = metrics.lines();
+    let value = lines.find_map(|line| line.strip_prefix("process_resident_memory_bytes"));
+    value.unwrap().rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_said_nothing_yet_takes_little_memory_over_tls_too() {
+    const MANY: u32 = 300;
+    let (nodes, _dir) = start_open().await;
+    let port = nodes.kafka_port(0);
+    let near = tunnel(port).await;
+    let mut conn = KafkaConn::open(near).await;
+    let _: ApiVersionsResponse = conn
+        .ask(ApiKey::ApiVersions, 0, &ApiVersionsRequest::default())
+        .await;
+    // Nearly all of what a large request gets before it is there, and nearly a record behind it.
+    let mut request = (8_u32 << 20).to_be_bytes().to_vec();
+    request.resize(32_000, 0);
+    let before = resident(&nodes);
+    let mut strangers = Vec::new();
+    for _ in 0..MANY {
+        let (mut stream, mut tls) = connect(port).await.unwrap().into_inner();
+        let mut said = Vec::new();
+        tls.writer().write_all(&request).unwrap();
+        while tls.wants_write() {
+            tls.write_tls(&mut said).unwrap();
+        }
+        stream.write_all(&said[..said.len() - 1]).await.unwrap();
+        strangers.push(stream);
+    }
+    let _: ApiVersionsResponse = conn
+        .ask(ApiKey::ApiVersions, 0, &ApiVersionsRequest::default())
+        .await;
+    let each = (resident(&nodes) - before) / f64::from(MANY);
+    assert!(each < 64e3, "each takes {each} bytes");
+    drop(strangers);
 }

@@ -20,6 +20,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use trilog_wire::kafka::{
     Answer, FrameError, LENGTH_BYTES, Malformed, Opened, Request, Unanswerable,
 };
@@ -143,41 +144,20 @@ struct Beginning {
     receipt: Receipt,
 }
 
-/// Serves a connection until either side ends it.
+/// Serves a connection until either side ends it, or the node stops.
 pub(super) async fn serve(
     kafka: Kafka,
     connection: Connection,
     stranger: Option<Stranger>,
+    stop: &CancellationToken,
 ) -> Result<(), Ended> {
-    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE);
-    SockRef::from(connection.stream()).set_tcp_keepalive(&keepalive)?;
-    let local = connection.stream().local_addr().ok();
-    let peer = connection.stream().peer_addr().ok();
-    let limits = kafka.inner.limits;
-    let memory = kafka.inner.requests.clone();
-    let mut session = Session::new(kafka.clone(), local, peer);
-    session.secure = is_secure(peer, connection.is_encrypted());
-    let mut serving = Serving {
-        input: Input::new(connection, limits.request_bytes, memory),
-        session: None,
-        since: Instant::now(),
-        stranger: true,
-        place: stranger,
-        beginning: None,
-        waiting: FuturesOrdered::new(),
-        alone: false,
-        held_until: None,
-        unanswered_bytes: 0,
-        output: VecDeque::new(),
-        kafka,
-    };
-    serving.take_back(session);
-    let served = serving.run().await;
+    let mut serving = Serving::new(kafka, connection, stranger)?;
+    let served = stop.run_until_cancelled(Box::pin(serving.run())).await;
     if serving.input.connection.is_encrypted() {
         // So that nobody can make a connection that is cut off look like one that was closed.
         drop(tokio::time::timeout(FAREWELL, serving.input.connection.shutdown()).await);
     }
-    served
+    served.unwrap_or(Err(Ended::Stopped))
 }
 
 /// One request without a connection.
@@ -229,6 +209,39 @@ struct Serving {
 }
 
 impl Serving {
+    /// In a box, as what it does is: a task, of which there is one for each connection, would have room
+    /// for each place that holds them on their way.
+    fn new(
+        kafka: Kafka,
+        connection: Connection,
+        stranger: Option<Stranger>,
+    ) -> Result<Box<Self>, Ended> {
+        let keepalive = TcpKeepalive::new().with_time(KEEPALIVE);
+        SockRef::from(connection.stream()).set_tcp_keepalive(&keepalive)?;
+        let local = connection.stream().local_addr().ok();
+        let peer = connection.stream().peer_addr().ok();
+        let limits = kafka.inner.limits;
+        let memory = kafka.inner.requests.clone();
+        let mut session = Session::new(kafka.clone(), local, peer);
+        session.secure = is_secure(peer, connection.is_encrypted());
+        let mut serving = Box::new(Self {
+            input: Input::new(connection, limits.request_bytes, memory),
+            session: None,
+            since: Instant::now(),
+            stranger: true,
+            place: stranger,
+            beginning: None,
+            waiting: FuturesOrdered::new(),
+            alone: false,
+            held_until: None,
+            unanswered_bytes: 0,
+            output: VecDeque::new(),
+            kafka,
+        });
+        serving.take_back(session);
+        Ok(serving)
+    }
+
     async fn run(&mut self) -> Result<(), Ended> {
         let mut open = true;
         while open || self.beginning.is_some() || !self.waiting.is_empty() {

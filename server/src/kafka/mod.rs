@@ -181,16 +181,19 @@ impl Kafka {
             tasks.spawn(async move {
                 let displaced = stranger.as_ref().map(Stranger::displaced);
                 let displaced = displaced.unwrap_or_default();
-                let serving = displaced.run_until_cancelled(async {
+                let serving = Box::pin(async {
                     let connection = match tls {
                         None => connection,
-                        Some(tls) => Box::pin(connection.secured(&tls)).await?,
+                        Some(tls) => {
+                            let securing = Box::pin(connection.secured(&tls));
+                            let secured = stop.run_until_cancelled(securing).await;
+                            secured.ok_or(Ended::Stopped)??
+                        }
                     };
-                    conn::serve(kafka, connection, stranger).await
+                    conn::serve(kafka, connection, stranger, &stop).await
                 });
-                let served = stop.run_until_cancelled(Box::pin(serving)).await;
-                let served = served.map(|served| served.unwrap_or(Err(Ended::Displaced)));
-                if let Some(Err(ended)) = served {
+                let served = displaced.run_until_cancelled(serving).await;
+                if let Err(ended) = served.unwrap_or(Err(Ended::Displaced)) {
                     debug!(%from, %ended, "a Kafka client's connection ends");
                 }
             });

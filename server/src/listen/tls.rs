@@ -29,6 +29,9 @@ use tracing::{info, warn};
 /// Bytes of the other side that are read before a handshake is done; a client without a
 /// certificate takes two or three thousand.
 const HANDSHAKE_BYTES: usize = 16 << 10;
+/// The same once it is done, before anything comes of them: more than the longest record. Parts of a
+/// message of TLS's own could be of 64 KiB else, all of which would be kept.
+const RECORD_BYTES: usize = 20 << 10;
 /// The longest file that is looked at.
 const MAX_FILE: u64 = 1 << 20;
 /// How soon a file that was replaced is looked at.
@@ -143,19 +146,44 @@ impl Tls {
         let config = Arc::clone(&self.inner.config.load().config);
         let stream = Metered {
             stream,
-            left: Some(HANDSHAKE_BYTES),
+            left: HANDSHAKE_BYTES,
+            shaken: false,
         };
         let mut stream = TlsAcceptor::from(config).accept(stream).await?;
-        stream.get_mut().0.left = None;
+        let meter = stream.get_mut().0;
+        (meter.left, meter.shaken) = (RECORD_BYTES, true);
         Ok(stream)
     }
 }
 
-/// A socket that gives no more than so many bytes while there is a limit.
+/// What the other side said; no more is taken than makes up a record, whatever it may be of.
+pub(super) fn poll_read(
+    stream: &mut TlsStream<Metered>,
+    cx: &mut Context<'_>,
+    buffer: &mut ReadBuf<'_>,
+) -> Poll<io::Result<()>> {
+    let before = buffer.filled().len();
+    let read = Pin::new(&mut *stream).poll_read(cx, buffer);
+    let meter = stream.get_mut().0;
+    if buffer.filled().len() > before {
+        meter.left = RECORD_BYTES;
+    } else if read.is_pending() && meter.left == 0 {
+        return Poll::Ready(Err(too_long("nothing comes of what it says")));
+    }
+    read
+}
+
+fn too_long(why: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
+/// A socket that gives no more than so many bytes at once: then it waits for [`poll_read`] to see
+/// what came of them, or fails if that is to be a handshake.
 #[derive(Debug)]
 pub(super) struct Metered {
     pub(super) stream: TcpStream,
-    left: Option<usize>,
+    left: usize,
+    shaken: bool,
 }
 
 impl AsyncRead for Metered {
@@ -164,13 +192,16 @@ impl AsyncRead for Metered {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let Self { stream, left } = &mut *self;
-        let Some(left) = left else {
-            return Pin::new(stream).poll_read(cx, buffer);
-        };
+        let Self {
+            stream,
+            left,
+            shaken,
+        } = &mut *self;
+        if *left == 0 && *shaken {
+            return Poll::Pending;
+        }
         if *left == 0 {
-            let why = "the handshake is too long";
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, why)));
+            return Poll::Ready(Err(too_long("the handshake is too long")));
         }
         let room = buffer.remaining().min(*left);
         let mut part = ReadBuf::new(buffer.initialize_unfilled_to(room));
@@ -315,10 +346,20 @@ fn read(file: &Path) -> Result<Vec<u8>, TlsError> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncWriteExt as _;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
+    use tokio_rustls::TlsConnector;
+    use tokio_rustls::rustls::crypto::CryptoProvider;
+    use tokio_rustls::rustls::crypto::cipher::{
+        MessageEncrypter, OutboundChunks, OutboundPlainMessage,
+    };
+    use tokio_rustls::rustls::crypto::ring::{self, cipher_suite::TLS13_AES_128_GCM_SHA256};
+    use tokio_rustls::rustls::pki_types::ServerName;
+    use tokio_rustls::rustls::{
+        ClientConfig, ConnectionTrafficSecrets, ContentType, ProtocolVersion, RootCertStore,
+    };
 
-    use super::super::{Bounds, Listener};
+    use super::super::{Bounds, Connection, Listener};
     use super::*;
 
     fn fixture(name: &str) -> PathBuf {
@@ -398,5 +439,101 @@ mod tests {
         let error = connection.secured(&tls).await.unwrap_err();
         assert_eq!(error.to_string(), "the handshake is too long");
         flood.await.unwrap();
+    }
+
+    /// A client and the side of the node, which have shaken hands.
+    async fn connect() -> (tokio_rustls::client::TlsStream<TcpStream>, Connection) {
+        let tls = Tls::load(files("first.pem", "first.key")).unwrap();
+        let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = socket.local_addr().unwrap();
+        let listener = Listener::new(socket, Bounds::new(1));
+        let mut roots = RootCertStore::empty();
+        let authority = CertificateDer::from_pem_file(fixture("authority.pem")).unwrap();
+        roots.add(authority).unwrap();
+        let provider = CryptoProvider {
+            cipher_suites: vec![TLS13_AES_128_GCM_SHA256],
+            ..ring::default_provider()
+        };
+        let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.enable_secret_extraction = true;
+        let client = async {
+            let stream = TcpStream::connect(address).await.unwrap();
+            let name = ServerName::try_from("localhost").unwrap();
+            let shaking = TlsConnector::from(Arc::new(config)).connect(name, stream);
+            shaking.await.unwrap()
+        };
+        let served = async {
+            let (connection, _) = listener.next().await;
+            connection.secured(&tls).await.unwrap()
+        };
+        tokio::join!(client, served)
+    }
+
+    /// What a client goes on with by hand.
+    fn by_hand(
+        client: tokio_rustls::client::TlsStream<TcpStream>,
+    ) -> (TcpStream, u64, Box<dyn MessageEncrypter>) {
+        let (stream, connection) = client.into_inner();
+        let secrets = connection.dangerous_extract_secrets().unwrap();
+        let (sequence, ConnectionTrafficSecrets::Aes128Gcm { key, iv }) = secrets.tx else {
+            panic!("another cipher was agreed on");
+        };
+        let suite = TLS13_AES_128_GCM_SHA256.tls13().unwrap();
+        (stream, sequence, suite.aead_alg.encrypter(key, iv))
+    }
+
+    #[tokio::test]
+    async fn a_message_of_tls_has_no_end_of_bytes_after_the_handshake_either() {
+        let (client, mut served) = connect().await;
+        let (mut stream, first, mut encrypter) = by_hand(client);
+        // One that says of itself that it is as long as rustls lets it be, a part in each record.
+        let mut part = vec![0; 1_000];
+        part[..4].copy_from_slice(&[24, 0, 0xff, 0xff]);
+        let mut flood = Vec::new();
+        for sequence in first..first + 60 {
+            let message = OutboundPlainMessage {
+                typ: ContentType::Handshake,
+                version: ProtocolVersion::TLSv1_3,
+                payload: OutboundChunks::Single(&part),
+            };
+            flood.extend(encrypter.encrypt(message, sequence).unwrap().encode());
+            part[..4].fill(0);
+        }
+        let flooding = tokio::spawn(async move {
+            // It would be read to its end, were it not for the bound.
+            drop(stream.write_all(&flood).await);
+            drop(stream.shutdown().await);
+            stream
+        });
+        let error = served.read(&mut [0; 16]).await.unwrap_err();
+        assert_eq!(error.to_string(), "nothing comes of what it says");
+        drop(served);
+        drop(flooding.await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn what_is_said_over_tls_may_be_of_any_length() {
+        let (mut client, mut served) = connect().await;
+        let said: Vec<u8> = (0..300_000_u32).map(|at| at.to_le_bytes()[0]).collect();
+        let saying = said.clone();
+        let saying = tokio::spawn(async move {
+            // In records as long as can be, and in very short ones.
+            client.write_all(&saying).await.unwrap();
+            for byte in 0..100 {
+                client.write_all(&[byte]).await.unwrap();
+                client.flush().await.unwrap();
+            }
+            client.shutdown().await.unwrap();
+            client
+        });
+        let mut heard = Vec::new();
+        served.read_to_end(&mut heard).await.unwrap();
+        assert_eq!(heard[..said.len()], said);
+        assert_eq!(heard.len(), said.len() + 100);
+        drop(saying.await.unwrap());
     }
 }
