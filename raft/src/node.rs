@@ -277,6 +277,7 @@ impl Node {
     /// Removes a closed group for good, its log and what its view kept; durable on return.
     pub async fn delete_group(&self, group: GroupId) -> Result<(), DeleteError> {
         let _claim = self.claim(group).map_err(|_| DeleteError::Open(group))?;
+        self.0.named.lock().remove(&group);
         match self.0.store.remove_group(group).await {
             Ok(()) | Err(StoreError::NoSuchGroup(_)) => {}
             Err(error) => return Err(error.into()),

@@ -135,24 +135,110 @@ impl Work {
         round
     }
 
-    /// Asks one replica after another; whether one of them had it.
     async fn fill(&self, gap: Gap) -> bool {
-        let group = self.log.group();
-        for peer in &self.peers {
-            match self.copies.fetch(&self.log, *peer, gap).await {
-                Ok(()) => return true,
-                // The log has moved on: what it lacks now is looked at anew.
-                Err(FetchError::Copy(CopyError::Superseded)) if !self.log.gaps().contains(&gap) => {
-                    return true;
-                }
-                Err(error @ FetchError::Copy(CopyError::Damaged(_))) => {
-                    tracing::warn!(%group, %peer, %error, "a copy is refused");
-                }
-                Err(error) => {
-                    tracing::debug!(%group, %peer, %error, "a copy did not come");
-                }
+        let fetch = |peer| self.copies.fetch(&self.log, peer, gap);
+        ask(&self.log, &self.peers, gap, fetch).await
+    }
+}
+
+/// Asks one replica after another for what a log lacks; whether one of them had it.
+async fn ask<F>(
+    log: &GroupLog,
+    peers: &[ReplicaId],
+    gap: Gap,
+    fetch: impl Fn(ReplicaId) -> F,
+) -> bool
+where
+    F: Future<Output = Result<(), FetchError>>,
+{
+    let group = log.group();
+    for peer in peers {
+        match fetch(*peer).await {
+            Ok(()) => return true,
+            // The log has moved on: what it lacks now is looked at anew.
+            Err(FetchError::Copy(CopyError::Superseded)) if !log.gaps().contains(&gap) => {
+                return true;
+            }
+            Err(error @ FetchError::Copy(CopyError::Damaged(_))) => {
+                tracing::warn!(%group, %peer, %error, "a copy is refused");
+            }
+            Err(error) => {
+                tracing::debug!(%group, %peer, %error, "a copy did not come");
             }
         }
-        false
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use parking_lot::Mutex;
+    use trilog_model::{EntryId, Offset, Timestamp};
+    use trilog_storage::env::Entropy;
+    use trilog_storage::io::sim::SimDisk;
+    use trilog_storage::log::LogStart;
+    use trilog_storage::store::Store;
+
+    use super::*;
+    use crate::testkit::{SimClock, block_on, small_store};
+
+    const GROUP: GroupId = GroupId(7);
+    const PEERS: [ReplicaId; 3] = [ReplicaId(21), ReplicaId(22), ReplicaId(23)];
+
+    /// A log starts behind this entry, and has nothing of what lies before it.
+    async fn start_behind(log: &GroupLog, index: u64) {
+        let start = LogStart {
+            purged: EntryId::new(1, index),
+            next_offset: Offset(2 * index),
+            next_time: Timestamp(9_000),
+            data_start: Offset(0),
+            meta: Bytes::new(),
+        };
+        log.set_log_start(start).await.unwrap();
+    }
+
+    /// Who is asked if the first peer's copy is said to be superseded, and what comes of it.
+    async fn asked(moves_on: bool) -> (Vec<ReplicaId>, bool) {
+        let disk = SimDisk::new(1).backend();
+        let config = small_store(PathBuf::from("/data"));
+        let (clock, entropy) = (Arc::<SimClock>::default(), Entropy::from_seed(1));
+        let opened = Store::open(config, disk, clock, entropy).await;
+        let (store, _) = opened.unwrap();
+        let log = store.create_group(GROUP, ReplicaId(20)).await.unwrap();
+        start_behind(&log, 99).await;
+        let gap = log.gaps()[0];
+        let all: Mutex<Vec<ReplicaId>> = Mutex::default();
+        let (log, all) = (&log, &all);
+        let fetch = |peer| async move {
+            all.lock().push(peer);
+            if peer != PEERS[0] {
+                return Ok(());
+            }
+            if moves_on {
+                start_behind(log, 199).await;
+            }
+            Err(FetchError::from(CopyError::Superseded))
+        };
+        let had = ask(log, &PEERS, gap, fetch).await;
+        assert_eq!(log.gaps().contains(&gap), !moves_on);
+        let asked = all.lock().clone();
+        (asked, had)
+    }
+
+    /// Taken for progress, it would be asked again at once and without end, and nobody else.
+    #[test]
+    fn who_gave_nothing_that_fits_is_passed_over_unless_the_log_moved_on() {
+        block_on(async {
+            let (still_lacking, had) = asked(false).await;
+            assert_eq!(still_lacking, PEERS[..2], "the next one is asked");
+            assert!(had);
+            let (moved_on, had) = asked(true).await;
+            assert_eq!(moved_on, PEERS[..1], "what it lacks now is another gap");
+            assert!(had);
+        });
     }
 }

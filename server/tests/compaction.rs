@@ -7,6 +7,8 @@
 #[expect(dead_code, reason = "each test file uses a part of it")]
 mod machines;
 
+#[path = "compaction/by_hand.rs"]
+mod by_hand;
 #[path = "compaction/transactional.rs"]
 mod transactional;
 

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod copies;
+mod descriptors;
 mod elections;
 mod identity;
 mod recover;

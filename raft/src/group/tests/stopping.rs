@@ -2,13 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::pin::pin;
 use std::time::Duration;
 
+use futures::poll;
 use rand::Rng;
 use tokio::time::Instant;
 use trilog_model::{GroupId, NodeId, ReplicaId};
 
 use crate::group::{Group, OpenError};
+use crate::node::DeleteError;
 use crate::testkit::{Cluster, ClusterConfig, Witness, block_on, seeds};
 
 const GROUP: GroupId = GroupId(40);
@@ -186,5 +189,35 @@ fn a_group_that_opens_while_its_node_stops_is_not_left_running() {
         assert_eq!(node.groups(), []);
         let opened = opening.await.unwrap();
         assert!(matches!(opened, Err(OpenError::Stopping)), "{opened:?}");
+    });
+}
+
+/// Its log is in use until it is closed: neither may another replica open on it, nor may it go.
+#[test]
+fn a_group_that_is_being_closed_is_neither_opened_nor_deleted() {
+    block_on(async {
+        let mut cluster = Cluster::start(ClusterConfig::three(1)).await;
+        cluster.create_group(GROUP).await;
+        cluster.await_leader(GROUP).await;
+        let one = NodeId(1);
+        let node = cluster.node(one).unwrap().clone();
+        let mut closing = pin!(node.close_group(GROUP));
+        assert!(poll!(closing.as_mut()).is_pending());
+        assert_eq!(node.groups(), [], "it is not reached any more");
+
+        let deleted = node.delete_group(GROUP).await;
+        assert!(
+            matches!(deleted, Err(DeleteError::Open(GROUP))),
+            "{deleted:?}"
+        );
+        let view = Witness::new(one, cluster.checks.clone());
+        let opened = node.open_group(GROUP, ReplicaId::new(one, 1), view).await;
+        let opened = opened.map(drop);
+        assert!(
+            matches!(opened, Err(OpenError::IsOpen(GROUP))),
+            "{opened:?}"
+        );
+        assert!(closing.await);
+        node.delete_group(GROUP).await.unwrap();
     });
 }
