@@ -67,8 +67,10 @@ pub(super) async fn finish(
     finish.failures.extend(dead);
     let ends = match settled_ends(stage).await {
         Ok(ends) => ends,
+        // A cluster that is whole and does not say where keys end, or does not end what nobody
+        // goes on with, does not serve.
         Err(fault) => {
-            finish.gaps.push(fault.text().to_owned());
+            finish.failures.push(fault.text().to_owned());
             return Ok(finish);
         }
     };

@@ -143,11 +143,13 @@ async fn run_for(options: &Options, say: &mut dyn FnMut(&str)) -> anyhow::Result
     pulse.spawn(feel_pulse(Arc::clone(&worst)));
     let workers = trouble(&mut nemesis, &stage, &scheduled, options).await?;
     drop(pulse);
+    // Before everybody has to write and to read everything, by which nobody would be idle.
+    let idle = stage.idle(&kinds(options));
     say("healed; everything is read back");
     let finish = finish::finish(nemesis, &stage, workers, options).await?;
     stage.recorder.flush().context("cannot write the history")?;
     let mut gaps = finish.gaps;
-    gaps.extend(stage.idle(&kinds(options)));
+    gaps.extend(idle);
     gaps.extend(never_done(&scheduled, &finish.done));
     gaps.extend(stood_still(&worst));
     Ok(Outcome {
