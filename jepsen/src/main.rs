@@ -85,9 +85,12 @@ struct RunArgs {
     operations: u64,
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=64))]
     workers: u32,
-    /// A Python that has `confluent_kafka`: every fifth worker is a stock client then.
+    /// A Python that has `confluent_kafka`, for stock clients among the workers.
     #[arg(long)]
     python: Option<PathBuf>,
+    /// A kcat, for more of them; without it the one that is installed, if there is one.
+    #[arg(long)]
+    kcat: Option<PathBuf>,
     /// Partitions of the topic.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
     keys: u32,
@@ -182,6 +185,13 @@ fn beside_this_program(name: &str) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
+/// A program that is installed.
+fn installed(name: &str) -> Option<PathBuf> {
+    let places = std::env::var_os("PATH")?;
+    let mut places = std::env::split_paths(&places).map(|place| place.join(name));
+    places.find(|path| path.is_file())
+}
+
 fn run_cluster(args: RunArgs) -> anyhow::Result<ExitCode> {
     let trilog = match args.trilog {
         Some(trilog) => trilog,
@@ -205,6 +215,7 @@ fn run_cluster(args: RunArgs) -> anyhow::Result<ExitCode> {
         operations: args.operations,
         workers: args.workers,
         python: args.python,
+        kcat: args.kcat.or_else(|| installed("kcat")),
         keys: args.keys,
         pace: Duration::from_millis(args.pace),
         faults: faults(&args.faults)?,

@@ -23,6 +23,7 @@ async fn what_clients_saw_while_nodes_were_killed_and_paused_is_valid() {
         operations: 50_000,
         workers: 8,
         python: None,
+        kcat: None,
         keys: 4,
         pace: Duration::from_millis(10),
         faults: vec![Fault::Kill, Fault::Pause],

@@ -54,6 +54,8 @@ pub struct Options {
     pub workers: u32,
     /// A Python that has `confluent_kafka`, for stock clients among the workers.
     pub python: Option<PathBuf>,
+    /// A kcat, for another kind of stock clients.
+    pub kcat: Option<PathBuf>,
     pub keys: u32,
     /// What a worker rests after an operation at most.
     pub pace: Duration,
@@ -166,7 +168,11 @@ async fn run_for(options: &Options, say: &mut dyn FnMut(&str)) -> anyhow::Result
 /// The kind of client that each worker is.
 fn kinds(options: &Options) -> Vec<Kind> {
     let workers = usize::try_from(options.workers).unwrap_or(0);
-    let there = |kind: &Kind| *kind != Kind::Stock || options.python.is_some();
+    let there = |kind: &Kind| match kind {
+        Kind::Stock => options.python.is_some(),
+        Kind::Kcat => options.kcat.is_some(),
+        Kind::Transactional | Kind::Idempotent | Kind::Near | Kind::Native => true,
+    };
     let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(there).collect();
     kinds.into_iter().cycle().take(workers).collect()
 }
@@ -223,6 +229,7 @@ fn load(options: &Options) -> Load {
     Load {
         keys: options.keys,
         python: options.python.clone(),
+        kcat: options.kcat.clone(),
         operations: options.operations,
         pace: options.pace,
         patience: Duration::from_secs(6),
