@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, IsTerminal, Write};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -9,6 +10,8 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
 use trilog_jepsen::check::{Anomaly, Checker, Kind, Slice, Tally, Validity, Verdict};
+use trilog_jepsen::cluster::Medium;
+use trilog_jepsen::cluster::spaces::{self, Right};
 use trilog_jepsen::generate::{Plan, generate};
 use trilog_jepsen::history::json::{self, Reader};
 use trilog_jepsen::history::{Event, Header};
@@ -31,6 +34,11 @@ enum Command {
     /// Ends as `check` does; with 1 also if a node died by itself or files are not as they should
     /// be, with 3 also if not everything could be looked at.
     Run(RunArgs),
+    /// Says how nodes can be connected on this machine.
+    Network,
+    /// Says whether somebody can be heard at an address; how `network` finds out.
+    #[command(hide = true)]
+    Knock { address: SocketAddr },
     /// Judges a history.
     ///
     /// Ends with 0 if it is valid, 1 if it is not, 2 if it cannot be judged, and 3 if nothing is
@@ -62,6 +70,22 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct RunArgs {
+    #[command(flatten)]
+    base: BaseArgs,
+    /// How long clients work, in seconds.
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+    /// Kinds of faults, with commas; `none`, or `all` that this machine can do.
+    #[arg(
+        long,
+        default_value = "kill,pause,isolate,cut-one-way,partial,bandwidth,transfer"
+    )]
+    faults: String,
+}
+
+/// What all runs of real nodes are told.
+#[derive(Debug, clap::Args)]
+struct BaseArgs {
     /// The `trilog` binary whose nodes are run; without it the one beside this program.
     #[arg(long)]
     trilog: Option<PathBuf>,
@@ -77,9 +101,9 @@ struct RunArgs {
     seed: Option<u64>,
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=6))]
     nodes: u32,
-    /// How long clients work, in seconds.
-    #[arg(long, default_value_t = 60)]
-    seconds: u64,
+    /// How nodes reach one another.
+    #[arg(long, value_enum, default_value = "auto")]
+    network: NetworkArg,
     /// Operations at most.
     #[arg(long, default_value_t = 1_000_000)]
     operations: u64,
@@ -97,12 +121,14 @@ struct RunArgs {
     /// What a client rests after an operation at most, in milliseconds.
     #[arg(long, default_value_t = 10)]
     pace: u64,
-    /// Kinds of faults, with commas; `none`, or `all` that this machine can do.
-    #[arg(
-        long,
-        default_value = "kill,pause,isolate,cut-one-way,partial,delay,transfer"
-    )]
-    faults: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum NetworkArg {
+    /// By wires between name spaces of their own, where that can be had, and else through ports.
+    Auto,
+    /// Through ports of this program.
+    Ports,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -124,6 +150,8 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(args) => run_cluster(args),
+        Command::Network => network(),
+        Command::Knock { address } => knock(address),
         Command::Check {
             file,
             output,
@@ -192,7 +220,20 @@ fn installed(name: &str) -> Option<PathBuf> {
     places.find(|path| path.is_file())
 }
 
-fn run_cluster(args: RunArgs) -> anyhow::Result<ExitCode> {
+/// How nodes are to reach one another. Where that is by wires, this program is run again to be in
+/// a place where it may draw them.
+fn medium(network: NetworkArg) -> Medium {
+    match (network, spaces::entered()) {
+        (NetworkArg::Ports, _) => Medium::Ports(Vec::new()),
+        (NetworkArg::Auto, Some(right)) => Medium::Spaces(right),
+        (NetworkArg::Auto, None) => Medium::Ports(spaces::enter()),
+    }
+}
+
+/// What runs have in common; and whether their directory is to be kept.
+fn base(args: BaseArgs) -> anyhow::Result<(Options, bool)> {
+    // First of all, for what comes after it is done twice.
+    let medium = medium(args.network);
     let trilog = match args.trilog {
         Some(trilog) => trilog,
         None => beside_this_program("trilog")?,
@@ -208,32 +249,52 @@ fn run_cluster(args: RunArgs) -> anyhow::Result<ExitCode> {
     let options = Options {
         trilog,
         older: args.older,
-        dir: dir.clone(),
-        seed: args.seed.unwrap_or_else(rand::random),
+        dir,
+        seed: args.seed.unwrap_or_else(|| rand::random_range(0..1 << 32)),
         nodes: args.nodes,
-        length: Duration::from_secs(args.seconds),
+        medium,
+        length: Duration::ZERO,
         operations: args.operations,
         workers: args.workers,
         python: args.python,
         kcat: args.kcat.or_else(|| installed("kcat")),
         keys: args.keys,
         pace: Duration::from_millis(args.pace),
-        faults: faults(&args.faults)?,
+        faults: Vec::new(),
     };
+    Ok((options, kept))
+}
+
+/// Carries this out until it is over or this program is told to stop.
+fn until_told<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    let mut say = |line: &str| {
-        let _ = writeln!(io::stdout(), "{line}");
-    };
-    let outcome = runtime.block_on(async {
+    let done = runtime.block_on(async {
         tokio::select! {
             biased;
             told = told_to_stop() => Err(told),
-            outcome = run::run(&options, &mut say) => outcome,
+            done = work => done,
         }
     });
     runtime.shutdown_timeout(Duration::from_secs(5));
+    done
+}
+
+fn say(line: &str) {
+    let _ = writeln!(io::stdout(), "{line}");
+}
+
+fn run_cluster(args: RunArgs) -> anyhow::Result<ExitCode> {
+    let faults = faults(&args.faults)?;
+    let (base, kept) = base(args.base)?;
+    let options = Options {
+        length: Duration::from_secs(args.seconds),
+        faults,
+        ..base
+    };
+    let outcome = until_told(run::run(&options, &mut say));
+    let dir = options.dir.clone();
     let outcome = outcome.with_context(|| format!("seed {}, {}", options.seed, dir.display()))?;
     let validity = outcome.validity();
     conclude(&options, &outcome)?;
@@ -243,6 +304,28 @@ fn run_cluster(args: RunArgs) -> anyhow::Result<ExitCode> {
         std::fs::remove_dir_all(&written).context("removing what the run wrote")?;
     }
     Ok(exit_code(validity))
+}
+
+/// Says how nodes can be connected here. In a name space of this program's own: tries it out.
+fn network() -> anyhow::Result<ExitCode> {
+    if spaces::entered().is_some() {
+        spaces::try_out()?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for right in Right::ALL {
+        match spaces::probe(right) {
+            Ok(()) => say(&format!("{right}: yes")),
+            Err(why) => say(&format!("{right}: no, {why}")),
+        }
+    }
+    say("ports: yes");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn knock(address: SocketAddr) -> anyhow::Result<ExitCode> {
+    let heard = until_told(async { Ok(spaces::knock(address).await?) })?;
+    say(&heard.to_string());
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Waits until somebody wants this program to end. Then what it runs has to end with it, and what
@@ -267,13 +350,31 @@ async fn told_to_stop() -> anyhow::Error {
     }
 }
 
-/// What a run came to, for people and for programs.
-fn conclude(options: &Options, outcome: &Outcome) -> anyhow::Result<()> {
+/// The report of a run, and what stands in it: what is wrong, and figures.
+fn report(options: &Options, outcome: &Outcome) -> anyhow::Result<(Judged, Summary)> {
     let mut verdict = outcome.verdict.clone();
     verdict.anomalies.retain(|anomaly| !anomaly.allowed);
     let header = open(&outcome.history)?.header().clone();
     let slice = slice(&outcome.history, &verdict.anomalies)?;
     let summary = write_report(options, outcome, &header, &verdict, &slice)?;
+    let judged = Judged {
+        header,
+        verdict,
+        slice,
+    };
+    Ok((judged, summary))
+}
+
+/// A history's header, what is wrong with it, and what proves that.
+struct Judged {
+    header: Header,
+    verdict: Verdict,
+    slice: Slice,
+}
+
+/// What a run came to, for people and for programs.
+fn conclude(options: &Options, outcome: &Outcome) -> anyhow::Result<()> {
+    let (judged, summary) = report(options, outcome)?;
     let mut out = BufWriter::new(io::stdout().lock());
     for (fault, count) in run::tally(&outcome.done) {
         writeln!(out, "ran {count:>3} x {fault}")?;
@@ -281,7 +382,12 @@ fn conclude(options: &Options, outcome: &Outcome) -> anyhow::Result<()> {
     for line in figures(&summary) {
         writeln!(out, "{line}")?;
     }
-    text(&mut out, &outcome.history, &header, &verdict, &slice)?;
+    let Judged {
+        header,
+        verdict,
+        slice,
+    } = &judged;
+    text(&mut out, &outcome.history, header, verdict, slice)?;
     for failure in &outcome.failures {
         writeln!(out, "FAILED: {failure}")?;
     }
@@ -321,6 +427,7 @@ fn write_report(
         .map(|one| format!("{}: {}", one.fault, one.why))
         .collect();
     let told = [
+        ("How nodes were connected", vec![options.medium.about()]),
         ("Figures", figures(&summary)),
         ("Failures", outcome.failures.clone()),
         ("What could not be looked at", outcome.gaps.clone()),
@@ -345,6 +452,7 @@ fn write_report(
     let json = serde_json::json!({
         "seed": options.seed,
         "nodes": options.nodes,
+        "network": options.medium.about(),
         "seconds": options.length.as_secs(),
         "validity": validity,
         "faults_run": tally.into_iter().collect::<std::collections::BTreeMap<_, _>>(),

@@ -20,7 +20,7 @@ use trilog_client::proto::CreateTopicRequest;
 use trilog_client::{Client, ClientConfig};
 
 use crate::check::{Checker, Validity, Verdict};
-use crate::cluster::{Cluster, disk};
+use crate::cluster::{Cluster, Medium, disk};
 use crate::history::json::Reader;
 use crate::history::{Header, json};
 use crate::nemesis::{Done, Fault, Means, Nemesis, Plan, Scheduled, Skipped, schedule};
@@ -48,6 +48,8 @@ pub struct Options {
     pub dir: PathBuf,
     pub seed: u64,
     pub nodes: u32,
+    /// How nodes reach one another.
+    pub medium: Medium,
     /// How long clients work.
     pub length: Duration,
     pub operations: u64,
@@ -98,17 +100,13 @@ pub async fn run(options: &Options, say: &mut dyn FnMut(&str)) -> anyhow::Result
 }
 
 async fn run_for(options: &Options, say: &mut dyn FnMut(&str)) -> anyhow::Result<Outcome> {
-    let nodes = options.dir.join("nodes");
-    if nodes.is_dir() {
-        disk::clear(&nodes).context("unmounting what an earlier run left")?;
-        std::fs::remove_dir_all(&nodes).context("removing what an earlier run left")?;
-    }
-    std::fs::create_dir_all(&nodes).with_context(|| format!("cannot make {}", nodes.display()))?;
+    let nodes = empty_dir(options.dir.join("nodes"))?;
     let count = usize::try_from(options.nodes).unwrap_or(0);
     let means = Means::probe(
         &options.dir,
         count,
         options.older.is_some(),
+        &options.medium,
         &options.faults,
     )
     .await;
@@ -123,11 +121,11 @@ async fn run_for(options: &Options, say: &mut dyn FnMut(&str)) -> anyhow::Result
     announce(options, &scheduled, &skipped, say);
 
     let first = options.older.as_ref().unwrap_or(&options.trilog);
-    let (count, seed) = (options.nodes, options.seed);
-    let mut cluster = Cluster::prepare(first, &nodes, count, seed, own_disks).await?;
+    let (count, seed, medium) = (options.nodes, options.seed, &options.medium);
+    let mut cluster = Cluster::prepare(first, &nodes, count, seed, medium, own_disks).await?;
     cluster.newer = options.older.is_some().then(|| options.trilog.clone());
     cluster.boot_all()?;
-    if let Err(error) = cluster.await_settled(START).await {
+    if let Err(error) = cluster.await_start(START).await {
         bail!("{error}\n{}", cluster.last_words());
     }
     create_topic(&cluster, options).await?;
@@ -163,6 +161,16 @@ async fn run_for(options: &Options, say: &mut dyn FnMut(&str)) -> anyhow::Result
         schedule: scheduled,
         history,
     })
+}
+
+/// A directory for nodes, without what an earlier run has left in it.
+fn empty_dir(nodes: PathBuf) -> anyhow::Result<PathBuf> {
+    if nodes.is_dir() {
+        disk::clear(&nodes).context("unmounting what an earlier run left")?;
+        std::fs::remove_dir_all(&nodes).context("removing what an earlier run left")?;
+    }
+    std::fs::create_dir_all(&nodes).with_context(|| format!("cannot make {}", nodes.display()))?;
+    Ok(nodes)
 }
 
 /// The kind of client that each worker is.
@@ -204,6 +212,7 @@ fn announce(
         options.keys,
         options.length.as_secs()
     ));
+    say(&format!("network: {}", options.medium.about()));
     for one in skipped {
         say(&format!("SKIPPED {}: {}", one.fault, one.why));
     }

@@ -162,7 +162,7 @@ impl Stage {
     /// Kafka ports as stock clients are told them.
     fn servers(&self) -> String {
         let nodes = self.nodes.iter();
-        let servers: Vec<String> = nodes.map(|n| format!("127.0.0.1:{}", n.port)).collect();
+        let servers: Vec<String> = nodes.map(|node| node.address.to_string()).collect();
         servers.join(",")
     }
 
