@@ -14,7 +14,7 @@ use super::schedule::Fault;
 const CHUNK: u64 = 4096;
 /// Places that are changed at once, at most.
 const PLACES: usize = 4;
-/// How often another chunk is looked for that is not the same.
+/// How often a place is looked for where something can be done.
 const LOOKS: usize = 400;
 
 /// Does one kind of damage to files of the log in a data directory; what was done where. Nothing
@@ -32,8 +32,10 @@ pub(super) fn damage(dir: &Path, fault: Fault, rng: &mut SmallRng) -> io::Result
         }
     }
     let mut done = Vec::new();
-    for _ in 0..rng.random_range(1..=PLACES) {
-        let Some((path, chunks)) = busy.choose(rng) else {
+    let wanted = rng.random_range(1..=PLACES);
+    // A file of one chunk has no other that it could be a copy of.
+    for _ in 0..LOOKS {
+        let Some((path, chunks)) = busy.choose(rng).filter(|_| done.len() < wanted) else {
             break;
         };
         let Some(chunk) = chunks.choose(rng).copied() else {
@@ -195,6 +197,7 @@ mod tests {
                     .set_len(8 << 20)
                     .unwrap();
             }
+            fs::write(wal.join("3.wal"), b"all of it").unwrap();
             let mut file = open(&wal.join("2.wal")).unwrap();
             file.seek(SeekFrom::Start(1_500 * CHUNK)).unwrap();
             file.write_all(b"something").unwrap();
