@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
+use trilog_jepsen::campaign::{self, Aim};
 use trilog_jepsen::check::{Anomaly, Checker, Kind, Slice, Tally, Validity, Verdict};
 use trilog_jepsen::cluster::Medium;
 use trilog_jepsen::cluster::spaces::{self, Right};
@@ -34,6 +35,11 @@ enum Command {
     /// Ends as `check` does; with 1 also if a node died by itself or files are not as they should
     /// be, with 3 also if not everything could be looked at.
     Run(RunArgs),
+    /// Runs many short histories with one aim, and says what they prove together.
+    ///
+    /// Ends with 0 if all are valid, 1 at the first that is not, 2 if one could not be made, and 3
+    /// if some of them prove nothing. Of valid runs the reports are kept.
+    Campaign(CampaignArgs),
     /// Says how nodes can be connected on this machine.
     Network,
     /// Says whether somebody can be heard at an address; how `network` finds out.
@@ -81,6 +87,30 @@ struct RunArgs {
         default_value = "kill,pause,isolate,cut-one-way,partial,bandwidth,transfer"
     )]
     faults: String,
+    /// Every fault comes alone and strikes one node if it can, when everything is whole.
+    #[arg(long)]
+    calm: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct CampaignArgs {
+    #[arg(value_enum)]
+    aim: AimArg,
+    #[command(flatten)]
+    base: BaseArgs,
+    /// How much is to be shown: histories; with `leader-kill` kills of leaders, with
+    /// `rolling-restart` those.
+    #[arg(long, default_value_t = 100)]
+    count: u64,
+    /// No history begins after so many minutes.
+    #[arg(long, default_value_t = 240)]
+    minutes: u64,
+    /// A table that a line with the verdict is added to.
+    #[arg(long)]
+    proof: Option<PathBuf>,
+    /// What that line says was tried.
+    #[arg(long, default_value = "-")]
+    commit: String,
 }
 
 /// What all runs of real nodes are told.
@@ -132,6 +162,32 @@ enum NetworkArg {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum AimArg {
+    /// All nodes lose power at once.
+    PowerLoss,
+    /// Files of one node are damaged.
+    Corruption,
+    /// Leaders are killed, and it is measured how long they are missed.
+    LeaderKill,
+    /// All nodes are restarted in order, and it is measured how long clients stand still.
+    RollingRestart,
+    /// Two kinds of faults in each history, until all pairs have come.
+    Mixes,
+}
+
+impl From<AimArg> for Aim {
+    fn from(aim: AimArg) -> Self {
+        match aim {
+            AimArg::PowerLoss => Self::PowerLoss,
+            AimArg::Corruption => Self::Corruption,
+            AimArg::LeaderKill => Self::LeaderKill,
+            AimArg::RollingRestart => Self::RollingRestart,
+            AimArg::Mixes => Self::Mixes,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Output {
     Text,
     Json,
@@ -150,6 +206,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(args) => run_cluster(args),
+        Command::Campaign(args) => carry_out(args),
         Command::Network => network(),
         Command::Knock { address } => knock(address),
         Command::Check {
@@ -261,6 +318,7 @@ fn base(args: BaseArgs) -> anyhow::Result<(Options, bool)> {
         keys: args.keys,
         pace: Duration::from_millis(args.pace),
         faults: Vec::new(),
+        calm: false,
     };
     Ok((options, kept))
 }
@@ -291,6 +349,7 @@ fn run_cluster(args: RunArgs) -> anyhow::Result<ExitCode> {
     let options = Options {
         length: Duration::from_secs(args.seconds),
         faults,
+        calm: args.calm,
         ..base
     };
     let outcome = until_told(run::run(&options, &mut say));
@@ -304,6 +363,50 @@ fn run_cluster(args: RunArgs) -> anyhow::Result<ExitCode> {
         std::fs::remove_dir_all(&written).context("removing what the run wrote")?;
     }
     Ok(exit_code(validity))
+}
+
+fn carry_out(args: CampaignArgs) -> anyhow::Result<ExitCode> {
+    let (base, kept) = base(args.base)?;
+    let plan = campaign::Plan {
+        aim: args.aim.into(),
+        base,
+        count: args.count,
+        limit: Duration::from_mins(args.minutes),
+    };
+    let mut found = campaign::Found::default();
+    let carried_out = until_told(campaign::carry_out(
+        &plan,
+        &mut found,
+        &mut say,
+        &mut keep_report,
+    ));
+    // What was shown before it was broken off was shown.
+    if found.runs > 0 {
+        let row = found.row(&plan, &args.commit);
+        say(&row);
+        if let Some(table) = &args.proof {
+            campaign::add_row(table, &row)
+                .with_context(|| format!("cannot write to {}", table.display()))?;
+        }
+    }
+    carried_out?;
+    if found.validity() == Validity::Valid && !kept {
+        std::fs::remove_dir_all(&plan.base.dir).context("removing reports")?;
+    }
+    Ok(exit_code(found.validity()))
+}
+
+/// Writes the report of one run of many, and throws away what is large if nothing is wrong.
+fn keep_report(options: &Options, outcome: &Outcome) -> anyhow::Result<Summary> {
+    let (_, summary) = report(options, outcome)?;
+    match outcome.validity() {
+        Validity::Invalid => {}
+        Validity::Valid | Validity::Unknown => {
+            std::fs::remove_dir_all(options.dir.join("nodes"))?;
+            std::fs::remove_file(&outcome.history)?;
+        }
+    }
+    Ok(summary)
 }
 
 /// Says how nodes can be connected here. In a name space of this program's own: tries it out.
@@ -382,6 +485,7 @@ fn conclude(options: &Options, outcome: &Outcome) -> anyhow::Result<()> {
     for line in figures(&summary) {
         writeln!(out, "{line}")?;
     }
+    writeln!(out, "took {}", outcome.phases)?;
     let Judged {
         header,
         verdict,
@@ -429,6 +533,7 @@ fn write_report(
     let told = [
         ("How nodes were connected", vec![options.medium.about()]),
         ("Figures", figures(&summary)),
+        ("How long it took", vec![outcome.phases.to_string()]),
         ("Failures", outcome.failures.clone()),
         ("What could not be looked at", outcome.gaps.clone()),
         ("Faults that were carried out", done.clone()),

@@ -172,3 +172,25 @@ fn what_name_spaces_can_do_is_found_out_by_trying_and_nothing_is_left_of_it() {
     }
     assert_eq!(interfaces(), before);
 }
+
+#[test]
+fn a_campaign_of_what_is_not_there_ends_with_two() {
+    let dir = tempfile::tempdir().unwrap();
+    let (dir, table) = (dir.path(), dir.path().join("proof.tsv"));
+    std::fs::write(&table, "").unwrap();
+    let ran = jepsen(&[
+        "campaign",
+        "leader-kill",
+        "--network",
+        "ports",
+        "--trilog",
+        "/nowhere/trilog",
+        "--dir",
+        dir.to_str().unwrap(),
+        "--proof",
+        table.to_str().unwrap(),
+    ]);
+    let errors = String::from_utf8(ran.stderr).unwrap();
+    assert_eq!(ran.status.code(), Some(2), "{errors}");
+    assert_eq!(std::fs::read_to_string(&table).unwrap(), "");
+}

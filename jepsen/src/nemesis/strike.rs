@@ -179,7 +179,7 @@ impl Nemesis {
     /// What it came to; nothing if it could not be done after all.
     async fn begin(&mut self, one: &Scheduled) -> Result<Option<String>, ClusterError> {
         let mut rng = SmallRng::seed_from_u64(one.seed);
-        if one.fault.is_alone() {
+        if one.alone {
             self.cluster.boot_all()?;
             self.cluster.await_settled(SETTLE).await?;
         }

@@ -6,6 +6,7 @@ mod finish;
 mod replicas;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -63,6 +64,8 @@ pub struct Options {
     pub pace: Duration,
     /// The kinds of faults to draw from.
     pub faults: Vec<Fault>,
+    /// Whether every fault comes alone and strikes one node if it can, when everything is whole.
+    pub calm: bool,
 }
 
 /// What a run came to.
@@ -77,6 +80,45 @@ pub struct Outcome {
     pub skipped: Vec<Skipped>,
     pub schedule: Vec<Scheduled>,
     pub history: PathBuf,
+    pub phases: Phases,
+}
+
+/// How long the parts of a run took, in their order.
+#[derive(Debug, Clone)]
+pub struct Phases {
+    since: Instant,
+    took: Vec<(&'static str, Duration)>,
+}
+
+impl Phases {
+    fn begin() -> Self {
+        Self {
+            since: Instant::now(),
+            took: Vec::new(),
+        }
+    }
+
+    /// What was done since the one before was over.
+    fn over(&mut self, what: &'static str) {
+        let now = Instant::now();
+        self.took.push((what, now - self.since));
+        self.since = now;
+    }
+
+    pub fn total(&self) -> Duration {
+        self.took.iter().map(|(_, took)| *took).sum()
+    }
+}
+
+impl fmt::Display for Phases {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.1} s", self.total().as_secs_f64())?;
+        for (nth, (what, took)) in self.took.iter().enumerate() {
+            let before = if nth == 0 { ":" } else { "," };
+            write!(f, "{before} {what} {:.1}", took.as_secs_f64())?;
+        }
+        Ok(())
+    }
 }
 
 impl Outcome {
@@ -100,6 +142,7 @@ pub async fn run(options: &Options, say: &mut dyn FnMut(&str)) -> anyhow::Result
 }
 
 async fn run_for(options: &Options, say: &mut dyn FnMut(&str)) -> anyhow::Result<Outcome> {
+    let mut phases = Phases::begin();
     let nodes = empty_dir(options.dir.join("nodes"))?;
     let count = usize::try_from(options.nodes).unwrap_or(0);
     let means = Means::probe(
@@ -117,6 +160,7 @@ async fn run_for(options: &Options, say: &mut dyn FnMut(&str)) -> anyhow::Result
         nodes: (1..=options.nodes).collect(),
         length: options.length,
         faults,
+        calm: options.calm,
     });
     announce(options, &scheduled, &skipped, say);
 
@@ -131,6 +175,7 @@ async fn run_for(options: &Options, say: &mut dyn FnMut(&str)) -> anyhow::Result
     create_topic(&cluster, options).await?;
     cluster.await_settled(START).await?;
 
+    phases.over("start");
     let history = options.dir.join("history.jsonl");
     let recorder = Recorder::create(&history, &header(options))
         .with_context(|| format!("cannot write {}", history.display()))?;
@@ -143,23 +188,27 @@ async fn run_for(options: &Options, say: &mut dyn FnMut(&str)) -> anyhow::Result
     pulse.spawn(feel_pulse(Arc::clone(&worst)));
     let workers = trouble(&mut nemesis, &stage, &scheduled, options).await?;
     drop(pulse);
+    phases.over("work");
     // Before everybody has to write and to read everything, by which nobody would be idle.
     let idle = stage.idle(&kinds(options));
     say("healed; everything is read back");
-    let finish = finish::finish(nemesis, &stage, workers, options).await?;
+    let finish = finish::finish(nemesis, &stage, workers, options, &mut phases).await?;
     stage.recorder.flush().context("cannot write the history")?;
+    let verdict = judge(&history)?;
+    phases.over("judge");
     let mut gaps = finish.gaps;
     gaps.extend(idle);
     gaps.extend(never_done(&scheduled, &finish.done));
     gaps.extend(stood_still(&worst));
     Ok(Outcome {
-        verdict: judge(&history)?,
+        verdict,
         failures: finish.failures,
         gaps,
         done: finish.done,
         skipped,
         schedule: scheduled,
         history,
+        phases,
     })
 }
 
@@ -367,6 +416,7 @@ mod tests {
             lasts: Duration::ZERO,
             fault,
             nodes: vec![1],
+            alone: false,
             seed: 0,
         };
         let done = |fault| Done {
