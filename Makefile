@@ -33,11 +33,17 @@ sim: rocksdb ## Disks, links and whole clusters under SEEDS=200 different fates
 	TRILOG_SEEDS=$(SEEDS) $(CARGO) test --locked -p trilog-server --test admission
 
 # One seed after the other, each with a report under target/chaos/SEED; without HOURS two of them.
+# CAMPAIGN=power-loss,corruption,leader-kill,rolling-restart,mixes (or some of them) is COUNT=100 short
+# ones of each in MINUTES=240 at most, and a line of docs/proof.tsv for each.
 HOURS ?= 0
 SEED ?=
+CAMPAIGN ?=
+COUNT ?= 100
+MINUTES ?= 240
 chaos: rocksdb ## Real nodes mistreated while clients work, the history judged; HOURS=8, SEED=1
 	$(CARGO) build --release --locked -p trilog-server -p trilog-jepsen --bins
-	scripts/chaos.sh "$(HOURS)" "$(SEED)"
+	$(if $(CAMPAIGN),scripts/campaign.sh "$(CAMPAIGN)" "$(COUNT)" "$(MINUTES)" "$(SEED)", \
+		scripts/chaos.sh "$(HOURS)" "$(SEED)")
 
 # RUNS=5 seeds of the harness with each bug, SEEDS=20 of its simulation; with BUGS only those.
 BUGS ?=

@@ -84,7 +84,7 @@ harness() {
     rm -rf "$dir"
     code=0
     TRILOG_PLANTED=$1 timeout -k 30 "${LIMIT:-600}" "$out/trilog-jepsen" run \
-        --trilog "$out/trilog" --dir "$dir" --seed "$3" --nodes 3 --seconds "$length" \
+        --trilog "$out/trilog" --dir "$dir" --seed "$3" --nodes 3 --network ports --seconds "$length" \
         --workers 8 --faults "$(faults "$2")" >"$dir.log" 2>&1 || code=$?
     # Images of disks are large, and one seed is enough to have it again.
     rm -rf "$dir/nodes"

@@ -1,6 +1,7 @@
 //! Real processes, injected faults, and checkers of the histories they leave.
 //!
 //! ```text
+//! campaign ──> run                        many runs │ one
 //! run ──> nemesis ──> cluster              what happens to nodes │ the nodes
 //!  │ └──> workload ──> kafka               what clients do │ one of their protocols
 //!  │         └──> history <── check        what clients saw │ what that proves
@@ -11,6 +12,7 @@
 //! a simulation is judged by the same rules as one of real processes; `generate` makes histories
 //! that are valid by construction, to prove the checkers with.
 
+pub mod campaign;
 pub mod check;
 pub mod cluster;
 pub mod generate;

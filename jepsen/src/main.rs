@@ -2,13 +2,17 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, IsTerminal, Write};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
+use trilog_jepsen::campaign::{self, Aim};
 use trilog_jepsen::check::{Anomaly, Checker, Kind, Slice, Tally, Validity, Verdict};
+use trilog_jepsen::cluster::Medium;
+use trilog_jepsen::cluster::spaces::{self, Right};
 use trilog_jepsen::generate::{Plan, generate};
 use trilog_jepsen::history::json::{self, Reader};
 use trilog_jepsen::history::{Event, Header};
@@ -31,6 +35,16 @@ enum Command {
     /// Ends as `check` does; with 1 also if a node died by itself or files are not as they should
     /// be, with 3 also if not everything could be looked at.
     Run(RunArgs),
+    /// Runs many short histories with one aim, and says what they prove together.
+    ///
+    /// Ends with 0 if all are valid, 1 at the first that is not, 2 if one could not be made, and 3
+    /// if some of them prove nothing. Of valid runs the reports are kept.
+    Campaign(CampaignArgs),
+    /// Says how nodes can be connected on this machine.
+    Network,
+    /// Says whether somebody can be heard at an address; how `network` finds out.
+    #[command(hide = true)]
+    Knock { address: SocketAddr },
     /// Judges a history.
     ///
     /// Ends with 0 if it is valid, 1 if it is not, 2 if it cannot be judged, and 3 if nothing is
@@ -62,6 +76,46 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct RunArgs {
+    #[command(flatten)]
+    base: BaseArgs,
+    /// How long clients work, in seconds.
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+    /// Kinds of faults, with commas; `none`, or `all` that this machine can do.
+    #[arg(
+        long,
+        default_value = "kill,pause,isolate,cut-one-way,partial,bandwidth,transfer"
+    )]
+    faults: String,
+    /// Every fault comes alone and strikes one node if it can, when everything is whole.
+    #[arg(long)]
+    calm: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct CampaignArgs {
+    #[arg(value_enum)]
+    aim: AimArg,
+    #[command(flatten)]
+    base: BaseArgs,
+    /// How much is to be shown: histories; with `leader-kill` kills of leaders, with
+    /// `rolling-restart` those.
+    #[arg(long, default_value_t = 100)]
+    count: u64,
+    /// No history begins after so many minutes.
+    #[arg(long, default_value_t = 240)]
+    minutes: u64,
+    /// A table that a line with the verdict is added to.
+    #[arg(long)]
+    proof: Option<PathBuf>,
+    /// What that line says was tried.
+    #[arg(long, default_value = "-")]
+    commit: String,
+}
+
+/// What all runs of real nodes are told.
+#[derive(Debug, clap::Args)]
+struct BaseArgs {
     /// The `trilog` binary whose nodes are run; without it the one beside this program.
     #[arg(long)]
     trilog: Option<PathBuf>,
@@ -77,29 +131,60 @@ struct RunArgs {
     seed: Option<u64>,
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=6))]
     nodes: u32,
-    /// How long clients work, in seconds.
-    #[arg(long, default_value_t = 60)]
-    seconds: u64,
+    /// How nodes reach one another.
+    #[arg(long, value_enum, default_value = "auto")]
+    network: NetworkArg,
     /// Operations at most.
     #[arg(long, default_value_t = 1_000_000)]
     operations: u64,
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=64))]
     workers: u32,
-    /// A Python that has `confluent_kafka`: every fifth worker is a stock client then.
+    /// A Python that has `confluent_kafka`, for stock clients among the workers.
     #[arg(long)]
     python: Option<PathBuf>,
+    /// A kcat, for more of them; without it the one that is installed, if there is one.
+    #[arg(long)]
+    kcat: Option<PathBuf>,
     /// Partitions of the topic.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
     keys: u32,
     /// What a client rests after an operation at most, in milliseconds.
     #[arg(long, default_value_t = 10)]
     pace: u64,
-    /// Kinds of faults, with commas; `none`, or `all` that this machine can do.
-    #[arg(
-        long,
-        default_value = "kill,pause,isolate,cut-one-way,partial,delay,transfer"
-    )]
-    faults: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum NetworkArg {
+    /// By wires between name spaces of their own, where that can be had, and else through ports.
+    Auto,
+    /// Through ports of this program.
+    Ports,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum AimArg {
+    /// All nodes lose power at once.
+    PowerLoss,
+    /// Files of one node are damaged.
+    Corruption,
+    /// Leaders are killed, and it is measured how long they are missed.
+    LeaderKill,
+    /// All nodes are restarted in order, and it is measured how long clients stand still.
+    RollingRestart,
+    /// Two kinds of faults in each history, until all pairs have come.
+    Mixes,
+}
+
+impl From<AimArg> for Aim {
+    fn from(aim: AimArg) -> Self {
+        match aim {
+            AimArg::PowerLoss => Self::PowerLoss,
+            AimArg::Corruption => Self::Corruption,
+            AimArg::LeaderKill => Self::LeaderKill,
+            AimArg::RollingRestart => Self::RollingRestart,
+            AimArg::Mixes => Self::Mixes,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -121,6 +206,9 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(args) => run_cluster(args),
+        Command::Campaign(args) => carry_out(args),
+        Command::Network => network(),
+        Command::Knock { address } => knock(address),
         Command::Check {
             file,
             output,
@@ -182,7 +270,27 @@ fn beside_this_program(name: &str) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-fn run_cluster(args: RunArgs) -> anyhow::Result<ExitCode> {
+/// A program that is installed.
+fn installed(name: &str) -> Option<PathBuf> {
+    let places = std::env::var_os("PATH")?;
+    let mut places = std::env::split_paths(&places).map(|place| place.join(name));
+    places.find(|path| path.is_file())
+}
+
+/// How nodes are to reach one another. Where that is by wires, this program is run again to be in
+/// a place where it may draw them.
+fn medium(network: NetworkArg) -> Medium {
+    match (network, spaces::entered()) {
+        (NetworkArg::Ports, _) => Medium::Ports(Vec::new()),
+        (NetworkArg::Auto, Some(right)) => Medium::Spaces(right),
+        (NetworkArg::Auto, None) => Medium::Ports(spaces::enter()),
+    }
+}
+
+/// What runs have in common; and whether their directory is to be kept.
+fn base(args: BaseArgs) -> anyhow::Result<(Options, bool)> {
+    // First of all, for what comes after it is done twice.
+    let medium = medium(args.network);
     let trilog = match args.trilog {
         Some(trilog) => trilog,
         None => beside_this_program("trilog")?,
@@ -198,31 +306,54 @@ fn run_cluster(args: RunArgs) -> anyhow::Result<ExitCode> {
     let options = Options {
         trilog,
         older: args.older,
-        dir: dir.clone(),
-        seed: args.seed.unwrap_or_else(rand::random),
+        dir,
+        seed: args.seed.unwrap_or_else(|| rand::random_range(0..1 << 32)),
         nodes: args.nodes,
-        length: Duration::from_secs(args.seconds),
+        medium,
+        length: Duration::ZERO,
         operations: args.operations,
         workers: args.workers,
         python: args.python,
+        kcat: args.kcat.or_else(|| installed("kcat")),
         keys: args.keys,
         pace: Duration::from_millis(args.pace),
-        faults: faults(&args.faults)?,
+        faults: Vec::new(),
+        calm: false,
     };
+    Ok((options, kept))
+}
+
+/// Carries this out until it is over or this program is told to stop.
+fn until_told<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    let mut say = |line: &str| {
-        let _ = writeln!(io::stdout(), "{line}");
-    };
-    let outcome = runtime.block_on(async {
+    let done = runtime.block_on(async {
         tokio::select! {
             biased;
             told = told_to_stop() => Err(told),
-            outcome = run::run(&options, &mut say) => outcome,
+            done = work => done,
         }
     });
     runtime.shutdown_timeout(Duration::from_secs(5));
+    done
+}
+
+fn say(line: &str) {
+    let _ = writeln!(io::stdout(), "{line}");
+}
+
+fn run_cluster(args: RunArgs) -> anyhow::Result<ExitCode> {
+    let faults = faults(&args.faults)?;
+    let (base, kept) = base(args.base)?;
+    let options = Options {
+        length: Duration::from_secs(args.seconds),
+        faults,
+        calm: args.calm,
+        ..base
+    };
+    let outcome = until_told(run::run(&options, &mut say));
+    let dir = options.dir.clone();
     let outcome = outcome.with_context(|| format!("seed {}, {}", options.seed, dir.display()))?;
     let validity = outcome.validity();
     conclude(&options, &outcome)?;
@@ -232,6 +363,72 @@ fn run_cluster(args: RunArgs) -> anyhow::Result<ExitCode> {
         std::fs::remove_dir_all(&written).context("removing what the run wrote")?;
     }
     Ok(exit_code(validity))
+}
+
+fn carry_out(args: CampaignArgs) -> anyhow::Result<ExitCode> {
+    let (base, kept) = base(args.base)?;
+    let plan = campaign::Plan {
+        aim: args.aim.into(),
+        base,
+        count: args.count,
+        limit: Duration::from_mins(args.minutes),
+    };
+    let mut found = campaign::Found::default();
+    let carried_out = until_told(campaign::carry_out(
+        &plan,
+        &mut found,
+        &mut say,
+        &mut keep_report,
+    ));
+    // What was shown before it was broken off was shown.
+    if found.runs > 0 {
+        let row = found.row(&plan, &args.commit);
+        say(&row);
+        if let Some(table) = &args.proof {
+            campaign::add_row(table, &row)
+                .with_context(|| format!("cannot write to {}", table.display()))?;
+        }
+    }
+    carried_out?;
+    if found.validity() == Validity::Valid && !kept {
+        std::fs::remove_dir_all(&plan.base.dir).context("removing reports")?;
+    }
+    Ok(exit_code(found.validity()))
+}
+
+/// Writes the report of one run of many, and throws away what is large if nothing is wrong.
+fn keep_report(options: &Options, outcome: &Outcome) -> anyhow::Result<Summary> {
+    let (_, summary) = report(options, outcome)?;
+    match outcome.validity() {
+        Validity::Invalid => {}
+        Validity::Valid | Validity::Unknown => {
+            std::fs::remove_dir_all(options.dir.join("nodes"))?;
+            std::fs::remove_file(&outcome.history)?;
+        }
+    }
+    Ok(summary)
+}
+
+/// Says how nodes can be connected here. In a name space of this program's own: tries it out.
+fn network() -> anyhow::Result<ExitCode> {
+    if spaces::entered().is_some() {
+        spaces::try_out()?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for right in Right::ALL {
+        match spaces::probe(right) {
+            Ok(()) => say(&format!("{right}: yes")),
+            Err(why) => say(&format!("{right}: no, {why}")),
+        }
+    }
+    say("ports: yes");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn knock(address: SocketAddr) -> anyhow::Result<ExitCode> {
+    let heard = until_told(async { Ok(spaces::knock(address).await?) })?;
+    say(&heard.to_string());
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Waits until somebody wants this program to end. Then what it runs has to end with it, and what
@@ -256,13 +453,31 @@ async fn told_to_stop() -> anyhow::Error {
     }
 }
 
-/// What a run came to, for people and for programs.
-fn conclude(options: &Options, outcome: &Outcome) -> anyhow::Result<()> {
+/// The report of a run, and what stands in it: what is wrong, and figures.
+fn report(options: &Options, outcome: &Outcome) -> anyhow::Result<(Judged, Summary)> {
     let mut verdict = outcome.verdict.clone();
     verdict.anomalies.retain(|anomaly| !anomaly.allowed);
     let header = open(&outcome.history)?.header().clone();
     let slice = slice(&outcome.history, &verdict.anomalies)?;
     let summary = write_report(options, outcome, &header, &verdict, &slice)?;
+    let judged = Judged {
+        header,
+        verdict,
+        slice,
+    };
+    Ok((judged, summary))
+}
+
+/// A history's header, what is wrong with it, and what proves that.
+struct Judged {
+    header: Header,
+    verdict: Verdict,
+    slice: Slice,
+}
+
+/// What a run came to, for people and for programs.
+fn conclude(options: &Options, outcome: &Outcome) -> anyhow::Result<()> {
+    let (judged, summary) = report(options, outcome)?;
     let mut out = BufWriter::new(io::stdout().lock());
     for (fault, count) in run::tally(&outcome.done) {
         writeln!(out, "ran {count:>3} x {fault}")?;
@@ -270,7 +485,13 @@ fn conclude(options: &Options, outcome: &Outcome) -> anyhow::Result<()> {
     for line in figures(&summary) {
         writeln!(out, "{line}")?;
     }
-    text(&mut out, &outcome.history, &header, &verdict, &slice)?;
+    writeln!(out, "took {}", outcome.phases)?;
+    let Judged {
+        header,
+        verdict,
+        slice,
+    } = &judged;
+    text(&mut out, &outcome.history, header, verdict, slice)?;
     for failure in &outcome.failures {
         writeln!(out, "FAILED: {failure}")?;
     }
@@ -310,7 +531,9 @@ fn write_report(
         .map(|one| format!("{}: {}", one.fault, one.why))
         .collect();
     let told = [
+        ("How nodes were connected", vec![options.medium.about()]),
         ("Figures", figures(&summary)),
+        ("How long it took", vec![outcome.phases.to_string()]),
         ("Failures", outcome.failures.clone()),
         ("What could not be looked at", outcome.gaps.clone()),
         ("Faults that were carried out", done.clone()),
@@ -334,6 +557,7 @@ fn write_report(
     let json = serde_json::json!({
         "seed": options.seed,
         "nodes": options.nodes,
+        "network": options.medium.about(),
         "seconds": options.length.as_secs(),
         "validity": validity,
         "faults_run": tally.into_iter().collect::<std::collections::BTreeMap<_, _>>(),

@@ -136,3 +136,61 @@ fn a_run_of_what_is_not_there_ends_with_two() {
     let errors = String::from_utf8(run.stderr).unwrap();
     assert!(errors.contains("earthquake is no fault"), "{errors}");
 }
+
+/// The network interfaces of this machine.
+fn interfaces() -> Vec<String> {
+    let table = std::fs::read_to_string("/proc/net/dev").unwrap_or_default();
+    let lines = table.lines().skip(2);
+    let names = lines.filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned()));
+    names.collect()
+}
+
+#[test]
+fn what_name_spaces_can_do_is_found_out_by_trying_and_nothing_is_left_of_it() {
+    let before = interfaces();
+    let said = jepsen(&["network"]);
+    assert_eq!(said.status.code(), Some(0));
+    let said = String::from_utf8(said.stdout).unwrap();
+    assert!(said.lines().any(|line| line == "ports: yes"), "{said}");
+    // What it takes, tried by other means.
+    let takes = "ip link add a type veth peer name b && ip link add c type bridge && nsenter -V && \
+                 echo 1 > /proc/sys/net/ipv4/conf/all/route_localnet && \
+                 tc qdisc add dev a root tbf rate 1mbit burst 16kb latency 50ms";
+    for (name, flags) in [
+        ("name-spaces", &["--net"][..]),
+        ("user-name-spaces", &["--user", "--map-root-user", "--net"]),
+    ] {
+        let line = said.lines().find_map(|line| line.strip_prefix(name));
+        let line = line.unwrap_or_else(|| panic!("{said}"));
+        let mut unshare = Command::new("unshare");
+        let tried = unshare.args(flags).args(["sh", "-c", takes]).output();
+        if tried.is_ok_and(|tried| tried.status.success()) {
+            assert_eq!(line, ": yes");
+        } else {
+            eprintln!("SKIPPED: this machine has no {name}{line}");
+        }
+    }
+    assert_eq!(interfaces(), before);
+}
+
+#[test]
+fn a_campaign_of_what_is_not_there_ends_with_two() {
+    let dir = tempfile::tempdir().unwrap();
+    let (dir, table) = (dir.path(), dir.path().join("proof.tsv"));
+    std::fs::write(&table, "").unwrap();
+    let ran = jepsen(&[
+        "campaign",
+        "leader-kill",
+        "--network",
+        "ports",
+        "--trilog",
+        "/nowhere/trilog",
+        "--dir",
+        dir.to_str().unwrap(),
+        "--proof",
+        table.to_str().unwrap(),
+    ]);
+    let errors = String::from_utf8(ran.stderr).unwrap();
+    assert_eq!(ran.status.code(), Some(2), "{errors}");
+    assert_eq!(std::fs::read_to_string(&table).unwrap(), "");
+}

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use trilog_jepsen::check::Validity;
+use trilog_jepsen::cluster::Medium;
 use trilog_jepsen::nemesis::Fault;
 use trilog_jepsen::run::{Options, run, tally};
 
@@ -19,13 +20,16 @@ async fn what_clients_saw_while_nodes_were_killed_and_paused_is_valid() {
         dir: dir.path().to_owned(),
         seed,
         nodes: 3,
+        medium: Medium::Ports(Vec::new()),
         length: Duration::from_secs(12),
         operations: 50_000,
         workers: 8,
         python: None,
+        kcat: None,
         keys: 4,
         pace: Duration::from_millis(10),
         faults: vec![Fault::Kill, Fault::Pause],
+        calm: false,
     };
     let outcome = run(&options, &mut |line| eprintln!("{line}"))
         .await

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Cluster ──> Node        a process and its files, one of each
-//!    ├─────> Links        what passes between them, and how
+//!    ├─────> Network      what passes between them, and how: Links or Spaces
 //!    └─────> Disk         file systems of their own, where the machine can
 //! ```
 //!
@@ -10,9 +10,11 @@
 
 pub mod disk;
 mod links;
+mod network;
 mod node;
 mod ports;
 mod sockets;
+pub mod spaces;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -27,6 +29,7 @@ use trilog_client::{Client, ClientConfig};
 
 pub use disk::Disk;
 pub use links::{Links, Way};
+pub use network::{Medium, Network};
 pub use node::{Node, Place};
 pub use ports::Ports;
 
@@ -56,6 +59,8 @@ pub enum ClusterError {
         #[source]
         source: io::Error,
     },
+    #[error("node {number} ended as soon as it was started ({how})")]
+    Ended { number: u32, how: String },
     #[error("the cluster is not {what} after {} s: {state}", waited.as_secs())]
     Late {
         what: &'static str,
@@ -67,6 +72,20 @@ pub enum ClusterError {
 /// Names the step that an error belongs to.
 pub fn while_doing(what: &'static str) -> impl Fn(io::Error) -> ClusterError {
     move |source| ClusterError::Io { what, source }
+}
+
+/// An error if that was waited for long enough.
+fn late(began: Instant, patience: Duration, state: String) -> Result<(), ClusterError> {
+    let waited = began.elapsed();
+    if waited < patience {
+        return Ok(());
+    }
+    let what = "whole";
+    Err(ClusterError::Late {
+        what,
+        waited,
+        state,
+    })
 }
 
 /// What killing nodes came to.
@@ -82,7 +101,7 @@ pub struct Killed {
 #[derive(Debug)]
 pub struct Cluster {
     pub nodes: Vec<Node>,
-    pub links: Links,
+    pub network: Network,
     /// By node, where they have disks of their own. Dropped after the nodes.
     pub disks: BTreeMap<u32, Disk>,
     /// The program that is to replace the one that nodes run, if there is one.
@@ -99,30 +118,21 @@ impl Cluster {
         dir: &Path,
         count: u32,
         seed: u64,
+        medium: &Medium,
         own_disks: bool,
     ) -> Result<Self, ClusterError> {
+        let ready = medium.make_ready();
+        ready.map_err(while_doing("entering a network"))?;
         let ports = Ports::claim().ok_or(ClusterError::Ports)?;
         let mut places = Vec::new();
         for number in 1..=count {
             let nth = u16::try_from(number - 1).map_err(|_| ClusterError::Ports)?;
-            let mut place = Place::new(number, ports.first() + STRIDE * nth);
-            place.advertised_peer = Some(place.grpc + 4);
-            places.push(place);
+            places.push(Place::new(number, ports.first() + STRIDE * nth));
         }
-        let seeds: Vec<String> = places.iter().map(Place::reached_at).collect();
-        let doors: Vec<_> = places
-            .iter()
-            .map(|place| {
-                (
-                    place.number,
-                    place.advertised_peer.unwrap_or(place.peer),
-                    place.peer,
-                )
-            })
-            .collect();
-        let links = Links::start(&doors, seed)
+        let network = Network::lay(medium, &mut places, seed)
             .await
-            .map_err(while_doing("opening links"))?;
+            .map_err(while_doing("laying out a network"))?;
+        let seeds: Vec<String> = places.iter().map(Place::reached_at).collect();
         let mut disks = BTreeMap::new();
         let mut nodes = Vec::new();
         for place in places {
@@ -131,13 +141,16 @@ impl Cluster {
                 let disk = Disk::make(&image, &Node::disk_of(dir, &place), DISK_BYTES);
                 disks.insert(place.number, disk.map_err(while_doing("making a disk"))?);
             }
+            let space = network.space(place.number);
             let node = Node::prepare(binary, dir, place, &seeds, SETTINGS);
-            nodes.push(node.map_err(while_doing("writing a configuration"))?);
+            let mut node = node.map_err(while_doing("writing a configuration"))?;
+            node.lives_in(space);
+            nodes.push(node);
         }
         Ok(Self {
             lives: (0..count).map(|_| AtomicU32::new(0)).collect(),
             nodes,
-            links,
+            network,
             disks,
             newer: None,
             _ports: ports,
@@ -152,14 +165,14 @@ impl Cluster {
     pub fn addresses(&self) -> Vec<String> {
         let nodes = self.nodes.iter();
         nodes
-            .map(|node| format!("127.0.0.1:{}", node.place.grpc))
+            .map(|node| node.place.grpc_address().to_string())
             .collect()
     }
 
     pub fn kafka_nodes(&self) -> Vec<kafka::Node> {
         let nodes = self.nodes.iter().map(|node| kafka::Node {
             number: node.place.number,
-            port: node.place.kafka,
+            address: node.place.kafka_address(),
         });
         nodes.collect()
     }
@@ -195,7 +208,7 @@ impl Cluster {
         node.spawn(arguments)
             .map_err(while_doing("starting a node"))?;
         if let Some(pid) = node.pid() {
-            self.links.is_process(number, pid);
+            self.network.is_process(number, pid);
         }
         Ok(())
     }
@@ -237,7 +250,7 @@ impl Cluster {
             killed
                 .before
                 .extend(before.map(|status| (*number, status.to_string())));
-            self.links.is_gone(*number);
+            self.network.is_gone(*number);
         }
         Ok(killed)
     }
@@ -265,7 +278,7 @@ impl Cluster {
         let mut ended = Vec::new();
         for node in &mut self.nodes {
             if let Some(status) = node.ended().map_err(while_doing("looking at a node"))? {
-                self.links.is_gone(node.place.number);
+                self.network.is_gone(node.place.number);
                 ended.push((node.place.number, status.to_string()));
             }
         }
@@ -277,7 +290,7 @@ impl Cluster {
         let node = self.nodes.iter().find(|node| node.place.number == number);
         let node = node.ok_or_else(|| format!("there is no node {number}"))?;
         let config = ClientConfig {
-            seeds: vec![format!("127.0.0.1:{}", node.place.grpc)],
+            seeds: vec![node.place.grpc_address().to_string()],
             connect_timeout: QUESTION,
             call_timeout: QUESTION,
             attempt_timeout: QUESTION,
@@ -298,14 +311,23 @@ impl Cluster {
             let Err(state) = self.check_settled().await else {
                 return Ok(());
             };
-            let waited = began.elapsed();
-            if waited >= patience {
-                return Err(ClusterError::Late {
-                    what: "whole",
-                    waited,
-                    state,
-                });
+            late(began, patience, state)?;
+            sleep(POLL).await;
+        }
+    }
+
+    /// The same of nodes that were just started for the first time: whoever ends then would not fare
+    /// better the next time.
+    pub async fn await_start(&mut self, patience: Duration) -> Result<(), ClusterError> {
+        let began = Instant::now();
+        loop {
+            if let Some((number, how)) = self.ended()?.pop() {
+                return Err(ClusterError::Ended { number, how });
             }
+            let Err(state) = self.check_settled().await else {
+                return Ok(());
+            };
+            late(began, patience, state)?;
             sleep(POLL).await;
         }
     }

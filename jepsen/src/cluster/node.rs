@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -10,6 +11,8 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::Instant;
+
+use super::spaces;
 
 /// How often a process is looked at that is to end.
 const POLL: Duration = Duration::from_millis(20);
@@ -25,6 +28,9 @@ pub struct Place {
     pub kafka: u16,
     /// Where other nodes reach it, if that is not `peer`.
     pub advertised_peer: Option<u16>,
+    /// Where clients reach it, and where other nodes do.
+    pub host: Ipv4Addr,
+    pub peer_host: Ipv4Addr,
 }
 
 impl Place {
@@ -37,12 +43,24 @@ impl Place {
             http: first + 2,
             kafka: first + 3,
             advertised_peer: None,
+            host: Ipv4Addr::LOCALHOST,
+            peer_host: Ipv4Addr::LOCALHOST,
         }
     }
 
     /// Where other nodes reach it.
     pub fn reached_at(&self) -> String {
-        format!("127.0.0.1:{}", self.advertised_peer.unwrap_or(self.peer))
+        let port = self.advertised_peer.unwrap_or(self.peer);
+        format!("{}:{port}", self.peer_host)
+    }
+
+    /// Where clients of the native API go.
+    pub fn grpc_address(&self) -> SocketAddr {
+        (self.host, self.grpc).into()
+    }
+
+    pub fn kafka_address(&self) -> SocketAddr {
+        (self.host, self.kafka).into()
     }
 }
 
@@ -54,6 +72,8 @@ pub struct Node {
     config: PathBuf,
     data: PathBuf,
     log: PathBuf,
+    /// The network name space that it is started in, if not this program's.
+    space: Option<PathBuf>,
     process: Option<Child>,
     /// How often it was started.
     boots: u32,
@@ -81,6 +101,7 @@ impl Node {
             place,
             config,
             data,
+            space: None,
             process: None,
             boots: 0,
         })
@@ -94,6 +115,25 @@ impl Node {
     /// Another program runs the next time that it is started.
     pub fn runs(&mut self, binary: &Path) {
         binary.clone_into(&mut self.binary);
+    }
+
+    /// Whenever it is started from now on, it is in this network name space.
+    pub fn lives_in(&mut self, space: Option<PathBuf>) {
+        self.space = space;
+    }
+
+    /// Its program, to be given arguments.
+    fn program(&self) -> Command {
+        let Some(space) = &self.space else {
+            return Command::new(&self.binary);
+        };
+        // Becomes that program: the process is the same.
+        let mut command = Command::new("nsenter");
+        command
+            .arg(spaces::inside(space))
+            .arg("--")
+            .arg(&self.binary);
+        command
     }
 
     pub fn config(&self) -> &Path {
@@ -124,7 +164,8 @@ impl Node {
 
     pub fn spawn(&mut self, arguments: &[&str]) -> io::Result<()> {
         let log = File::options().create(true).append(true).open(&self.log)?;
-        let process = Command::new(&self.binary)
+        let process = self
+            .program()
             .args(["server", "--stop-with-stdin", "-c"])
             .arg(&self.config)
             .args(arguments)
@@ -236,20 +277,21 @@ impl Drop for Node {
 
 fn config_text(place: &Place, data: &Path, seeds: &[String], storage: &str) -> String {
     let seeds: Vec<String> = seeds.iter().map(|seed| format!("\"{seed}\"")).collect();
-    let advertise = place.advertised_peer.map_or(String::new(), |port| {
-        format!("[advertise]\npeer = \"127.0.0.1:{port}\"\n")
+    let advertise = place.advertised_peer.map_or(String::new(), |_| {
+        format!("[advertise]\npeer = \"{}\"\n", place.reached_at())
     });
     format!(
         "[node]\nid = {0}\nrack = \"rack-{0}\"\ndata_dir = \"{1}\"\n[cluster]\nseeds = [{2}]\n\
-         [listen]\ngrpc = \"127.0.0.1:{3}\"\npeer = \"127.0.0.1:{4}\"\nhttp = \"127.0.0.1:{5}\"\n\
-         kafka = \"127.0.0.1:{6}\"\n{advertise}[storage]\n{storage}\n",
+         [listen]\ngrpc = \"{3}\"\npeer = \"{4}:{5}\"\nhttp = \"127.0.0.1:{6}\"\n\
+         kafka = \"{7}\"\n{advertise}[storage]\n{storage}\n",
         place.number,
         data.display(),
         seeds.join(", "),
-        place.grpc,
+        place.grpc_address(),
+        place.peer_host,
         place.peer,
         place.http,
-        place.kafka,
+        place.kafka_address(),
     )
 }
 

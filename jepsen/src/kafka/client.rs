@@ -1,6 +1,7 @@
 //! Connections to all nodes, and who leads what.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -27,7 +28,7 @@ pub(super) const PAUSE: Duration = Duration::from_millis(40);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Node {
     pub number: u32,
-    pub port: u16,
+    pub address: SocketAddr,
 }
 
 /// How often each node, by its number less one, has been started. Counted up before a start, when
@@ -79,11 +80,11 @@ impl Client {
     async fn conn(&mut self, node: u32) -> Result<&mut Conn, Fault> {
         if !self.conns.contains_key(&node) {
             let place = self.nodes.iter().find(|place| place.number == node);
-            let port = place
+            let address = place
                 .ok_or_else(|| Fault::Not(format!("there is no node {node}")))?
-                .port;
+                .address;
             let before = self.life(node);
-            let mut conn = Conn::open(port, CONNECT).await?;
+            let mut conn = Conn::open(address, CONNECT).await?;
             conn.boot = before.filter(|before| self.life(node) == Some(*before));
             self.conns.insert(node, conn);
         }

@@ -1,5 +1,6 @@
 //! A connection to a node's Kafka port: one request after the other, each with an end to patience.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -67,8 +68,8 @@ pub struct Conn {
 }
 
 impl Conn {
-    pub async fn open(port: u16, patience: Duration) -> Result<Self, Fault> {
-        let connecting = TcpStream::connect(("127.0.0.1", port));
+    pub async fn open(address: SocketAddr, patience: Duration) -> Result<Self, Fault> {
+        let connecting = TcpStream::connect(address);
         let stream = match timeout(patience, connecting).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return Err(Fault::Not(format!("connecting: {error}"))),

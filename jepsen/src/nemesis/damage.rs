@@ -14,8 +14,7 @@ use super::schedule::Fault;
 const CHUNK: u64 = 4096;
 /// Places that are changed at once, at most.
 const PLACES: usize = 4;
-/// How often a place is looked for that holds something: files are laid out before they are filled,
-/// and what holds nothing cannot be damaged.
+/// How often a place is looked for where something can be done.
 const LOOKS: usize = 400;
 
 /// Does one kind of damage to files of the log in a data directory; what was done where. Nothing
@@ -24,9 +23,22 @@ pub(super) fn damage(dir: &Path, fault: Fault, rng: &mut SmallRng) -> io::Result
     let mut files = Vec::new();
     log_files(dir, &mut files)?;
     files.sort();
+    // Files are laid out before they are filled, and what holds nothing cannot be damaged.
+    let mut busy: Vec<(&Path, Vec<u64>)> = Vec::new();
+    for (path, len) in &files {
+        let chunks = busy_chunks(path, *len)?;
+        if !chunks.is_empty() {
+            busy.push((path, chunks));
+        }
+    }
     let mut done = Vec::new();
-    for _ in 0..rng.random_range(1..=PLACES) {
-        let Some((path, chunk)) = busy_chunk(&files, rng)? else {
+    let wanted = rng.random_range(1..=PLACES);
+    // A file of one chunk has no other that it could be a copy of.
+    for _ in 0..LOOKS {
+        let Some((path, chunks)) = busy.choose(rng).filter(|_| done.len() < wanted) else {
+            break;
+        };
+        let Some(chunk) = chunks.choose(rng).copied() else {
             break;
         };
         let name = path.strip_prefix(dir).unwrap_or(path).display();
@@ -80,22 +92,17 @@ fn read_chunk(file: &mut File, chunk: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Some chunk of some file that holds something, if one is found.
-fn busy_chunk<'a>(
-    files: &'a [(PathBuf, u64)],
-    rng: &mut SmallRng,
-) -> io::Result<Option<(&'a Path, u64)>> {
-    for _ in 0..LOOKS {
-        let Some((path, len)) = files.choose(rng) else {
-            break;
-        };
-        let chunk = rng.random_range(0..len.div_ceil(CHUNK));
-        let bytes = read_chunk(&mut open(path)?, chunk)?;
+/// The chunks of a file that hold something.
+fn busy_chunks(path: &Path, len: u64) -> io::Result<Vec<u64>> {
+    let mut file = open(path)?;
+    let mut busy = Vec::new();
+    for chunk in 0..len.div_ceil(CHUNK) {
+        let bytes = read_chunk(&mut file, chunk)?;
         if bytes.iter().any(|byte| *byte != 0) {
-            return Ok(Some((path, chunk)));
+            busy.push(chunk);
         }
     }
-    Ok(None)
+    Ok(busy)
 }
 
 fn flip(path: &Path, chunk: u64, rng: &mut SmallRng) -> io::Result<String> {
@@ -175,6 +182,29 @@ mod tests {
             let filled = found.get(..40_000).unwrap_or(&found);
             assert_ne!(filled, &whole[..40_000], "{fault}");
             assert_eq!(fs::read(dir.path().join("lock")).unwrap(), b"left alone");
+        }
+    }
+
+    #[test]
+    fn the_one_chunk_that_holds_something_is_found() {
+        for seed in 0..10 {
+            let dir = tempfile::tempdir().unwrap();
+            let wal = dir.path().join("wal");
+            fs::create_dir(&wal).unwrap();
+            for name in ["1.wal", "2.wal"] {
+                File::create(wal.join(name))
+                    .unwrap()
+                    .set_len(8 << 20)
+                    .unwrap();
+            }
+            fs::write(wal.join("3.wal"), b"all of it").unwrap();
+            let mut file = open(&wal.join("2.wal")).unwrap();
+            file.seek(SeekFrom::Start(1_500 * CHUNK)).unwrap();
+            file.write_all(b"something").unwrap();
+            let mut rng = SmallRng::seed_from_u64(seed);
+            let done = damage(dir.path(), Fault::StaleChunks, &mut rng).unwrap();
+            let what = "wal/2.wal: chunk 1500 is a copy of chunk ";
+            assert!(done[0].starts_with(what), "{seed}: {done:?}");
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use super::schedule::Fault;
-use crate::cluster::disk;
+use crate::cluster::{Medium, disk};
 
 /// A fault that cannot be had here, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,7 +16,10 @@ pub struct Skipped {
 /// What faults stand on.
 #[derive(Debug, Clone, Default)]
 pub struct Means {
-    /// Whether the kernel says which process a connection belongs to; links need it.
+    /// Whether nodes are on wires between name spaces.
+    pub wires: bool,
+    /// Whether the kernel says which process a connection belongs to; links that are no wires need
+    /// it.
     pub links: bool,
     /// How many nodes there are.
     pub nodes: usize,
@@ -28,7 +31,13 @@ pub struct Means {
 
 impl Means {
     /// Tries in the directory `dir` what has to be tried for these faults.
-    pub async fn probe(dir: &Path, nodes: usize, older: bool, faults: &[Fault]) -> Self {
+    pub async fn probe(
+        dir: &Path,
+        nodes: usize,
+        older: bool,
+        medium: &Medium,
+        faults: &[Fault],
+    ) -> Self {
         let wanted = faults.iter().any(|fault| fault.needs_disks());
         let no_disks = if wanted {
             disk::probe(dir).await.err()
@@ -36,6 +45,7 @@ impl Means {
             None
         };
         Self {
+            wires: matches!(medium, Medium::Spaces(_)),
             links: std::fs::read_to_string("/proc/net/tcp").is_ok(),
             nodes,
             older,
@@ -59,12 +69,16 @@ impl Means {
     fn lacks(&self, fault: Fault) -> Option<String> {
         let unless = |can: bool, why: &str| (!can).then(|| why.to_owned());
         match fault {
+            Fault::Delay | Fault::Loss if self.wires => {
+                let why = "wires neither lose nor delay anything; `--network ports` does";
+                unless(false, why)
+            }
             Fault::Isolate
             | Fault::CutOneWay
             | Fault::Partial
             | Fault::Delay
             | Fault::Loss
-            | Fault::Bandwidth => unless(self.links, "/proc/net/tcp cannot be read"),
+            | Fault::Bandwidth => unless(self.wires || self.links, "/proc/net/tcp cannot be read"),
             Fault::Membership => unless(self.nodes > 3, "there is no node to move to"),
             Fault::Upgrade => unless(self.older, "no older build was given"),
             Fault::DiskFull | Fault::StallDisk | Fault::FailedSync | Fault::PowerLoss => {

@@ -175,6 +175,8 @@ pub struct Scheduled {
     pub fault: Fault,
     /// Whom it strikes; in pairs, who does not hear whom.
     pub nodes: Vec<u32>,
+    /// Whether it begins only when everything is whole.
+    pub alone: bool,
     /// What else it draws.
     pub seed: u64,
 }
@@ -200,6 +202,8 @@ pub struct Plan {
     /// How long faults may begin.
     pub length: Duration,
     pub faults: Vec<Fault>,
+    /// Whether every fault comes alone, and strikes one node if it can.
+    pub calm: bool,
 }
 
 /// Before the first fault, so that there is something to lose.
@@ -220,7 +224,8 @@ pub fn schedule(plan: &Plan) -> Vec<Scheduled> {
             due.clone_from(&plan.faults);
         }
         let fault = due.swap_remove(rng.random_range(0..due.len()));
-        if fault.is_alone() {
+        let alone = plan.calm || fault.is_alone();
+        if alone {
             at = over.max(at);
         }
         let lasts = lasting(fault, &mut rng);
@@ -231,13 +236,14 @@ pub fn schedule(plan: &Plan) -> Vec<Scheduled> {
             nodes: if fault.damages() {
                 fragile.clone()
             } else {
-                victims(fault, &plan.nodes, &mut rng)
+                victims(fault, &plan.nodes, plan.calm, &mut rng)
             },
+            alone,
             seed: rng.random(),
         });
         over = over.max(at + lasts + rest(&mut rng));
         // A quarter of the time the next one comes while this one lasts.
-        at = if fault.is_alone() || rng.random_bool(0.75) {
+        at = if alone || rng.random_bool(0.75) {
             over
         } else {
             at + lasts.mul_f64(rng.random_range(0.1..0.9))
@@ -269,13 +275,13 @@ fn lasting(fault: Fault, rng: &mut SmallRng) -> Duration {
     Duration::from_millis(rng.random_range(millis))
 }
 
-/// Whom a fault strikes.
-fn victims(fault: Fault, nodes: &[u32], rng: &mut SmallRng) -> Vec<u32> {
+/// Whom a fault strikes; `one`: not more of them than it has to.
+fn victims(fault: Fault, nodes: &[u32], one: bool, rng: &mut SmallRng) -> Vec<u32> {
     let count = match fault {
-        Fault::Kill | Fault::Pause | Fault::StallDisk if rng.random_bool(0.2) => {
+        Fault::Kill | Fault::Pause | Fault::StallDisk if rng.random_bool(0.2) && !one => {
             nodes.len().div_ceil(2)
         }
-        Fault::Isolate if nodes.len() >= 5 && rng.random_bool(0.3) => 2,
+        Fault::Isolate if !one && nodes.len() >= 5 && rng.random_bool(0.3) => 2,
         Fault::Kill
         | Fault::Pause
         | Fault::Isolate
@@ -316,6 +322,7 @@ mod tests {
             nodes: vec![1, 2, 3],
             length: Duration::from_mins(5),
             faults: faults.to_vec(),
+            calm: false,
         }
     }
 
@@ -358,6 +365,20 @@ mod tests {
                 .collect();
             damaged.dedup();
             assert_eq!(damaged.len(), 1, "{seed}: {damaged:?}");
+        }
+    }
+
+    #[test]
+    fn in_a_calm_schedule_one_node_is_struck_after_the_other() {
+        for seed in 0..50 {
+            let all = schedule(&Plan {
+                calm: true,
+                ..plan(seed, &[Fault::Kill, Fault::Isolate])
+            });
+            assert!(all.len() > 20, "{seed}");
+            assert!(all.iter().all(|one| one.alone && one.nodes.len() == 1));
+            let apart = |pair: &[Scheduled]| pair[0].at + pair[0].lasts < pair[1].at;
+            assert!(all.windows(2).all(apart), "{seed}");
         }
     }
 

@@ -179,7 +179,7 @@ impl Nemesis {
     /// What it came to; nothing if it could not be done after all.
     async fn begin(&mut self, one: &Scheduled) -> Result<Option<String>, ClusterError> {
         let mut rng = SmallRng::seed_from_u64(one.seed);
-        if one.fault.is_alone() {
+        if one.alone {
             self.cluster.boot_all()?;
             self.cluster.await_settled(SETTLE).await?;
         }
@@ -197,7 +197,7 @@ impl Nemesis {
             | Fault::Partial
             | Fault::Delay
             | Fault::Loss
-            | Fault::Bandwidth => return Ok(Some(self.spoil_links(one, &mut rng))),
+            | Fault::Bandwidth => return self.spoil_links(one, &mut rng).map(Some),
             Fault::Transfer => return Ok(self.transfer().await),
             Fault::Membership => return Ok(self.move_replicas(one, &mut rng).await),
             Fault::RollingRestart => self.roll(&one.nodes).await?,
@@ -250,16 +250,15 @@ impl Nemesis {
             | Fault::Delay
             | Fault::Loss
             | Fault::Bandwidth => {
-                let reset = rng.random_bool(0.5);
-                for (from, to) in self.pairs(one) {
-                    self.cluster.links.change(from, to, |way| {
-                        let resets = way.resets + u32::from(reset);
-                        *way = Way {
-                            resets,
-                            ..Way::default()
-                        };
-                    });
-                }
+                let (reset, pairs) = (rng.random_bool(0.5), self.pairs(one));
+                let mended = self.cluster.network.change(&pairs, |way| {
+                    let resets = way.resets + u32::from(reset);
+                    *way = Way {
+                        resets,
+                        ..Way::default()
+                    };
+                });
+                mended.map_err(while_doing("mending links"))?;
             }
             Fault::Wipe => {
                 self.boot(&one.nodes, &["--replace"])?;
@@ -309,7 +308,7 @@ impl Nemesis {
                 )),
             }
             self.cluster.kill(&[*number])?;
-            self.cluster.links.is_gone(*number);
+            self.cluster.network.is_gone(*number);
             if let Some(disk) = self.cluster.disks.get(number) {
                 let mounting = disk.mount_again().await;
                 mounting.map_err(while_doing("mounting a disk"))?;
@@ -415,7 +414,7 @@ impl Nemesis {
         }
     }
 
-    fn spoil_links(&self, one: &Scheduled, rng: &mut SmallRng) -> String {
+    fn spoil_links(&mut self, one: &Scheduled, rng: &mut SmallRng) -> Result<String, ClusterError> {
         let way = match one.fault {
             Fault::Delay => Way {
                 delay: Duration::from_millis(rng.random_range(5..120)),
@@ -435,15 +434,15 @@ impl Nemesis {
                 ..Way::default()
             },
         };
-        for (from, to) in self.pairs(one) {
-            self.cluster.links.change(from, to, |now| {
-                *now = Way {
-                    resets: now.resets,
-                    ..way
-                };
-            });
-        }
-        match one.fault {
+        let pairs = self.pairs(one);
+        let spoiled = self.cluster.network.change(&pairs, |now| {
+            *now = Way {
+                resets: now.resets,
+                ..way
+            };
+        });
+        spoiled.map_err(while_doing("spoiling links"))?;
+        Ok(match one.fault {
             Fault::Delay => format!(
                 "{} ms and up to {} more",
                 way.delay.as_millis(),
@@ -452,7 +451,7 @@ impl Nemesis {
             Fault::Loss => format!("{:.1} % of pieces", way.loss * 100.0),
             Fault::Bandwidth => format!("{} bytes/s", way.rate.unwrap_or(0)),
             _ => String::new(),
-        }
+        })
     }
 
     /// A client of whoever answers, looked for as long as faults beside this one may last.
@@ -532,7 +531,7 @@ impl Nemesis {
                     }
                 }
             }
-            self.cluster.links.is_gone(*number);
+            self.cluster.network.is_gone(*number);
             self.cluster.boot(*number, &[])?;
             self.cluster.await_settled(SETTLE).await?;
         }
@@ -570,7 +569,8 @@ impl Nemesis {
     /// Ends whatever is going on: everybody runs and hears everybody.
     pub async fn heal(&mut self) -> Result<(), ClusterError> {
         self.late = false;
-        self.cluster.links.heal(true);
+        let healed = self.cluster.network.heal(true);
+        healed.map_err(while_doing("mending links"))?;
         let numbers = self.cluster.numbers();
         self.make_room(&numbers)?;
         self.signal(&numbers, false)?;

@@ -9,4 +9,4 @@ mod plot;
 mod summary;
 
 pub use page::page;
-pub use summary::{Fault, Leader, Second, Succession, Summary, figures, summarize};
+pub use summary::{Fault, Leader, Second, Succession, Summary, figures, percentile, summarize};

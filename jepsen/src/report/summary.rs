@@ -1,7 +1,7 @@
 //! A history boiled down: how many operations ended each second and how long they took, when
 //! faults lasted, and who led.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use serde::Serialize;
 
@@ -69,6 +69,8 @@ pub struct Summary {
     pub longest_stall_ms: u64,
     /// The same by the fault that lasted in it, in milliseconds.
     pub stalls: BTreeMap<String, u64>,
+    /// The same of the key for which it was longest.
+    pub key_stalls: BTreeMap<String, u64>,
     /// Leaders that were killed, and how long it took.
     pub successions: Vec<Succession>,
     /// How many operations said what went wrong, by what they said.
@@ -83,6 +85,7 @@ pub fn summarize(events: impl Iterator<Item = Event>) -> Summary {
     let mut summary = Summary::default();
     let mut begun: HashMap<u32, u64> = HashMap::new();
     let mut silence = Silence::default();
+    let mut by_key: BTreeMap<u32, Silence> = BTreeMap::new();
     let mut orphans = Orphans::default();
     for event in events {
         summary.end_ns = event.time;
@@ -90,11 +93,17 @@ pub fn summarize(events: impl Iterator<Item = Event>) -> Summary {
             What::Op(op) if op.stage == Stage::Invoke => {
                 begun.insert(op.process, event.time);
                 silence.begins(&op, event.time);
+                for key in written(&op) {
+                    by_key.entry(key).or_default().begins(&op, event.time);
+                }
             }
             What::Op(op) => {
                 let began = begun.remove(&op.process).unwrap_or(event.time);
                 if summary.final_ns.is_none() {
                     silence.ends(&op, event.time);
+                    for key in written(&op) {
+                        by_key.entry(key).or_default().ends(&op, event.time);
+                    }
                     orphans.acknowledged(&op, began, event.time, &mut summary.successions);
                 }
                 summary.ended(&op, began, event.time);
@@ -111,17 +120,29 @@ pub fn summarize(events: impl Iterator<Item = Event>) -> Summary {
     for second in &mut summary.seconds {
         second.settle();
     }
-    for (from, to) in silence.stalls {
-        let took = (to - from) / 1_000_000;
-        summary.longest_stall_ms = summary.longest_stall_ms.max(took);
-        for fault in &summary.faults {
-            if fault.from_ns <= to && from <= fault.to_ns {
-                let longest = summary.stalls.entry(fault.fault.clone()).or_default();
-                *longest = took.max(*longest);
-            }
+    let longest = silence.stalls.iter().map(|(from, to)| to - from).max();
+    summary.longest_stall_ms = longest.unwrap_or(0) / 1_000_000;
+    summary.stalls = by_fault(&silence.stalls, &summary.faults);
+    for silence in by_key.values() {
+        for (fault, took) in by_fault(&silence.stalls, &summary.faults) {
+            let longest = summary.key_stalls.entry(fault).or_default();
+            *longest = took.max(*longest);
         }
     }
     summary
+}
+
+/// The longest of these times by the fault that lasted in it, in milliseconds.
+fn by_fault(stalls: &[(u64, u64)], faults: &[Fault]) -> BTreeMap<String, u64> {
+    let mut longest: BTreeMap<String, u64> = BTreeMap::new();
+    for fault in faults {
+        let within = stalls.iter().copied();
+        let within = within.filter(|(from, to)| fault.from_ns <= *to && *from <= fault.to_ns);
+        let took = within.map(|(from, to)| (to - from) / 1_000_000).max();
+        let entry = longest.entry(fault.fault.clone()).or_default();
+        *entry = took.unwrap_or(0).max(*entry);
+    }
+    longest
 }
 
 /// What was measured of the cluster as a whole, for people.
@@ -130,7 +151,7 @@ pub fn figures(summary: &Summary) -> Vec<String> {
     took.sort_unstable();
     let mut lines = Vec::new();
     if let Some(longest) = took.last() {
-        let at = |percent: usize| took[(took.len() * percent / 100).min(took.len() - 1)];
+        let at = |percent| percentile(&took, percent);
         lines.push(format!(
             "leader killed to first acknowledged write, {} times: p50 {} ms, p99 {} ms, longest \
              {longest} ms",
@@ -143,12 +164,20 @@ pub fn figures(summary: &Summary) -> Vec<String> {
     lines.push(format!(
         "longest time without an acknowledgement: {longest} ms"
     ));
-    if let Some(longest) = summary.stalls.get("rolling-restart") {
+    let rolling = |stalls: &BTreeMap<String, u64>| stalls.get("rolling-restart").copied();
+    if let Some((all, one)) = rolling(&summary.stalls).zip(rolling(&summary.key_stalls)) {
         lines.push(format!(
-            "longest stall during a rolling restart: {longest} ms"
+            "longest stall during a rolling restart: {all} ms of everything, {one} ms of one key"
         ));
     }
     lines
+}
+
+/// Of sorted values the one that so many percent of them lie below; zero of none.
+pub fn percentile(sorted: &[u64], percent: usize) -> u64 {
+    let place = sorted.len() * percent / 100;
+    let last = sorted.len().saturating_sub(1);
+    sorted.get(place.min(last)).copied().unwrap_or(0)
 }
 
 /// The times in which somebody tries to write, and nothing is acknowledged.
@@ -158,6 +187,8 @@ struct Silence {
     trying: HashSet<u32>,
     /// Since when, or since the last acknowledgement.
     since: u64,
+    /// Whether somebody has given up since then.
+    in_vain: bool,
     /// From when to when.
     stalls: Vec<(u64, u64)>,
 }
@@ -165,7 +196,7 @@ struct Silence {
 impl Silence {
     fn begins(&mut self, op: &Op, time: u64) {
         if is_write(op) {
-            if self.trying.is_empty() {
+            if self.trying.is_empty() && !self.in_vain {
                 self.since = time;
             }
             self.trying.insert(op.process);
@@ -173,9 +204,14 @@ impl Silence {
     }
 
     fn ends(&mut self, op: &Op, time: u64) {
-        if self.trying.remove(&op.process) && op.stage == Stage::Ok {
+        if !self.trying.remove(&op.process) {
+            return;
+        }
+        self.in_vain |= op.stage != Stage::Ok;
+        if op.stage == Stage::Ok {
             self.stalls.push((self.since, time));
             self.since = time;
+            self.in_vain = false;
         }
     }
 }
@@ -183,6 +219,8 @@ impl Silence {
 /// Keys whose leader was killed and that have acknowledged nothing since.
 #[derive(Debug, Default)]
 struct Orphans {
+    /// How many faults last.
+    lasting: usize,
     /// Who leads, by what was said last.
     leaders: BTreeMap<u32, u32>,
     /// Who led, and when it was dead.
@@ -195,14 +233,19 @@ impl Orphans {
             Note::Leader { key, node, .. } => {
                 self.leaders.insert(key.0, *node);
             }
-            // Of several nodes a majority may be gone, which nobody can succeed.
-            Note::FaultBegin { fault, nodes } if fault == "kill" && nodes.len() == 1 => {
-                for (key, leader) in self.leaders.iter().filter(|one| nodes.contains(one.1)) {
-                    self.since.entry(*key).or_insert((*leader, time));
+            Note::FaultBegin { fault, nodes } => {
+                // Of several nodes a majority may be gone, which nobody can succeed; and who waits
+                // for something else than a successor says nothing about successions.
+                if fault == "kill" && nodes.len() == 1 && self.lasting == 0 {
+                    for (key, leader) in self.leaders.iter().filter(|one| nodes.contains(one.1)) {
+                        self.since.entry(*key).or_insert((*leader, time));
+                    }
+                } else {
+                    self.since.clear();
                 }
+                self.lasting += 1;
             }
-            // Who waits for something else than a successor says nothing about successions.
-            Note::FaultBegin { .. } => self.since.clear(),
+            Note::FaultEnd { .. } => self.lasting = self.lasting.saturating_sub(1),
             _ => {}
         }
     }
@@ -233,6 +276,15 @@ fn is_write(op: &Op) -> bool {
     op.mops
         .iter()
         .any(|mop| matches!(mop, crate::history::Mop::Send { .. }))
+}
+
+/// The keys that an operation writes to.
+fn written(op: &Op) -> BTreeSet<u32> {
+    let keys = op.mops.iter().filter_map(|mop| match mop {
+        crate::history::Mop::Send { key, .. } => Some(key.0),
+        crate::history::Mop::Poll(_) => None,
+    });
+    keys.collect()
 }
 
 impl Summary {
@@ -339,11 +391,7 @@ fn name_of(f: Function) -> &'static str {
 impl Second {
     fn settle(&mut self) {
         self.latencies.sort_unstable();
-        let at = |percent: usize| {
-            let place = self.latencies.len() * percent / 100;
-            let last = self.latencies.len().saturating_sub(1);
-            self.latencies.get(place.min(last)).copied().unwrap_or(0)
-        };
+        let at = |percent| percentile(&self.latencies, percent);
         (self.latency_p50_us, self.latency_p99_us) = (at(50), at(99));
         self.latency_max_us = self.latencies.last().copied().unwrap_or(0);
     }
@@ -399,6 +447,7 @@ mod tests {
         let summary = summarize(events.into_iter());
         assert_eq!(summary.longest_stall_ms, 2_020);
         assert_eq!(summary.stalls["kill"], 2_020);
+        assert_eq!(summary.key_stalls["kill"], 2_020);
         assert_eq!(figures(&summary).len(), 1);
         assert_eq!(summary.seconds.len(), 10);
         let second = &summary.seconds[2];
@@ -427,10 +476,23 @@ mod tests {
             };
             event(time_ms, What::Note(note))
         };
+        let back = |node, time_ms| {
+            let note = Note::FaultEnd {
+                fault: "kill".to_owned(),
+                nodes: vec![node],
+            };
+            event(time_ms, What::Note(note))
+        };
         let events = vec![
             leader(2, 10),
             // Somebody else is killed: nobody has to succeed.
             kill(3, 50),
+            // While another node is gone nobody can.
+            kill(2, 60),
+            send(Stage::Invoke, 70),
+            send(Stage::Ok, 75),
+            back(2, 80),
+            back(3, 85),
             send(Stage::Invoke, 90),
             kill(2, 100),
             // Sent before, so perhaps acknowledged before, and told late.

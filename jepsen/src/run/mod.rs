@@ -6,6 +6,7 @@ mod finish;
 mod replicas;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use trilog_client::proto::CreateTopicRequest;
 use trilog_client::{Client, ClientConfig};
 
 use crate::check::{Checker, Validity, Verdict};
-use crate::cluster::{Cluster, disk};
+use crate::cluster::{Cluster, Medium, disk};
 use crate::history::json::Reader;
 use crate::history::{Header, json};
 use crate::nemesis::{Done, Fault, Means, Nemesis, Plan, Scheduled, Skipped, schedule};
@@ -48,17 +49,23 @@ pub struct Options {
     pub dir: PathBuf,
     pub seed: u64,
     pub nodes: u32,
+    /// How nodes reach one another.
+    pub medium: Medium,
     /// How long clients work.
     pub length: Duration,
     pub operations: u64,
     pub workers: u32,
     /// A Python that has `confluent_kafka`, for stock clients among the workers.
     pub python: Option<PathBuf>,
+    /// A kcat, for another kind of stock clients.
+    pub kcat: Option<PathBuf>,
     pub keys: u32,
     /// What a worker rests after an operation at most.
     pub pace: Duration,
     /// The kinds of faults to draw from.
     pub faults: Vec<Fault>,
+    /// Whether every fault comes alone and strikes one node if it can, when everything is whole.
+    pub calm: bool,
 }
 
 /// What a run came to.
@@ -73,6 +80,45 @@ pub struct Outcome {
     pub skipped: Vec<Skipped>,
     pub schedule: Vec<Scheduled>,
     pub history: PathBuf,
+    pub phases: Phases,
+}
+
+/// How long the parts of a run took, in their order.
+#[derive(Debug, Clone)]
+pub struct Phases {
+    since: Instant,
+    took: Vec<(&'static str, Duration)>,
+}
+
+impl Phases {
+    fn begin() -> Self {
+        Self {
+            since: Instant::now(),
+            took: Vec::new(),
+        }
+    }
+
+    /// What was done since the one before was over.
+    fn over(&mut self, what: &'static str) {
+        let now = Instant::now();
+        self.took.push((what, now - self.since));
+        self.since = now;
+    }
+
+    pub fn total(&self) -> Duration {
+        self.took.iter().map(|(_, took)| *took).sum()
+    }
+}
+
+impl fmt::Display for Phases {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.1} s", self.total().as_secs_f64())?;
+        for (nth, (what, took)) in self.took.iter().enumerate() {
+            let before = if nth == 0 { ":" } else { "," };
+            write!(f, "{before} {what} {:.1}", took.as_secs_f64())?;
+        }
+        Ok(())
+    }
 }
 
 impl Outcome {
@@ -96,17 +142,14 @@ pub async fn run(options: &Options, say: &mut dyn FnMut(&str)) -> anyhow::Result
 }
 
 async fn run_for(options: &Options, say: &mut dyn FnMut(&str)) -> anyhow::Result<Outcome> {
-    let nodes = options.dir.join("nodes");
-    if nodes.is_dir() {
-        disk::clear(&nodes).context("unmounting what an earlier run left")?;
-        std::fs::remove_dir_all(&nodes).context("removing what an earlier run left")?;
-    }
-    std::fs::create_dir_all(&nodes).with_context(|| format!("cannot make {}", nodes.display()))?;
+    let mut phases = Phases::begin();
+    let nodes = empty_dir(options.dir.join("nodes"))?;
     let count = usize::try_from(options.nodes).unwrap_or(0);
     let means = Means::probe(
         &options.dir,
         count,
         options.older.is_some(),
+        &options.medium,
         &options.faults,
     )
     .await;
@@ -117,20 +160,22 @@ async fn run_for(options: &Options, say: &mut dyn FnMut(&str)) -> anyhow::Result
         nodes: (1..=options.nodes).collect(),
         length: options.length,
         faults,
+        calm: options.calm,
     });
     announce(options, &scheduled, &skipped, say);
 
     let first = options.older.as_ref().unwrap_or(&options.trilog);
-    let (count, seed) = (options.nodes, options.seed);
-    let mut cluster = Cluster::prepare(first, &nodes, count, seed, own_disks).await?;
+    let (count, seed, medium) = (options.nodes, options.seed, &options.medium);
+    let mut cluster = Cluster::prepare(first, &nodes, count, seed, medium, own_disks).await?;
     cluster.newer = options.older.is_some().then(|| options.trilog.clone());
     cluster.boot_all()?;
-    if let Err(error) = cluster.await_settled(START).await {
+    if let Err(error) = cluster.await_start(START).await {
         bail!("{error}\n{}", cluster.last_words());
     }
     create_topic(&cluster, options).await?;
     cluster.await_settled(START).await?;
 
+    phases.over("start");
     let history = options.dir.join("history.jsonl");
     let recorder = Recorder::create(&history, &header(options))
         .with_context(|| format!("cannot write {}", history.display()))?;
@@ -143,28 +188,48 @@ async fn run_for(options: &Options, say: &mut dyn FnMut(&str)) -> anyhow::Result
     pulse.spawn(feel_pulse(Arc::clone(&worst)));
     let workers = trouble(&mut nemesis, &stage, &scheduled, options).await?;
     drop(pulse);
+    phases.over("work");
+    // Before everybody has to write and to read everything, by which nobody would be idle.
+    let idle = stage.idle(&kinds(options));
     say("healed; everything is read back");
-    let finish = finish::finish(nemesis, &stage, workers, options).await?;
+    let finish = finish::finish(nemesis, &stage, workers, options, &mut phases).await?;
     stage.recorder.flush().context("cannot write the history")?;
+    let verdict = judge(&history)?;
+    phases.over("judge");
     let mut gaps = finish.gaps;
-    gaps.extend(stage.idle(&kinds(options)));
+    gaps.extend(idle);
     gaps.extend(never_done(&scheduled, &finish.done));
     gaps.extend(stood_still(&worst));
     Ok(Outcome {
-        verdict: judge(&history)?,
+        verdict,
         failures: finish.failures,
         gaps,
         done: finish.done,
         skipped,
         schedule: scheduled,
         history,
+        phases,
     })
+}
+
+/// A directory for nodes, without what an earlier run has left in it.
+fn empty_dir(nodes: PathBuf) -> anyhow::Result<PathBuf> {
+    if nodes.is_dir() {
+        disk::clear(&nodes).context("unmounting what an earlier run left")?;
+        std::fs::remove_dir_all(&nodes).context("removing what an earlier run left")?;
+    }
+    std::fs::create_dir_all(&nodes).with_context(|| format!("cannot make {}", nodes.display()))?;
+    Ok(nodes)
 }
 
 /// The kind of client that each worker is.
 fn kinds(options: &Options) -> Vec<Kind> {
     let workers = usize::try_from(options.workers).unwrap_or(0);
-    let there = |kind: &Kind| *kind != Kind::Stock || options.python.is_some();
+    let there = |kind: &Kind| match kind {
+        Kind::Stock => options.python.is_some(),
+        Kind::Kcat => options.kcat.is_some(),
+        Kind::Transactional | Kind::Idempotent | Kind::Near | Kind::Native => true,
+    };
     let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(there).collect();
     kinds.into_iter().cycle().take(workers).collect()
 }
@@ -196,6 +261,7 @@ fn announce(
         options.keys,
         options.length.as_secs()
     ));
+    say(&format!("network: {}", options.medium.about()));
     for one in skipped {
         say(&format!("SKIPPED {}: {}", one.fault, one.why));
     }
@@ -221,6 +287,7 @@ fn load(options: &Options) -> Load {
     Load {
         keys: options.keys,
         python: options.python.clone(),
+        kcat: options.kcat.clone(),
         operations: options.operations,
         pace: options.pace,
         patience: Duration::from_secs(6),
@@ -349,6 +416,7 @@ mod tests {
             lasts: Duration::ZERO,
             fault,
             nodes: vec![1],
+            alone: false,
             seed: 0,
         };
         let done = |fault| Done {

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::Stage;
 use super::kafka_hand::KafkaHand;
+use super::kcat_hand::KcatHand;
 use super::native_hand::NativeHand;
 use super::stock_hand::StockHand;
 use crate::history::{Key, Mop, Record};
@@ -25,15 +26,18 @@ pub enum Kind {
     Native,
     /// librdkafka by its Python binding, an idempotent producer; only where there is one.
     Stock,
+    /// kcat, a process for each thing that it does; only where there is one.
+    Kcat,
 }
 
 impl Kind {
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Transactional,
         Self::Idempotent,
         Self::Near,
         Self::Native,
         Self::Stock,
+        Self::Kcat,
     ];
 
     /// Its place among all.
@@ -44,6 +48,7 @@ impl Kind {
             Self::Near => 2,
             Self::Native => 3,
             Self::Stock => 4,
+            Self::Kcat => 5,
         }
     }
 
@@ -54,11 +59,12 @@ impl Kind {
             Self::Near => "kafka-near",
             Self::Native => "native",
             Self::Stock => "kafka-stock",
+            Self::Kcat => "kcat",
         }
     }
 
     pub fn can_subscribe(self) -> bool {
-        !matches!(self, Self::Native | Self::Stock)
+        !matches!(self, Self::Native | Self::Stock | Self::Kcat)
     }
 }
 
@@ -81,11 +87,31 @@ pub(super) struct Outcome {
     pub fault: Option<Fault>,
 }
 
+/// Where a client is in the keys that it reads: the next offset of each.
+pub(super) type Positions = BTreeMap<Key, u64>;
+
+/// Has these keys read from now on; those that were go on where they were, unless it seeks.
+pub(super) fn place(positions: &mut Positions, keys: &[Key], seek_to_beginning: bool) {
+    let before = std::mem::take(positions);
+    let at = |key: &Key| match before.get(key) {
+        Some(offset) if !seek_to_beginning => *offset,
+        _ => 0,
+    };
+    *positions = keys.iter().map(|key| (*key, at(key))).collect();
+}
+
+/// Whether there is something yet to be read before these ends.
+fn is_behind(positions: &Positions, ends: &BTreeMap<Key, u64>) -> bool {
+    let at = |key: &Key| positions.get(key).copied().unwrap_or(0);
+    ends.iter().any(|(key, end)| at(key) < *end)
+}
+
 #[derive(Debug)]
 pub(super) enum Hand {
     Kafka(Box<KafkaHand>),
     Native(Box<NativeHand>),
     Stock(Box<StockHand>),
+    Kcat(Box<KcatHand>),
 }
 
 impl Hand {
@@ -93,6 +119,7 @@ impl Hand {
         match kind {
             Kind::Native => Self::Native(Box::new(NativeHand::new(stage))),
             Kind::Stock => Self::Stock(Box::new(StockHand::new(stage))),
+            Kind::Kcat => Self::Kcat(Box::new(KcatHand::new(stage))),
             _ => Self::Kafka(Box::new(KafkaHand::new(kind, name, nth, stage))),
         }
     }
@@ -102,6 +129,7 @@ impl Hand {
             Self::Kafka(hand) => hand.send(key, value).await,
             Self::Native(hand) => hand.send(key, value).await,
             Self::Stock(hand) => hand.send(key, value).await,
+            Self::Kcat(hand) => hand.send(key, value).await,
         }
     }
 
@@ -110,7 +138,7 @@ impl Hand {
     pub(super) async fn transact(&mut self, mops: &[Mop], abort: bool) -> Outcome {
         match self {
             Self::Kafka(hand) => hand.transact(mops, abort).await,
-            Self::Native(_) | Self::Stock(_) => Outcome {
+            Self::Native(_) | Self::Stock(_) | Self::Kcat(_) => Outcome {
                 mops: mops.to_vec(),
                 fault: Some(Fault::Not("this client has no transactions".to_owned())),
                 ..Outcome::default()
@@ -123,6 +151,7 @@ impl Hand {
             Self::Kafka(hand) => hand.poll().await,
             Self::Native(hand) => hand.poll().await,
             Self::Stock(hand) => hand.poll().await,
+            Self::Kcat(hand) => hand.poll().await,
         }
     }
 
@@ -132,6 +161,7 @@ impl Hand {
             Self::Kafka(hand) => hand.assign(keys, seek_to_beginning).await,
             Self::Native(hand) => hand.assign(keys, seek_to_beginning),
             Self::Stock(hand) => hand.assign(keys, seek_to_beginning),
+            Self::Kcat(hand) => hand.assign(keys, seek_to_beginning),
         }
     }
 
@@ -148,28 +178,23 @@ impl Hand {
         ends: &BTreeMap<Key, u64>,
         deadline: Instant,
     ) -> Result<Option<Polled>, Fault> {
-        match self {
-            Self::Kafka(hand) => {
-                if hand.is_behind(ends) {
-                    return hand.poll().await.map(Some);
-                }
-                Ok(None)
-            }
-            Self::Native(hand) => hand.next_of_all(deadline).await,
-            Self::Stock(hand) => {
-                if hand.is_behind(ends) {
-                    return hand.poll().await.map(Some);
-                }
-                Ok(None)
-            }
+        let behind = match self {
+            Self::Native(hand) => return hand.next_of_all(deadline).await,
+            Self::Kafka(hand) => is_behind(&hand.positions, ends),
+            Self::Stock(hand) => is_behind(&hand.positions, ends),
+            Self::Kcat(hand) => is_behind(&hand.positions, ends),
+        };
+        if behind {
+            return self.poll().await.map(Some);
         }
+        Ok(None)
     }
 
     /// What nodes said of high watermarks meanwhile.
     pub(super) fn take_seen(&mut self) -> Vec<crate::kafka::Seen> {
         match self {
             Self::Kafka(hand) => std::mem::take(&mut hand.client.seen),
-            Self::Native(_) | Self::Stock(_) => Vec::new(),
+            Self::Native(_) | Self::Stock(_) | Self::Kcat(_) => Vec::new(),
         }
     }
 }

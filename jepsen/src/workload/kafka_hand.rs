@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::hand::{Kind, Outcome, Polled};
+use super::hand::{self, Kind, Outcome, Polled, Positions};
 use super::{GROUP, Stage};
 use crate::history::{Key, Mop};
 use crate::kafka::{Client, Fault, Identity, Member};
@@ -26,7 +26,7 @@ pub(super) struct KafkaHand {
     /// The rack it reads in, if it does not read from leaders.
     rack: Option<String>,
     identity: Option<Identity>,
-    positions: BTreeMap<Key, u64>,
+    pub(super) positions: Positions,
     preferred: BTreeMap<Key, u32>,
     member: Option<Member>,
     beaten: Option<Instant>,
@@ -52,7 +52,7 @@ impl KafkaHand {
             id: (kind == Kind::Transactional).then(|| name.to_owned()),
             rack: (kind == Kind::Near).then_some(rack),
             identity: None,
-            positions: BTreeMap::new(),
+            positions: Positions::new(),
             preferred: BTreeMap::new(),
             member: None,
             beaten: None,
@@ -303,19 +303,12 @@ impl KafkaHand {
     }
 
     pub(super) async fn assign(&mut self, keys: &[Key], seek_to_beginning: bool) {
-        let before = match self.member.take() {
-            Some(member) => {
-                let deadline = self.deadline();
-                self.client.leave(&member, deadline).await;
-                BTreeMap::new()
-            }
-            None => std::mem::take(&mut self.positions),
-        };
-        let place = |key: &Key| match before.get(key) {
-            Some(offset) if !seek_to_beginning => *offset,
-            _ => 0,
-        };
-        self.positions = keys.iter().map(|key| (*key, place(key))).collect();
+        if let Some(member) = self.member.take() {
+            let deadline = self.deadline();
+            self.client.leave(&member, deadline).await;
+            self.positions.clear();
+        }
+        hand::place(&mut self.positions, keys, seek_to_beginning);
     }
 
     pub(super) fn subscribe(&mut self) {
@@ -325,12 +318,6 @@ impl KafkaHand {
             self.positions.clear();
             self.beaten = None;
         }
-    }
-
-    /// Whether it has yet to read something before these ends.
-    pub(super) fn is_behind(&self, ends: &BTreeMap<Key, u64>) -> bool {
-        let at = |key: &Key| self.positions.get(key).copied().unwrap_or(0);
-        ends.iter().any(|(key, end)| at(key) < *end)
     }
 }
 

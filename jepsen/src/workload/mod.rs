@@ -2,7 +2,7 @@
 //! seed says, one operation at a time.
 //!
 //! ```text
-//! worker ──> hand ──> kafka, native, stock      what is done │ by which client
+//! worker ──> hand ──> kafka, native, stock, kcat      what is done │ by which client
 //!    └─────> recorder                           what is written down of it
 //! ```
 //!
@@ -13,6 +13,7 @@
 mod auditor;
 mod hand;
 mod kafka_hand;
+mod kcat_hand;
 mod native_hand;
 mod recorder;
 mod stock_hand;
@@ -48,6 +49,8 @@ pub struct Stage {
     pub lives: Lives,
     /// A Python that has `confluent_kafka`, if stock clients are to work, too.
     pub python: Option<PathBuf>,
+    /// A kcat, if it is to be among the clients.
+    pub kcat: Option<PathBuf>,
     /// When an open transaction is aborted that nobody ends.
     pub txn_timeout: Duration,
     /// How long a client tries one thing.
@@ -67,6 +70,7 @@ pub struct Stage {
 pub struct Load {
     pub keys: u32,
     pub python: Option<PathBuf>,
+    pub kcat: Option<PathBuf>,
     pub operations: u64,
     pub pace: Duration,
     pub patience: Duration,
@@ -88,6 +92,7 @@ impl Stage {
             seeds,
             lives,
             python: load.python.clone(),
+            kcat: load.kcat.clone(),
             txn_timeout: load.txn_timeout,
             patience: load.patience,
             pace: load.pace,
@@ -152,6 +157,13 @@ impl Stage {
             .budget
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
         taken.is_ok()
+    }
+
+    /// Kafka ports as stock clients are told them.
+    fn servers(&self) -> String {
+        let nodes = self.nodes.iter();
+        let servers: Vec<String> = nodes.map(|node| node.address.to_string()).collect();
+        servers.join(",")
     }
 
     pub fn all_keys(&self) -> Vec<Key> {

@@ -12,7 +12,7 @@ use trilog_client::{
     Record as Outgoing, StartAt,
 };
 
-use super::hand::Polled;
+use super::hand::{self, Polled, Positions};
 use super::{Stage, TOPIC};
 use crate::history::{Key, Record};
 use crate::kafka::{Fault, payload, value_of};
@@ -27,7 +27,7 @@ const GRACE: Duration = Duration::from_secs(20);
 pub(super) struct NativeHand {
     stage: Arc<Stage>,
     client: Option<(Client, Producer)>,
-    positions: BTreeMap<Key, u64>,
+    positions: Positions,
     /// The stream that is open, and whether it ends where the log does.
     stream: Option<(SelectAll<Consumer>, bool)>,
 }
@@ -53,7 +53,7 @@ impl NativeHand {
         Self {
             stage: Arc::clone(stage),
             client: None,
-            positions: BTreeMap::new(),
+            positions: Positions::new(),
             stream: None,
         }
     }
@@ -99,12 +99,7 @@ impl NativeHand {
     }
 
     pub(super) fn assign(&mut self, keys: &[Key], seek_to_beginning: bool) {
-        let before = std::mem::take(&mut self.positions);
-        let place = |key: &Key| match before.get(key) {
-            Some(offset) if !seek_to_beginning => *offset,
-            _ => 0,
-        };
-        self.positions = keys.iter().map(|key| (*key, place(key))).collect();
+        hand::place(&mut self.positions, keys, seek_to_beginning);
         self.stream = None;
     }
 

@@ -11,7 +11,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::timeout;
 
-use super::hand::Polled;
+use super::hand::{self, Polled, Positions};
 use super::{Stage, TOPIC};
 use crate::history::{Key, Record};
 use crate::kafka::{Fault, payload, value_of};
@@ -28,7 +28,7 @@ const GRACE: Duration = Duration::from_secs(15);
 pub(super) struct StockHand {
     stage: Arc<Stage>,
     running: Option<Running>,
-    positions: BTreeMap<Key, u64>,
+    pub(super) positions: Positions,
     /// Whether the client knows what it is to read.
     assigned: bool,
 }
@@ -81,7 +81,7 @@ impl StockHand {
         Self {
             stage: Arc::clone(stage),
             running: None,
-            positions: BTreeMap::new(),
+            positions: Positions::new(),
             assigned: false,
         }
     }
@@ -89,10 +89,8 @@ impl StockHand {
     fn start(&self) -> std::io::Result<Running> {
         let python = self.stage.python.as_deref();
         let python = python.ok_or_else(|| std::io::Error::other("no Python was given"))?;
-        let nodes = self.stage.nodes.iter();
-        let servers: Vec<String> = nodes.map(|n| format!("127.0.0.1:{}", n.port)).collect();
         let mut process = Command::new(python)
-            .args(["-c", PROGRAM, &servers.join(","), TOPIC])
+            .args(["-c", PROGRAM, &self.stage.servers(), TOPIC])
             .arg(self.stage.patience.as_secs().to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -145,12 +143,7 @@ impl StockHand {
     }
 
     pub(super) fn assign(&mut self, keys: &[Key], seek_to_beginning: bool) {
-        let before = std::mem::take(&mut self.positions);
-        let place = |key: &Key| match before.get(key) {
-            Some(offset) if !seek_to_beginning => *offset,
-            _ => 0,
-        };
-        self.positions = keys.iter().map(|key| (*key, place(key))).collect();
+        hand::place(&mut self.positions, keys, seek_to_beginning);
         self.assigned = false;
     }
 
@@ -186,12 +179,6 @@ impl StockHand {
             runs: runs.into_iter().collect(),
             ..Polled::default()
         })
-    }
-
-    /// Whether it has yet to read something before these ends.
-    pub(super) fn is_behind(&self, ends: &BTreeMap<Key, u64>) -> bool {
-        let at = |key: &Key| self.positions.get(key).copied().unwrap_or(0);
-        ends.iter().any(|(key, end)| at(key) < *end)
     }
 }
 
