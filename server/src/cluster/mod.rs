@@ -22,6 +22,7 @@ mod recovery;
 mod timekeeper;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 use trilog_model::{GroupId, NodeId, Term};
@@ -245,6 +246,12 @@ impl Cluster {
     #[must_use]
     pub fn is_alive(&self, node: NodeId) -> bool {
         node == self.inner.parts.node || self.inner.parts.liveness.is_alive(node)
+    }
+
+    /// Whether a node was alive in so much of the time that this one has run; always true of this one.
+    #[must_use]
+    pub fn was_alive_within(&self, node: NodeId, time: Duration) -> bool {
+        self.is_alive(node) || self.inner.parts.liveness.heard_within(node, time)
     }
 
     /// Who leads a group, as far as this node knows.

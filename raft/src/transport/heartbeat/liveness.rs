@@ -54,7 +54,10 @@ pub enum NodeLife {
 
 #[derive(Debug, Default)]
 struct Life {
+    /// Ticks since it was heard, or since it is looked for.
     silent_ticks: u32,
+    /// Whether it ever was.
+    was_heard: bool,
     /// When the process that it is now was heard first.
     since: RunTime,
     /// Its stream of pulses ended, as it does with its process; nothing was heard of it since.
@@ -95,11 +98,19 @@ impl Lives {
         })
     }
 
+    /// Whether a node was heard in the last so many ticks, whatever is thought of it now.
+    pub(super) fn heard_within(&self, node: NodeId, ticks: u32) -> bool {
+        let lives = self.lives.lock();
+        let life = lives.get(&node);
+        life.is_some_and(|life| life.was_heard && life.silent_ticks <= ticks)
+    }
+
     /// A pulse of a node arrived. True if an earlier process of that node was known.
     pub(super) fn heard(&self, node: NodeId, boot: u64) -> bool {
         let mut lives = self.lives.lock();
         let life = lives.entry(node).or_default();
         life.silent_ticks = 0;
+        life.was_heard = true;
         life.cut_off = false;
         let now = NodeLife::Alive { boot };
         let before = *life.shown.borrow();

@@ -219,6 +219,13 @@ impl HeartbeatHub {
         self.hub.lives.hears(node)
     }
 
+    /// Whether a node was heard in so much of this process's time, be it dead by now.
+    pub fn heard_within(&self, node: NodeId, time: Duration) -> bool {
+        let ticks = time.as_nanos() / self.hub.config.run_tick().as_nanos().max(1);
+        let ticks = u32::try_from(ticks).unwrap_or(u32::MAX);
+        self.hub.lives.heard_within(node, ticks)
+    }
+
     /// Counts the time that this process has run.
     pub(crate) fn run_clock(&self) -> RunClock {
         self.hub.lives.clock().clone()

@@ -160,6 +160,27 @@ async fn a_silent_node_is_dead_within_the_timeout_and_alive_again_when_heard() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn it_is_remembered_when_a_dead_node_was_heard_last() {
+    let (net, a, _b, _c) = trio(6).await;
+    let timeout = HeartbeatConfig::default().timeout;
+    net.cut(B, A);
+    dead(&a, B).await;
+    assert!(a.hub.heard_within(B, 2 * timeout));
+    assert!(!a.hub.heard_within(B, timeout / 2));
+    tokio::time::sleep(3 * timeout).await;
+    assert!(!a.hub.heard_within(B, 2 * timeout));
+    assert!(a.hub.heard_within(B, 6 * timeout));
+    assert!(a.hub.heard_within(C, timeout));
+    // Who is only looked for was never heard.
+    let nobody = NodeId(77);
+    let mut life = a.hub.node_alive(nobody);
+    assert!(!a.hub.heard_within(nobody, 6 * timeout));
+    let missed = life.wait_for(|life| *life == NodeLife::Dead);
+    tokio::time::timeout(WAIT, missed).await.unwrap().unwrap();
+    assert!(!a.hub.heard_within(nobody, 6 * timeout));
+}
+
+#[tokio::test(start_paused = true)]
 async fn clocks_are_compared_within_the_time_an_answer_takes() {
     let (_net, a, _b, _c) = trio(5).await;
     until("an answer", || a.hub.clock_offset(C).is_some()).await;

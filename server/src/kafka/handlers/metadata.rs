@@ -2,6 +2,7 @@
 //! not there makes it, where the cluster allows that.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use trilog_model::NodeId;
 use trilog_raft::controller::commands::{Command, CreateTopic, Purpose, TopicKind};
@@ -195,12 +196,18 @@ pub(super) struct Broker {
     pub(super) rack: Option<String>,
 }
 
-/// The nodes that are alive and have a Kafka address; this one in any case.
+/// How long a node that is not heard is still told of, as by a broker (`broker.session.timeout.ms`):
+/// what it led moves at once, but clients give up all they have of a broker that is not told of, and
+/// librdkafka (2.16) may wait for ever for one that comes back meanwhile.
+const TOLD_FOR: Duration = Duration::from_secs(9);
+
+/// The nodes that are alive, or were a moment ago, and have a Kafka address; this one in any case.
 pub(super) fn live_brokers(session: &Session) -> Vec<Broker> {
     let cluster = &session.kafka.inner.cluster;
     let map = cluster.map();
-    let alive = map.nodes().filter(|node| cluster.is_alive(node.id));
-    let brokers = alive.filter_map(|node| {
+    let told = map.nodes();
+    let told = told.filter(|node| cluster.was_alive_within(node.id, TOLD_FOR));
+    let brokers = told.filter_map(|node| {
         let (host, port) = address(session, &map, node.id)?;
         Some(Broker {
             node: node.id,
