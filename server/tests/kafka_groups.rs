@@ -586,13 +586,21 @@ async fn offsets_that_cannot_be_told_now_are_asked_for_again() {
     const NOT_COORDINATOR: i16 = 16;
     const UNSTABLE: i16 = 88;
     let nodes = Nodes::start(3).await;
-    let mut conn = KafkaConn::open(nodes.kafka_port(0)).await;
-    let (node, ..) = locate(&mut conn, "readers", 3).await;
-    let elsewhere = usize::from(node == 1);
-    let mut conn = KafkaConn::open(nodes.kafka_port(elsewhere)).await;
     for version in 6..=8 {
-        let (told, parts) = offsets_refused(&mut conn, version).await;
-        assert_eq!(told, NOT_COORDINATOR, "{version}");
+        let deadline = Instant::now() + PATIENCE;
+        let parts = loop {
+            let mut conn = KafkaConn::open(nodes.kafka_port(0)).await;
+            let (node, ..) = locate(&mut conn, "readers", 3).await;
+            let elsewhere = usize::from(node == 1);
+            let mut conn = KafkaConn::open(nodes.kafka_port(elsewhere)).await;
+            let (told, parts) = offsets_refused(&mut conn, version).await;
+            if told == NOT_COORDINATOR {
+                break parts;
+            }
+            // The group has moved there meanwhile.
+            assert!(Instant::now() < deadline, "version {version}: {told}");
+            sleep(Duration::from_millis(20)).await;
+        };
         // Before version 7 clients do not know that an offset can be unstable.
         let expected = [vec![], vec![(0, UNSTABLE), (1, UNSTABLE)]];
         assert_eq!(parts, expected[usize::from(version >= 7)], "{version}");
