@@ -89,9 +89,10 @@ class Kafka:
     def _format(self, files):
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().strip("=")
         tool = ["java", "-cp", f"{self._jars}/*", "kafka.tools.StorageTool", "format", "-t", cluster]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        running = [subprocess.Popen([*tool, "-c", file], **quiet) for file in files]
-        assert [process.wait(120) for process in running] == [0] * len(running), "not formatted"
+        piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        for process in [subprocess.Popen([*tool, "-c", file], **piped) for file in files]:
+            said = process.communicate(timeout=120)[0]
+            assert process.returncode == 0, f"not formatted, {process.returncode}: {said[-500:]}"
 
     def _start(self, n):
         with (pathlib.Path(self.folder) / f"{n}.log").open("ab") as log:
