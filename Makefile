@@ -34,15 +34,19 @@ sim: rocksdb ## Disks, links and whole clusters under SEEDS=200 different fates
 
 # One seed after the other, each with a report under target/chaos/SEED; without HOURS two of them.
 # CAMPAIGN=power-loss,corruption,leader-kill,rolling-restart,mixes (or some of them) is COUNT=100 short
-# ones of each in MINUTES=240 at most, and a line of docs/proof.tsv for each.
+# ones of each on NODES=3 in MINUTES=240 at most, and a line of docs/proof.tsv for each. OLDER is a build
+# of trilog for upgrades to begin with; PYTHON one that has confluent_kafka, for clients of librdkafka.
 HOURS ?= 0
 SEED ?=
 CAMPAIGN ?=
 COUNT ?= 100
 MINUTES ?= 240
+NODES ?= 3
+OLDER ?=
 chaos: rocksdb ## Real nodes mistreated while clients work, the history judged; HOURS=8, SEED=1
 	$(CARGO) build --release --locked -p trilog-server -p trilog-jepsen --bins
-	$(if $(CAMPAIGN),scripts/campaign.sh "$(CAMPAIGN)" "$(COUNT)" "$(MINUTES)" "$(SEED)", \
+	NODES="$(NODES)" OLDER="$(OLDER)" PYTHON="$(PYTHON)" \
+		$(if $(CAMPAIGN),scripts/campaign.sh "$(CAMPAIGN)" "$(COUNT)" "$(MINUTES)" "$(SEED)", \
 		scripts/chaos.sh "$(HOURS)" "$(SEED)")
 
 # RUNS=5 seeds of the harness with each bug, SEEDS=20 of its simulation; with BUGS only those.

@@ -12,7 +12,8 @@ use anyhow::Context;
 use tokio::time::Instant;
 
 use crate::check::Validity;
-use crate::nemesis::{Fault, Means};
+use crate::cluster::disk;
+use crate::nemesis::{Done, Fault, Means};
 use crate::report::{Summary, percentile};
 use crate::run::{self, Options, Outcome};
 
@@ -95,6 +96,10 @@ fn nth(aim: Aim, base: &Options, number: u64, kinds: &[Fault]) -> Option<Options
     if options.faults.contains(&Fault::Membership) {
         options.nodes = options.nodes.max(5);
     }
+    // Nodes would run it to the end.
+    if !options.faults.contains(&Fault::Upgrade) {
+        options.older = None;
+    }
     let can = options.faults.iter().all(|fault| kinds.contains(fault));
     can.then_some(options)
 }
@@ -120,12 +125,16 @@ pub struct Plan {
     pub limit: Duration,
 }
 
-/// What was found so far.
+/// What was found so far. All figures are of valid runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Found {
     /// Runs that were made, and in which everything was as it should be.
     pub runs: u64,
     pub valid: u64,
+    /// The seeds of runs that prove nothing, and so count as none.
+    pub unknown: Vec<u64>,
+    /// The seed of the run that was begun and is not over.
+    pub going: Option<u64>,
     pub operations: u64,
     /// Faults that were carried out.
     pub faults: u64,
@@ -141,20 +150,18 @@ pub struct Found {
 }
 
 impl Found {
-    fn take(&mut self, seed: u64, outcome: &Outcome, summary: &Summary) {
+    fn take(&mut self, options: &Options, outcome: &Outcome, summary: &Summary) {
         self.runs += 1;
-        match outcome.validity() {
+        self.going = None;
+        match proven(options, outcome.validity(), &outcome.done) {
             Validity::Valid => self.valid += 1,
-            // What proves nothing counts as nothing.
-            Validity::Unknown => return,
+            Validity::Unknown => {
+                self.unknown.push(options.seed);
+                return;
+            }
             Validity::Invalid => {
-                let tally = outcome.verdict.tally.iter();
-                let mut errors = tally.filter(|(_, tally)| tally.errors > 0);
-                let what = errors.next().map(|(kind, _)| kind.to_string());
-                let failure = || outcome.failures.first().cloned();
-                let what = what.or_else(failure).unwrap_or_default();
-                let line = what.lines().next().unwrap_or_default().to_owned();
-                self.wrong = Some((seed, line));
+                self.wrong = Some((options.seed, what_is_wrong(outcome)));
+                return;
             }
         }
         self.operations += outcome.verdict.counts.operations;
@@ -182,74 +189,105 @@ impl Found {
         }
     }
 
-    pub fn validity(&self) -> Validity {
+    /// Valid is only who has shown as much as was to be shown.
+    pub fn validity(&self, plan: &Plan) -> Validity {
         if self.wrong.is_some() {
             Validity::Invalid
-        } else if self.valid < self.runs || self.runs == 0 {
+        } else if self.shown(plan.aim) < plan.count.max(1) {
             Validity::Unknown
         } else {
             Validity::Valid
         }
     }
 
-    /// The figure that an aim is about.
-    fn figure(&self, aim: Aim) -> String {
-        let longest = |of: &[u64]| of.iter().max().copied().unwrap_or(0);
+    /// The figure that an aim is about; there is none of nothing.
+    fn figure(&self, aim: Aim) -> Option<String> {
+        if self.shown(aim) == 0 {
+            return None;
+        }
+        let longest = |of: &[u64]| of.iter().max().copied();
         match aim {
-            Aim::PowerLoss => "nothing acknowledged was lost".to_owned(),
-            Aim::Corruption => {
+            Aim::PowerLoss => Some("nothing acknowledged was lost".to_owned()),
+            Aim::Corruption => Some(
                 "nothing acknowledged was lost, all files verify and all replicas are alike in \
                  the end"
-                    .to_owned()
-            }
-            Aim::Mixes => "no anomaly".to_owned(),
+                    .to_owned(),
+            ),
+            Aim::Mixes => Some("no anomaly".to_owned()),
             Aim::LeaderKill => {
                 let mut took = self.successions.clone();
                 took.sort_unstable();
                 let at = |percent| percentile(&took, percent);
-                format!(
+                Some(format!(
                     "to the first acknowledged write p50 {} ms, p99 {} ms, longest {} ms",
                     at(50),
                     at(99),
-                    longest(&took)
-                )
+                    longest(&took)?
+                ))
             }
-            Aim::RollingRestart => format!(
+            Aim::RollingRestart => Some(format!(
                 "longest stall {} ms of everything, {} ms of one key",
-                longest(&self.stalls),
-                longest(&self.key_stalls)
-            ),
+                longest(&self.stalls)?,
+                longest(&self.key_stalls)?
+            )),
         }
     }
 
-    /// A line of `docs/proof.tsv`: commit, what, range, count, verdict.
-    pub fn row(&self, plan: &Plan, commit: &str) -> String {
+    /// A line of `docs/proof.tsv`: commit, what, range, count, verdict. `broken` is why the runs
+    /// were broken off, if they were.
+    pub fn row(&self, plan: &Plan, commit: &str, broken: Option<&str>) -> String {
         let first = plan.base.seed;
-        let last = first.wrapping_add(self.runs.saturating_sub(1));
+        let runs = self.runs + u64::from(self.going.is_some());
+        let last = first.wrapping_add(runs.saturating_sub(1));
         let (aim, shown) = (plan.aim, self.shown(plan.aim));
         let (nodes, medium) = (plan.base.nodes, plan.base.medium.name());
         let what = format!("campaign {}, {nodes} nodes, {medium}", aim.name());
-        let mut count = format!(
-            "{} histories, {} operations, {} faults",
-            self.runs, self.operations, self.faults
-        );
+        let mut count = format!("{shown} of {} {}", plan.count, aim.unit());
         if aim.unit() != "histories" {
-            count = format!("{shown} {} in {count}", aim.unit());
+            count = format!("{count} in {} histories", self.valid);
         }
-        let verdict = match &self.wrong {
-            Some((seed, what)) => format!("invalid, seed {seed}: {what}"),
-            None if self.valid < self.runs => {
-                let unknown = self.runs - self.valid;
-                format!(
-                    "{} valid, {unknown} unknown; {}",
-                    self.valid,
-                    self.figure(aim)
-                )
+        let (operations, faults) = (self.operations, self.faults);
+        let count = format!("{count}, {operations} operations, {faults} faults");
+        let mut verdict = vec![match (&self.wrong, broken) {
+            (Some((seed, what)), _) => format!("invalid, seed {seed}: {what}"),
+            (None, Some(why)) => {
+                let at = self.going.map(|seed| format!(" at seed {seed}"));
+                let why = why.lines().next().unwrap_or_default().replace('\t', " ");
+                format!("broken off{}: {why}", at.unwrap_or_default())
             }
-            None => format!("valid; {}", self.figure(aim)),
-        };
+            (None, None) => match self.validity(plan) {
+                Validity::Valid => "valid".to_owned(),
+                Validity::Unknown | Validity::Invalid => "unknown: less was shown".to_owned(),
+            },
+        }];
+        verdict.extend(self.figure(aim).filter(|_| self.wrong.is_none()));
+        if !self.unknown.is_empty() {
+            let seeds: Vec<String> = self.unknown.iter().map(u64::to_string).collect();
+            let (count, seeds) = (seeds.len(), seeds.join(" "));
+            verdict.push(format!("{count} more prove nothing: seeds {seeds}"));
+        }
+        let verdict = verdict.join("; ");
         format!("{commit}\t{what}\tseeds {first}-{last}\t{count}\t{verdict}")
     }
+}
+
+/// What a run proves towards an aim: nothing, if one of its kinds of faults never came about.
+fn proven(options: &Options, validity: Validity, done: &[Done]) -> Validity {
+    let came = |fault: &Fault| done.iter().any(|one| one.fault == *fault);
+    match validity {
+        Validity::Valid if !options.faults.iter().all(came) => Validity::Unknown,
+        validity => validity,
+    }
+}
+
+/// In a line: a kind of anomaly, or else what no history shows.
+fn what_is_wrong(outcome: &Outcome) -> String {
+    let tally = outcome.verdict.tally.iter();
+    let mut errors = tally.filter(|(_, tally)| tally.errors > 0);
+    let what = errors.next().map(|(kind, _)| kind.to_string());
+    let failure = || outcome.failures.first().cloned();
+    let what = what.or_else(failure).unwrap_or_default();
+    what.lines().next().unwrap_or_default().to_owned()
 }
 
 /// Makes one run after the other until enough was `found`, something is wrong, or time is up. `keep`
@@ -261,7 +299,10 @@ pub async fn carry_out(
     keep: &mut dyn FnMut(&Options, &Outcome) -> anyhow::Result<Summary>,
 ) -> anyhow::Result<()> {
     let began = Instant::now();
-    let kinds = kinds(plan, say).await?;
+    let dir = &plan.base.dir;
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    disk::clear_all(dir).context("unmounting what an earlier campaign left")?;
+    let kinds = kinds(plan, say).await;
     while found.shown(plan.aim) < plan.count && found.wrong.is_none() {
         if began.elapsed() >= plan.limit {
             say("time is up");
@@ -269,21 +310,21 @@ pub async fn carry_out(
         }
         let mut options = nth(plan.aim, &plan.base, found.runs, &kinds)
             .context("this machine cannot do what this needs")?;
-        options.dir = plan.base.dir.join(options.seed.to_string());
+        options.dir = dir.join(options.seed.to_string());
+        found.going = Some(options.seed);
         std::fs::create_dir_all(&options.dir)
             .with_context(|| format!("cannot make {}", options.dir.display()))?;
-        let of_run = || format!("seed {}, {}", options.seed, options.dir.display());
         let mut quiet = |_: &str| {};
-        let outcome = run::run(&options, &mut quiet).await.with_context(of_run)?;
-        let summary = keep(&options, &outcome).with_context(of_run)?;
-        found.take(options.seed, &outcome, &summary);
+        let outcome = run::run(&options, &mut quiet).await?;
+        let summary = keep(&options, &outcome)?;
+        found.take(&options, &outcome, &summary);
         say(&format!(
             "{} {} of {}: seed {} {}, {} operations, {} faults, {}",
             plan.aim.name(),
             found.shown(plan.aim),
             plan.count,
             options.seed,
-            outcome.validity(),
+            proven(&options, outcome.validity(), &outcome.done),
             outcome.verdict.counts.operations,
             outcome.done.len(),
             outcome.phases
@@ -296,9 +337,8 @@ pub async fn carry_out(
 }
 
 /// The kinds of faults that can be had here.
-async fn kinds(plan: &Plan, say: &mut dyn FnMut(&str)) -> anyhow::Result<Vec<Fault>> {
+async fn kinds(plan: &Plan, say: &mut dyn FnMut(&str)) -> Vec<Fault> {
     let (dir, base) = (&plan.base.dir, &plan.base);
-    std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     // For those that move replicas there are more of them.
     let nodes = 5;
     let (older, medium) = (base.older.is_some(), &base.medium);
@@ -308,7 +348,7 @@ async fn kinds(plan: &Plan, say: &mut dyn FnMut(&str)) -> anyhow::Result<Vec<Fau
     for one in skipped {
         say(&format!("SKIPPED {}: {}", one.fault, one.why));
     }
-    Ok(kinds)
+    kinds
 }
 
 /// Adds a line to a table.
@@ -371,15 +411,33 @@ mod tests {
     }
 
     #[test]
+    fn nodes_begin_with_an_older_build_only_where_they_are_upgraded() {
+        let mut base = base();
+        base.older = Some(PathBuf::from("older"));
+        for number in 0..3 {
+            let options = nth(
+                Aim::Mixes,
+                &base,
+                number,
+                &[Fault::Kill, Fault::Upgrade, Fault::Wipe],
+            );
+            let options = options.unwrap();
+            let upgrades = options.faults.contains(&Fault::Upgrade);
+            assert_eq!(options.older.is_some(), upgrades, "{:?}", options.faults);
+        }
+        let options = nth(Aim::PowerLoss, &base, 0, &[Fault::PowerLoss]).unwrap();
+        assert_eq!(options.older, None);
+    }
+
+    #[test]
     fn what_a_machine_cannot_do_is_no_campaign() {
         assert!(nth(Aim::PowerLoss, &base(), 0, &[Fault::Kill]).is_none());
         assert!(nth(Aim::Mixes, &base(), 0, &[Fault::Kill]).is_none());
         assert!(nth(Aim::LeaderKill, &base(), 0, &[Fault::Kill]).is_some());
     }
 
-    #[test]
-    fn a_row_says_what_was_shown_and_what_was_wrong() {
-        let mut found = Found {
+    fn found() -> Found {
+        Found {
             runs: 3,
             valid: 3,
             operations: 900,
@@ -388,26 +446,94 @@ mod tests {
             kills: 2,
             stalls: vec![20, 70],
             key_stalls: vec![250, 130],
-            wrong: None,
-        };
-        let row = found.row(&plan(Aim::LeaderKill), "abc");
+            ..Found::default()
+        }
+    }
+
+    #[test]
+    fn a_row_says_what_was_shown() {
+        let found = found();
+        let mut plan = plan(Aim::LeaderKill);
+        plan.count = 2;
         assert_eq!(
-            row,
-            "abc\tcampaign leader-kill, 3 nodes, ports\tseeds 40-42\t2 kills of a leader in 3 histories, \
-             900 operations, 5 faults\tvalid; to the first acknowledged write p50 200 ms, p99 300 \
-             ms, longest 300 ms"
+            found.row(&plan, "abc", None),
+            "abc\tcampaign leader-kill, 3 nodes, ports\tseeds 40-42\t2 of 2 kills of a leader in 3 \
+             histories, 900 operations, 5 faults\tvalid; to the first acknowledged write p50 200 \
+             ms, p99 300 ms, longest 300 ms"
         );
-        let row = found.row(&plan(Aim::RollingRestart), "abc");
+        assert_eq!(found.validity(&plan), Validity::Valid);
+        plan.aim = Aim::RollingRestart;
+        let row = found.row(&plan, "abc", None);
         assert!(row.ends_with("longest stall 70 ms of everything, 250 ms of one key"));
-        assert_eq!(found.validity(), Validity::Valid);
-        found.valid = 2;
-        assert_eq!(found.validity(), Validity::Unknown);
-        let row = found.row(&plan(Aim::PowerLoss), "abc");
-        assert!(row.contains("\t2 valid, 1 unknown; nothing"), "{row}");
+        plan.aim = Aim::PowerLoss;
+        let row = found.row(&plan, "abc", None);
+        assert!(row.contains("\t3 of 2 histories, 900 operations"), "{row}");
+    }
+
+    #[test]
+    fn less_than_was_to_be_shown_is_not_valid_and_nothing_has_no_figure() {
+        for (aim, few) in [
+            (Aim::PowerLoss, found()),
+            (Aim::LeaderKill, found()),
+            (Aim::RollingRestart, Found::default()),
+            (Aim::LeaderKill, Found::default()),
+            (Aim::Mixes, Found::default()),
+        ] {
+            let plan = plan(aim);
+            assert_eq!(few.validity(&plan), Validity::Unknown, "{aim:?}");
+            let row = few.row(&plan, "abc", None);
+            assert!(row.contains("\tunknown: less was shown"), "{row}");
+            let shown = format!("\t{} of 100 ", few.shown(aim));
+            assert!(row.contains(&shown), "{row}");
+            assert_eq!(row.ends_with("shown"), few.runs == 0, "{row}");
+        }
+    }
+
+    #[test]
+    fn a_row_says_what_was_wrong_what_was_broken_off_and_what_counts_as_nothing() {
+        let mut found = found();
+        let mut plan = plan(Aim::PowerLoss);
+        found.going = Some(43);
+        let row = found.row(&plan, "abc", Some("told to stop\nby somebody"));
+        assert!(
+            row.contains("\tseeds 40-43\t3 of 100 histories, 900 operations"),
+            "{row}"
+        );
+        let end = "\tbroken off at seed 43: told to stop; nothing acknowledged was lost";
+        assert!(row.ends_with(end), "{row}");
+        found.going = None;
+        found.runs = 5;
+        found.unknown = vec![41, 44];
+        plan.count = 3;
+        assert_eq!(found.validity(&plan), Validity::Valid);
+        let row = found.row(&plan, "abc", None);
+        let end = "\tvalid; nothing acknowledged was lost; 2 more prove nothing: seeds 41 44";
+        assert!(row.ends_with(end), "{row}");
+        found.unknown.clear();
         found.wrong = Some((42, "lost-write".to_owned()));
-        assert_eq!(found.validity(), Validity::Invalid);
-        let row = found.row(&plan(Aim::PowerLoss), "abc");
+        assert_eq!(found.validity(&plan), Validity::Invalid);
+        let row = found.row(&plan, "abc", Some("and more"));
         assert!(row.ends_with("\tinvalid, seed 42: lost-write"), "{row}");
-        assert_eq!(Found::default().validity(), Validity::Unknown);
+    }
+
+    #[test]
+    fn a_history_counts_only_if_all_its_faults_came_about() {
+        let mut options = base();
+        options.faults = vec![Fault::Truncate, Fault::Kill];
+        let done = |fault| Done {
+            fault,
+            nodes: vec![1],
+            what: String::new(),
+        };
+        let kill = [done(Fault::Kill), done(Fault::Kill)];
+        let both = [done(Fault::Kill), done(Fault::Truncate)];
+        for (done, validity, counts) in [
+            (&both, Validity::Valid, Validity::Valid),
+            (&kill, Validity::Valid, Validity::Unknown),
+            (&kill, Validity::Invalid, Validity::Invalid),
+            (&both, Validity::Unknown, Validity::Unknown),
+        ] {
+            assert_eq!(proven(&options, validity, done), counts);
+        }
     }
 }

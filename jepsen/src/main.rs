@@ -37,8 +37,9 @@ enum Command {
     Run(RunArgs),
     /// Runs many short histories with one aim, and says what they prove together.
     ///
-    /// Ends with 0 if all are valid, 1 at the first that is not, 2 if one could not be made, and 3
-    /// if some of them prove nothing. Of valid runs the reports are kept.
+    /// Ends with 0 if as much as was to be shown was shown, 1 at the first that is not valid, 2 if
+    /// one could not be made, and 3 if less was shown. What proves nothing counts as nothing. Of
+    /// valid runs the reports are kept.
     Campaign(CampaignArgs),
     /// Says how nodes can be connected on this machine.
     Network,
@@ -152,6 +153,9 @@ struct BaseArgs {
     #[arg(long, default_value_t = 10)]
     pace: u64,
 }
+
+/// Of so many runs of a campaign that prove nothing it is kept what nodes wrote, which is large.
+const UNKNOWN_KEPT: u32 = 3;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum NetworkArg {
@@ -374,37 +378,44 @@ fn carry_out(args: CampaignArgs) -> anyhow::Result<ExitCode> {
         limit: Duration::from_mins(args.minutes),
     };
     let mut found = campaign::Found::default();
-    let carried_out = until_told(campaign::carry_out(
-        &plan,
-        &mut found,
-        &mut say,
-        &mut keep_report,
-    ));
+    let mut unknown = 0;
+    let mut keep = |options: &Options, outcome: &Outcome| {
+        unknown += u32::from(outcome.validity() == Validity::Unknown);
+        keep_report(options, outcome, unknown <= UNKNOWN_KEPT)
+    };
+    let carried_out = until_told(campaign::carry_out(&plan, &mut found, &mut say, &mut keep));
     // What was shown before it was broken off was shown.
     if found.runs > 0 {
-        let row = found.row(&plan, &args.commit);
+        let broken = carried_out.as_ref().err();
+        let broken = broken.map(|error| format!("{error:#}"));
+        let row = found.row(&plan, &args.commit, broken.as_deref());
         say(&row);
         if let Some(table) = &args.proof {
             campaign::add_row(table, &row)
                 .with_context(|| format!("cannot write to {}", table.display()))?;
         }
     }
-    carried_out?;
-    if found.validity() == Validity::Valid && !kept {
+    carried_out.with_context(|| {
+        let at = found.going.map(|seed| format!("seed {seed}, "));
+        format!("{}{}", at.unwrap_or_default(), plan.base.dir.display())
+    })?;
+    let validity = found.validity(&plan);
+    if validity == Validity::Valid && found.unknown.is_empty() && !kept {
         std::fs::remove_dir_all(&plan.base.dir).context("removing reports")?;
     }
-    Ok(exit_code(found.validity()))
+    Ok(exit_code(validity))
 }
 
-/// Writes the report of one run of many, and throws away what is large if nothing is wrong.
-fn keep_report(options: &Options, outcome: &Outcome) -> anyhow::Result<Summary> {
+/// Writes the report of one run of many, and throws away what is large if nothing is wrong. Of
+/// what proves nothing the history is kept, and with `nodes` what nodes wrote.
+fn keep_report(options: &Options, outcome: &Outcome, nodes: bool) -> anyhow::Result<Summary> {
     let (_, summary) = report(options, outcome)?;
-    match outcome.validity() {
-        Validity::Invalid => {}
-        Validity::Valid | Validity::Unknown => {
-            std::fs::remove_dir_all(options.dir.join("nodes"))?;
-            std::fs::remove_file(&outcome.history)?;
-        }
+    let validity = outcome.validity();
+    if validity == Validity::Valid || validity == Validity::Unknown && !nodes {
+        std::fs::remove_dir_all(options.dir.join("nodes"))?;
+    }
+    if validity == Validity::Valid {
+        std::fs::remove_file(&outcome.history)?;
     }
     Ok(summary)
 }

@@ -158,6 +158,17 @@ pub fn clear(nodes: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// The same for all runs under a directory.
+pub fn clear_all(dir: &Path) -> io::Result<()> {
+    for run in fs::read_dir(dir)? {
+        let nodes = run?.path().join("nodes");
+        if nodes.is_dir() {
+            clear(&nodes)?;
+        }
+    }
+    Ok(())
+}
+
 /// Whether a disk can be made here, cut off and had again; why not, if not.
 pub async fn probe(dir: &Path) -> Result<(), String> {
     let probing = async {
@@ -245,12 +256,18 @@ mod tests {
         drop(Disk::make(&image, &at, 16 << 20).unwrap());
         assert!(!at.join("before").exists());
 
-        let nodes = dir.path().join("nodes");
+        let runs = dir.path().join("runs");
+        let nodes = runs.join("7").join("nodes");
         let at = nodes.join("node-1").join("disk");
-        let disk = Disk::make(&image, &at, 16 << 20).unwrap();
-        fs::write(at.join("file"), [1; 100]).unwrap();
-        disk.freeze().unwrap();
-        clear(&nodes).unwrap();
-        assert!(!at.join("file").exists());
+        for clear in [
+            |_: &Path, nodes: &Path| clear(nodes),
+            |runs: &Path, _: &Path| clear_all(runs),
+        ] {
+            let disk = Disk::make(&image, &at, 16 << 20).unwrap();
+            fs::write(at.join("file"), [1; 100]).unwrap();
+            disk.freeze().unwrap();
+            clear(&runs, &nodes).unwrap();
+            assert!(!at.join("file").exists());
+        }
     }
 }

@@ -30,6 +30,8 @@ use trilog_client::{Client, ClientConfig};
 pub use disk::Disk;
 pub use links::{Links, Way};
 pub use network::{Medium, Network};
+#[cfg(test)]
+pub(crate) use node::shell_program;
 pub use node::{Node, Place};
 pub use ports::Ports;
 

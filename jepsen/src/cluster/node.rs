@@ -10,12 +10,15 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::time::Instant;
+use serde::Deserialize;
+use tokio::time::{Instant, timeout};
 
 use super::spaces;
 
 /// How often a process is looked at that is to end.
 const POLL: Duration = Duration::from_millis(20);
+/// How long looking through a stopped node's files may take.
+const VERIFY: Duration = Duration::from_mins(3);
 
 /// Where one node listens, and what others are told.
 #[derive(Debug, Clone)]
@@ -259,6 +262,23 @@ impl Node {
         std::fs::remove_dir_all(&self.data)
     }
 
+    /// What its own program finds damaged in a stopped node's files, place by place.
+    pub async fn damage_found(&self) -> io::Result<Vec<String>> {
+        let verifying = tokio::process::Command::new(&self.binary)
+            .args(["log", "verify", "-o", "json"])
+            .arg(&self.data)
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        let late = |_| io::Error::other("looking through files takes too long");
+        let verified = timeout(VERIFY, verifying).await.map_err(late)??;
+        damage_in(
+            verified.status.success(),
+            &verified.stdout,
+            &verified.stderr,
+        )
+    }
+
     /// What it has said last.
     pub fn last_words(&self, lines: usize) -> String {
         let text = std::fs::read(&self.log).unwrap_or_default();
@@ -272,6 +292,30 @@ impl Drop for Node {
     fn drop(&mut self) {
         let _gone = self.kill();
         let _reaped = self.bury();
+    }
+}
+
+/// A place that is damaged, as `trilog log verify -o json` says it.
+#[derive(Debug, Deserialize)]
+struct Damaged {
+    path: String,
+    what: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Verified {
+    damage: Vec<Damaged>,
+}
+
+/// The damage that was found; what cannot be read at all is damaged, too.
+fn damage_in(whole: bool, said: &[u8], errors: &[u8]) -> io::Result<Vec<String>> {
+    match serde_json::from_slice::<Verified>(said) {
+        Ok(Verified { damage }) => Ok(damage
+            .into_iter()
+            .map(|Damaged { path, what }| format!("{path}: {what}"))
+            .collect()),
+        Err(error) if whole => Err(error.into()),
+        Err(_) => Ok(vec![String::from_utf8_lossy(errors).trim().to_owned()]),
     }
 }
 
@@ -295,19 +339,26 @@ fn config_text(place: &Place, data: &Path, seeds: &[String], storage: &str) -> S
     )
 }
 
+/// A program under `dir` that does what a shell is told.
+#[cfg(test)]
+pub(crate) fn shell_program(dir: &Path, script: &str) -> PathBuf {
+    let (text, program) = (dir.join("text"), dir.join("program"));
+    std::fs::write(&text, format!("#!/bin/sh\n{script}\n")).unwrap();
+    // By somebody else: while a file is open for writing it is no program, and whatever else this
+    // process starts meanwhile might hold it open.
+    let mut copy = Command::new("install");
+    copy.args(["-m", "755"]).args([&text, &program]);
+    assert!(copy.status().unwrap().success());
+    program
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     /// A node whose program does what a shell is told.
     fn node(dir: &Path, script: &str) -> Node {
-        let (text, program) = (dir.join("text"), dir.join("program"));
-        std::fs::write(&text, format!("#!/bin/sh\n{script}\n")).unwrap();
-        // By somebody else: while a file is open for writing it is no program, and whatever else
-        // this process starts meanwhile might hold it open.
-        let mut copy = Command::new("install");
-        copy.args(["-m", "755"]).args([&text, &program]);
-        assert!(copy.status().unwrap().success());
+        let program = shell_program(dir, script);
         let mut node = Node::prepare(&program, dir, Place::new(1, 1), &[], "").unwrap();
         node.spawn(&[]).unwrap();
         node
@@ -329,6 +380,18 @@ mod tests {
         let mut node = super::tests::node(dir.path(), "cat > /dev/null");
         node.kill().unwrap();
         assert_eq!(node.bury().unwrap(), None);
+    }
+
+    #[test]
+    fn what_a_look_through_files_says_is_understood() {
+        let said = br#"{"frames": 5, "damage": [{"path": "a/1.wal", "what": "it ends early", "grave": true}]}"#;
+        let found = damage_in(false, said, b"one damaged place").unwrap();
+        assert_eq!(found, ["a/1.wal: it ends early"]);
+        let found = damage_in(true, br#"{"damage": []}"#, b"").unwrap();
+        assert_eq!(found, Vec::<String>::new());
+        let found = damage_in(false, b"", b"cannot be read\n").unwrap();
+        assert_eq!(found, ["cannot be read"]);
+        damage_in(true, b"everything is fine", b"").unwrap_err();
     }
 
     #[test]

@@ -122,6 +122,19 @@ impl Fault {
         )
     }
 
+    /// Whether it does nothing to nodes that do not run.
+    pub fn needs_life(self) -> bool {
+        matches!(
+            self,
+            Self::Kill
+                | Self::KillAll
+                | Self::Pause
+                | Self::PauseMost
+                | Self::FailedSync
+                | Self::PowerLoss
+        )
+    }
+
     /// Whether it damages files. All such faults of a schedule strike one node: what they did may
     /// be found long after, and two replicas must not be damaged in one place.
     pub fn damages(self) -> bool {

@@ -1,6 +1,6 @@
 //! Carries a schedule out: begins and ends each fault at its time, and writes down that it did.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +25,8 @@ const ASKING: Duration = Duration::from_secs(8);
 const STOP: Duration = Duration::from_secs(40);
 /// How long a node may go on whose disk fails.
 const NOTICE: Duration = Duration::from_secs(20);
+/// How often files are damaged until it shows.
+const DRAWS: usize = 12;
 
 /// A fault that was carried out.
 #[derive(Debug, Clone)]
@@ -45,6 +47,8 @@ pub struct Nemesis {
     pub troubles: Vec<String>,
     /// Whether the cluster did not get well in time.
     late: bool,
+    /// What was begun and not ended, by its place in the schedule.
+    lasting: BTreeSet<usize>,
 }
 
 enum Turn {
@@ -60,6 +64,7 @@ impl Nemesis {
             done: Vec::new(),
             troubles: Vec::new(),
             late: false,
+            lasting: BTreeSet::new(),
         }
     }
 
@@ -88,31 +93,14 @@ impl Nemesis {
             }
             self.look_for_deaths()?;
             match turn {
-                Turn::Begin(nth) => {
-                    let one = &schedule[nth];
-                    // Nodes are dead before it is said that they are: what is done from then on is
-                    // done by others.
-                    let ends_nodes = matches!(one.fault, Fault::Kill | Fault::KillAll);
-                    if !ends_nodes {
-                        self.note(one, true);
-                    }
-                    let began = self.begin(one).await;
-                    if ends_nodes {
-                        self.note(one, true);
-                    }
-                    if let Some(what) = self.unless_late(began)? {
-                        self.done.extend(what.map(|what| Done {
-                            fault: one.fault,
-                            nodes: one.nodes.clone(),
-                            what,
-                        }));
-                    }
-                }
-                Turn::End(nth) => {
+                Turn::Begin(nth) => self.begin_noted(nth, &schedule[nth]).await?,
+                Turn::End(nth) if self.lasting.remove(&nth) => {
                     let ended = self.end(&schedule[nth]).await;
                     self.unless_late(ended)?;
                     self.note(&schedule[nth], false);
                 }
+                // It was never begun.
+                Turn::End(_) => {}
             }
             self.look_for_deaths()?;
             if self.late {
@@ -120,6 +108,46 @@ impl Nemesis {
             }
         }
         Ok(())
+    }
+
+    /// Begins one, and writes down that it did. What would strike nobody is no fault.
+    async fn begin_noted(&mut self, nth: usize, one: &Scheduled) -> Result<(), ClusterError> {
+        // Nodes are dead before it is said that they are: what is done from then on is done by
+        // others.
+        let ends_nodes = matches!(one.fault, Fault::Kill | Fault::KillAll);
+        if one.alone {
+            self.cluster.boot_all()?;
+            let settled = self.cluster.await_settled(SETTLE).await;
+            if self.unless_late(settled)?.is_none() {
+                return Ok(());
+            }
+        }
+        if one.fault.needs_life() && !self.is_anybody_there(&one.nodes) {
+            return Ok(());
+        }
+        if !ends_nodes {
+            self.note(one, true);
+            self.lasting.insert(nth);
+        }
+        let began = self.begin(one).await;
+        let Some(what) = self.unless_late(began)? else {
+            return Ok(());
+        };
+        if ends_nodes && what.is_some() {
+            self.note(one, true);
+            self.lasting.insert(nth);
+        }
+        self.done.extend(what.map(|what| Done {
+            fault: one.fault,
+            nodes: one.nodes.clone(),
+            what,
+        }));
+        Ok(())
+    }
+
+    fn is_anybody_there(&self, nodes: &[u32]) -> bool {
+        let mut there = self.cluster.nodes.iter().filter(|node| node.is_started());
+        there.any(|node| nodes.contains(&node.place.number))
     }
 
     /// A cluster that does not get well in time is trouble, and what is wrong with it shows when
@@ -167,26 +195,29 @@ impl Nemesis {
             .push(format!("node {number} ended by itself ({how}):\n{words}"));
     }
 
-    /// Kills these nodes; how many there were. Who was dead already is no less trouble for it.
-    fn kill(&mut self, numbers: &[u32]) -> Result<usize, ClusterError> {
-        let Killed { count, before } = self.cluster.kill(numbers)?;
-        for (number, how) in before {
-            self.ended_by_itself(number, &how);
+    /// Kills these nodes. Who was dead already is no less trouble for it.
+    fn kill(&mut self, numbers: &[u32]) -> Result<Killed, ClusterError> {
+        let killed = self.cluster.kill(numbers)?;
+        for (number, how) in &killed.before {
+            self.ended_by_itself(*number, how);
         }
-        Ok(count)
+        Ok(killed)
     }
 
     /// What it came to; nothing if it could not be done after all.
     async fn begin(&mut self, one: &Scheduled) -> Result<Option<String>, ClusterError> {
         let mut rng = SmallRng::seed_from_u64(one.seed);
-        if one.alone {
-            self.cluster.boot_all()?;
-            self.cluster.await_settled(SETTLE).await?;
-        }
         match one.fault {
             Fault::Kill | Fault::KillAll => {
-                let killed = self.kill(&one.nodes)?;
-                return Ok((killed > 0).then(String::new));
+                let Killed { count, before } = self.kill(&one.nodes)?;
+                if count > 0 {
+                    return Ok(Some(String::new()));
+                }
+                // This fault does not end, for it does not begin.
+                for (number, _) in before {
+                    self.cluster.boot(number, &[])?;
+                }
+                return Ok(None);
             }
             Fault::Pause | Fault::PauseMost => {
                 let paused = self.signal(&one.nodes, true)?;
@@ -211,15 +242,7 @@ impl Nemesis {
                 }
             }
             Fault::FlipBits | Fault::Truncate | Fault::StaleChunks => {
-                self.kill(&one.nodes)?;
-                let mut what = Vec::new();
-                for number in &one.nodes {
-                    if let Some(node) = self.cluster.node(*number) {
-                        let done = damage(node.data(), one.fault, &mut rng);
-                        what.extend(done.map_err(while_doing("damaging files"))?);
-                    }
-                }
-                return Ok((!what.is_empty()).then(|| what.join("; ")));
+                return self.damage(one, &mut rng).await;
             }
             Fault::DiskFull => {
                 for number in &one.nodes {
@@ -230,7 +253,7 @@ impl Nemesis {
             }
             Fault::StallDisk => self.stall(&one.nodes, one.lasts).await?,
             Fault::FailedSync => return self.fail_disks(&one.nodes).await,
-            Fault::PowerLoss => return self.lose_power(&one.nodes, &mut rng).await.map(Some),
+            Fault::PowerLoss => return self.lose_power(&one.nodes, &mut rng).await,
             Fault::ClockJump => return Ok(None),
         }
         Ok(Some(String::new()))
@@ -274,6 +297,36 @@ impl Nemesis {
             Fault::Transfer | Fault::StallDisk | Fault::ClockJump => {}
         }
         Ok(())
+    }
+
+    /// Damages files of nodes until it shows: much of what lies in a directory is of the past, and
+    /// what is changed there changes nothing. Nothing if it never shows.
+    async fn damage(
+        &mut self,
+        one: &Scheduled,
+        rng: &mut SmallRng,
+    ) -> Result<Option<String>, ClusterError> {
+        self.kill(&one.nodes)?;
+        let mut told = Vec::new();
+        for number in &one.nodes {
+            let Some(node) = self.cluster.node(*number) else {
+                continue;
+            };
+            let verifying = while_doing("verifying files");
+            // What was damaged before may not have been found yet.
+            let before = node.damage_found().await.map_err(&verifying)?;
+            let mut changed = Vec::new();
+            for _ in 0..DRAWS {
+                let done = damage(node.data(), one.fault, rng);
+                changed.extend(done.map_err(while_doing("damaging files"))?);
+                let found = node.damage_found().await.map_err(&verifying)?;
+                if let Some(shows) = found.iter().find(|damage| !before.contains(damage)) {
+                    told.push(format!("{}; noticeable: {shows}", changed.join("; ")));
+                    break;
+                }
+            }
+        }
+        Ok((!told.is_empty()).then(|| told.join("; ")))
     }
 
     /// Disks of these nodes take nothing for a while. Nothing else is begun or ended meanwhile:
@@ -324,7 +377,7 @@ impl Nemesis {
         &mut self,
         nodes: &[u32],
         rng: &mut SmallRng,
-    ) -> Result<String, ClusterError> {
+    ) -> Result<Option<String>, ClusterError> {
         let count = if rng.random_bool(0.5) {
             rng.random_range(1..=nodes.len() / 2 + 1)
         } else {
@@ -344,19 +397,21 @@ impl Nemesis {
         // then, or was killed first, is all the same.
         self.cluster.shoot(nodes)?;
         self.cluster.thaw(&behind)?;
-        self.cluster.bury(nodes)?;
+        // Some may have ended by what their disks said before they were killed.
+        let Killed { count, before } = self.cluster.bury(nodes)?;
         let disks = &self.cluster.disks;
         for disk in nodes.iter().filter_map(|number| disks.get(number)) {
             disk.mount_again()
                 .await
                 .map_err(while_doing("mounting a disk"))?;
         }
-        Ok(if behind.is_empty() {
+        let what = if behind.is_empty() {
             String::new()
         } else {
             let millis = moment.as_millis();
             format!("the disks of {behind:?} had stood still for {millis} ms")
-        })
+        };
+        Ok((count + before.len() > 0).then_some(what))
     }
 
     fn make_room(&mut self, nodes: &[u32]) -> Result<(), ClusterError> {
@@ -556,7 +611,8 @@ impl Nemesis {
         match client.admin().upgrade(false).await {
             Ok(answer) => {
                 let (before, after) = (answer.level_before, answer.level);
-                Ok(Some(format!("feature level {before} to {after}")))
+                // Between two builds of one level there is nothing to upgrade.
+                Ok((before < after).then(|| format!("feature level {before} to {after}")))
             }
             Err(error) => {
                 let trouble = format!("the feature level cannot be raised: {error}");
@@ -580,3 +636,6 @@ impl Nemesis {
         self.unless_late(settled).map(drop)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -221,7 +221,10 @@ impl Silence {
 struct Orphans {
     /// How many faults last.
     lasting: usize,
-    /// Who leads, by what was said last.
+    /// Who is dead by a kill.
+    dead: BTreeSet<u32>,
+    /// Who leads, by what was said last, and has not been killed since: it is said late, and who
+    /// is back leads nothing until that is said of a later term.
     leaders: BTreeMap<u32, u32>,
     /// Who led, and when it was dead.
     since: BTreeMap<u32, (u32, u64)>,
@@ -230,7 +233,7 @@ struct Orphans {
 impl Orphans {
     fn noted(&mut self, note: &Note, time: u64) {
         match note {
-            Note::Leader { key, node, .. } => {
+            Note::Leader { key, node, .. } if !self.dead.contains(node) => {
                 self.leaders.insert(key.0, *node);
             }
             Note::FaultBegin { fault, nodes } => {
@@ -243,9 +246,18 @@ impl Orphans {
                 } else {
                     self.since.clear();
                 }
+                if is_death(fault) {
+                    self.leaders.retain(|_, leader| !nodes.contains(leader));
+                    self.dead.extend(nodes);
+                }
                 self.lasting += 1;
             }
-            Note::FaultEnd { .. } => self.lasting = self.lasting.saturating_sub(1),
+            Note::FaultEnd { fault, nodes } => {
+                if is_death(fault) {
+                    self.dead.retain(|node| !nodes.contains(node));
+                }
+                self.lasting = self.lasting.saturating_sub(1);
+            }
             _ => {}
         }
     }
@@ -270,6 +282,21 @@ impl Orphans {
             }
         }
     }
+}
+
+/// Whether those that it strikes are dead while it lasts, and lead nothing when they are back.
+fn is_death(fault: &str) -> bool {
+    matches!(
+        fault,
+        "kill"
+            | "kill-all"
+            | "power-loss"
+            | "failed-sync"
+            | "wipe"
+            | "flip-bits"
+            | "truncate"
+            | "stale-chunks"
+    )
 }
 
 fn is_write(op: &Op) -> bool {
@@ -421,6 +448,31 @@ mod tests {
         event(time_ms, What::Op(op))
     }
 
+    fn leader(node: u32, time_ms: u64) -> Event {
+        let note = Note::Leader {
+            key: Key(0),
+            node,
+            term: time_ms,
+        };
+        event(time_ms, What::Note(note))
+    }
+
+    fn kill(node: u32, time_ms: u64) -> Event {
+        let note = Note::FaultBegin {
+            fault: "kill".to_owned(),
+            nodes: vec![node],
+        };
+        event(time_ms, What::Note(note))
+    }
+
+    fn back(node: u32, time_ms: u64) -> Event {
+        let note = Note::FaultEnd {
+            fault: "kill".to_owned(),
+            nodes: vec![node],
+        };
+        event(time_ms, What::Note(note))
+    }
+
     #[test]
     fn seconds_faults_and_stalls_are_found() {
         let nodes = vec![2];
@@ -461,28 +513,6 @@ mod tests {
 
     #[test]
     fn a_succession_takes_until_something_sent_after_the_kill_is_acknowledged() {
-        let leader = |node, time_ms| {
-            let note = Note::Leader {
-                key: Key(0),
-                node,
-                term: time_ms,
-            };
-            event(time_ms, What::Note(note))
-        };
-        let kill = |node, time_ms| {
-            let note = Note::FaultBegin {
-                fault: "kill".to_owned(),
-                nodes: vec![node],
-            };
-            event(time_ms, What::Note(note))
-        };
-        let back = |node, time_ms| {
-            let note = Note::FaultEnd {
-                fault: "kill".to_owned(),
-                nodes: vec![node],
-            };
-            event(time_ms, What::Note(note))
-        };
         let events = vec![
             leader(2, 10),
             // Somebody else is killed: nobody has to succeed.
@@ -493,6 +523,7 @@ mod tests {
             send(Stage::Ok, 75),
             back(2, 80),
             back(3, 85),
+            leader(2, 87),
             send(Stage::Invoke, 90),
             kill(2, 100),
             // Sent before, so perhaps acknowledged before, and told late.
@@ -507,5 +538,31 @@ mod tests {
         let took: Vec<_> = summary.successions.iter().map(|one| one.took_ms).collect();
         assert_eq!(took, [250]);
         assert!(figures(&summary)[0].contains("1 times: p50 250 ms, p99 250 ms"));
+    }
+
+    #[test]
+    fn who_was_killed_leads_nothing_until_that_is_said_of_a_later_term() {
+        let events = vec![
+            leader(2, 10),
+            kill(2, 100),
+            // Somebody has not heard of its end.
+            leader(2, 150),
+            send(Stage::Invoke, 200),
+            send(Stage::Ok, 900),
+            back(2, 1_000),
+            // Another one leads, which nobody said yet: its death makes no orphan.
+            kill(2, 2_000),
+            send(Stage::Invoke, 2_005),
+            send(Stage::Ok, 2_010),
+            back(2, 2_500),
+            leader(1, 2_600),
+            leader(2, 2_700),
+            kill(2, 3_000),
+            send(Stage::Invoke, 3_100),
+            send(Stage::Ok, 3_400),
+        ];
+        let summary = summarize(events.into_iter());
+        let took: Vec<_> = summary.successions.iter().map(|one| one.took_ms).collect();
+        assert_eq!(took, [800, 400]);
     }
 }
