@@ -182,6 +182,11 @@ impl Found {
         }
     }
 
+    /// Histories that prove something, whose operations and faults are counted.
+    fn judged(&self) -> u64 {
+        self.valid + u64::from(self.wrong.is_some())
+    }
+
     pub fn validity(&self) -> Validity {
         if self.wrong.is_some() {
             Validity::Invalid
@@ -231,7 +236,9 @@ impl Found {
         let what = format!("campaign {}, {nodes} nodes, {medium}", aim.name());
         let mut count = format!(
             "{} histories, {} operations, {} faults",
-            self.runs, self.operations, self.faults
+            self.judged(),
+            self.operations,
+            self.faults
         );
         if aim.unit() != "histories" {
             count = format!("{shown} {} in {count}", aim.unit());

@@ -15,7 +15,7 @@ use super::damage::damage;
 use super::schedule::{Fault, Scheduled};
 use crate::cluster::{Cluster, ClusterError, Killed, Way, while_doing};
 use crate::history::Note;
-use crate::workload::{Stage, TOPIC};
+use crate::workload::{Stage, TOPIC, await_level};
 
 /// How long a cluster may take to be whole before and after what costs copies.
 const SETTLE: Duration = Duration::from_mins(2);
@@ -43,6 +43,8 @@ pub struct Nemesis {
     done: Vec<Done>,
     /// What went wrong with the cluster or with the faults themselves.
     pub troubles: Vec<String>,
+    /// What was not done in time, which tells nothing if this program itself stood still.
+    pub overdue: Vec<String>,
     /// Whether the cluster did not get well in time.
     late: bool,
 }
@@ -59,6 +61,7 @@ impl Nemesis {
             stage: Arc::clone(stage),
             done: Vec::new(),
             troubles: Vec::new(),
+            overdue: Vec::new(),
             late: false,
         }
     }
@@ -129,7 +132,7 @@ impl Nemesis {
             Ok(done) => Ok(Some(done)),
             Err(late @ ClusterError::Late { .. }) => {
                 let words = self.cluster.last_words();
-                self.troubles.push(format!("{late}\n{words}"));
+                self.overdue.push(format!("{late}\n{words}"));
                 self.late = true;
                 Ok(None)
             }
@@ -182,6 +185,7 @@ impl Nemesis {
         if one.alone {
             self.cluster.boot_all()?;
             self.cluster.await_settled(SETTLE).await?;
+            self.await_level().await?;
         }
         match one.fault {
             Fault::Kill | Fault::KillAll => {
@@ -274,6 +278,16 @@ impl Nemesis {
             Fault::Transfer | Fault::StallDisk | Fault::ClockJump => {}
         }
         Ok(())
+    }
+
+    /// What is struck next may be the best copy there is, unless all are as good.
+    async fn await_level(&self) -> Result<(), ClusterError> {
+        let level = await_level(&self.stage, SETTLE).await;
+        level.map_err(|state| ClusterError::Late {
+            what: "level",
+            waited: SETTLE,
+            state,
+        })
     }
 
     /// Disks of these nodes take nothing for a while. Nothing else is begun or ended meanwhile:
@@ -525,7 +539,7 @@ impl Nemesis {
                             .push(format!("node {number} did not stop in order: {status}"));
                     }
                     None => {
-                        self.troubles
+                        self.overdue
                             .push(format!("node {number} did not stop in time"));
                         self.cluster.kill(&[*number])?;
                     }
