@@ -509,6 +509,9 @@ fn conclude(options: &Options, outcome: &Outcome) -> anyhow::Result<()> {
     for gap in &outcome.gaps {
         writeln!(out, "NOT SEEN: {gap}")?;
     }
+    for note in &outcome.notes {
+        writeln!(out, "{note}")?;
+    }
     writeln!(out, "{} (seed {})", outcome.validity(), options.seed)?;
     out.flush().context("cannot write the verdict")
 }
@@ -547,6 +550,7 @@ fn write_report(
         ("How long it took", vec![outcome.phases.to_string()]),
         ("Failures", outcome.failures.clone()),
         ("What could not be looked at", outcome.gaps.clone()),
+        ("What was looked at", outcome.notes.clone()),
         ("Faults that were carried out", done.clone()),
         ("Faults that this machine cannot do", skipped.clone()),
         (
@@ -576,6 +580,7 @@ fn write_report(
         "faults_skipped": skipped,
         "failures": outcome.failures,
         "gaps": outcome.gaps,
+        "looked_at": outcome.notes,
         "verdict": verdict,
         "slices": proofs(verdict, slice)?,
         "summary": summary,
@@ -676,6 +681,9 @@ fn text(
     }
     for (kind, Tally { errors, allowed }) in &verdict.tally {
         writeln!(out, "{kind:<22} {errors:>10} {allowed:>10}")?;
+    }
+    for blind in &verdict.not_judged {
+        writeln!(out, "not judged, {blind}")?;
     }
     for anomaly in &verdict.anomalies {
         describe(out, header, anomaly, slice, &bold(anomaly.kind.name()))?;

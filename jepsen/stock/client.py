@@ -5,13 +5,18 @@ its standard input does. Values go as hex digits: what is in them is the harness
 
   {"do": "send", "key": 0, "value": ".."}           -> {"offset": 7} | {"unknown": ".."}
   {"do": "assign", "places": {"0": 12}}             -> {}
-  {"do": "poll", "wait": 0.05, "most": 400}         -> {"records": [[0, 12, ".."]], "places": {"0": 13}}
+  {"do": "poll", "wait": 0.05, "most": 400}         -> {"records": [[0, 12, ".."]], "places": {"0": 13},
+                                                        "damaged": [[1, ".."]]}
 """
 
 import json
 import sys
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+
+
+# What came was not what was written: no node may serve such a thing.
+DAMAGED = (KafkaError._BAD_MSG, KafkaError._BAD_COMPRESSION)
 
 
 class Client:
@@ -53,6 +58,7 @@ class Client:
                 "group.id": "stock",
                 "enable.auto.commit": False,
                 "isolation.level": "read_committed",
+                "check.crcs": True,
                 "auto.offset.reset": "error",
                 "socket.timeout.ms": 3000,
                 "reconnect.backoff.max.ms": 250,
@@ -67,7 +73,7 @@ class Client:
         self.places[key] = max(self.places.get(key, 0), place)
 
     def poll(self, wait, most):
-        records = []
+        records, damaged = [], []
         for message in self.consumer.consume(most, wait):
             error = message.error()
             if error is not None:
@@ -75,11 +81,13 @@ class Client:
                 # or stands where it was.
                 if error.code() == KafkaError._PARTITION_EOF:
                     self.reach(message.partition(), message.offset())
+                elif error.code() in DAMAGED:
+                    damaged.append([message.partition(), error.str()])
                 continue
             value = (message.value() or b"").hex()
             records.append([message.partition(), message.offset(), value])
             self.reach(message.partition(), message.offset() + 1)
-        return {"records": records, "places": self.places}
+        return {"records": records, "places": self.places, "damaged": damaged}
 
 
 def main(servers, topic, patience):

@@ -10,6 +10,7 @@
 //! record that was polled a hundred times stands in the log once.
 
 mod anomaly;
+mod blind;
 mod cluster;
 mod cycles;
 mod intake;
@@ -26,6 +27,7 @@ use std::fmt;
 use serde::Serialize;
 
 pub use anomaly::{Anomaly, Kind, Tally};
+pub use blind::Blind;
 pub use lag::{Lag, Worst};
 pub use slice::{Slice, trim};
 
@@ -103,6 +105,8 @@ pub struct Verdict {
     pub counts: Counts,
     pub tally: BTreeMap<Kind, Tally>,
     pub realtime_lag: Lag,
+    /// What there was nothing to be judged by.
+    pub not_judged: Vec<Blind>,
     /// The first ones of each kind.
     pub anomalies: Vec<Anomaly>,
 }
@@ -162,6 +166,7 @@ impl Checker {
             counts: counts(&ops),
             tally: findings.tally,
             realtime_lag,
+            not_judged: blind::find(&ops),
             anomalies: findings.examples,
         })
     }

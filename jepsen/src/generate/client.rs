@@ -26,6 +26,8 @@ pub(super) struct Client {
     running: Option<Running>,
     /// The last transaction of its producer.
     last_txn: Option<usize>,
+    /// The process that asks for it where its group is, while it is busy.
+    pub(super) asking: u32,
 }
 
 #[derive(Debug)]
@@ -43,7 +45,7 @@ struct Running {
 }
 
 impl Client {
-    pub(super) fn new(process: u32) -> Self {
+    pub(super) fn new(process: u32, asking: u32) -> Self {
         Self {
             process,
             mode: Mode::Assigned,
@@ -51,6 +53,7 @@ impl Client {
             subscribed: Vec::new(),
             running: None,
             last_txn: None,
+            asking,
         }
     }
 
@@ -309,17 +312,20 @@ impl Run<'_> {
                 self.rebalance();
             }
             Function::Committed => {
-                let committed = self.world.committed.iter().enumerate();
-                let known = committed.filter_map(|(key, offset)| Some((key_of(key), (*offset)?)));
-                running.op.offsets = known.collect();
+                running.op.offsets = self.committed();
             }
             Function::Reset => {
                 for (key, offset) in &running.op.offsets {
                     self.world.committed[place_of(*key)] = Some(*offset);
                 }
             }
-            Function::Poll | Function::Txn if running.stage == Stage::Ok => {
-                self.commit(nth, &mut running.op);
+            Function::Poll | Function::Txn => {
+                let offsets = self.offsets(nth);
+                self.commit(running.stage, &offsets);
+                if !offsets.is_empty() {
+                    running.op.group = Some("readers".to_owned());
+                    running.op.offsets = offsets;
+                }
             }
             _ => {}
         }
@@ -336,17 +342,37 @@ impl Run<'_> {
         client.mode = Mode::Assigned;
     }
 
+    /// Where the group is in every key; at the start where it has committed nothing.
+    pub(super) fn committed(&self) -> Vec<(Key, u64)> {
+        let committed = self.world.committed.iter().enumerate();
+        committed
+            .map(|(key, offset)| (key_of(key), offset.unwrap_or(0)))
+            .collect()
+    }
+
     /// Under a subscription, what was read is committed before the operation is over.
-    fn commit(&mut self, nth: usize, op: &mut Op) {
+    fn offsets(&self, nth: usize) -> Vec<(Key, u64)> {
         let client = &self.clients[nth];
-        if client.mode != Mode::Subscribed || client.positions.is_empty() {
-            return;
+        let positions = client.positions.iter();
+        let committed = positions.filter(|_| client.mode == Mode::Subscribed);
+        committed
+            .map(|(key, position)| (key_of(*key), *position))
+            .collect()
+    }
+
+    /// What is unknown may never happen, may have, or may yet.
+    fn commit(&mut self, stage: Stage, offsets: &[(Key, u64)]) {
+        let fate = match stage {
+            Stage::Info => self.rng.random_range(0..3),
+            _ => 1,
+        };
+        for (key, offset) in offsets {
+            match fate {
+                0 => {}
+                1 => self.world.committed[place_of(*key)] = Some(*offset),
+                _ => self.late_commits.push((place_of(*key), *offset)),
+            }
         }
-        for (key, position) in &client.positions {
-            self.world.committed[*key] = Some(*position);
-            op.offsets.push((key_of(*key), *position));
-        }
-        op.group = Some("readers".to_owned());
     }
 
     fn complete(&mut self, nth: usize, running: Running) {
@@ -379,7 +405,8 @@ impl Run<'_> {
         self.op(op);
         if stage == Stage::Info {
             let process = self.process();
-            self.clients[nth] = Client::new(process);
+            let asking = self.process();
+            self.clients[nth] = Client::new(process, asking);
         }
     }
 

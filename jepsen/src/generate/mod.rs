@@ -9,7 +9,7 @@ mod world;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use crate::history::{Event, Header, Key, Note, Op, Rebalance, What};
+use crate::history::{Event, Function, Header, Key, Note, Op, Rebalance, Stage, What};
 use client::{Client, Mode};
 use world::World;
 
@@ -125,6 +125,8 @@ struct Run<'a> {
     /// The next value of each key.
     values: Vec<u64>,
     late: Vec<Late>,
+    /// Offsets of the group that may yet be committed, by key.
+    late_commits: Vec<(usize, u64)>,
     /// Transactions whose client is gone, and whether they may be committed.
     orphans: Vec<(usize, bool)>,
     /// What a lagging replica said last, by key.
@@ -146,13 +148,14 @@ impl<'a> Run<'a> {
             begun: 0,
             values: vec![0; plan.keys],
             late: Vec::new(),
+            late_commits: Vec::new(),
             orphans: Vec::new(),
             followers: vec![0; plan.keys],
             draining: false,
         };
         for _ in 0..plan.clients {
-            let process = run.process();
-            run.clients.push(Client::new(process));
+            let (process, asking) = (run.process(), run.process());
+            run.clients.push(Client::new(process, asking));
         }
         run
     }
@@ -208,6 +211,12 @@ impl<'a> Run<'a> {
 
     /// Something happens that no client asked for.
     fn background(&mut self) {
+        if !self.late_commits.is_empty() && self.chance(150) {
+            let nth = self.rng.random_range(0..self.late_commits.len());
+            let (key, offset) = self.late_commits.swap_remove(nth);
+            self.world.committed[key] = Some(offset);
+            return;
+        }
         match self.rng.random_range(0..7) {
             0 | 1 if self.world.unmarked() > 0 => {
                 let nth = self.rng.random_range(0..self.world.unmarked());
@@ -233,6 +242,16 @@ impl<'a> Run<'a> {
             6 => self.observe(),
             _ => {}
         }
+    }
+
+    /// Somebody finds the group at these offsets.
+    fn look(&mut self, process: u32, offsets: Vec<(Key, u64)>) {
+        let mut op = Op::new(Stage::Invoke, process, Function::Committed);
+        op.group = Some("readers".to_owned());
+        self.op(op.clone());
+        op.stage = Stage::Ok;
+        op.offsets = offsets;
+        self.op(op);
     }
 
     fn settle(&mut self, (txn, may_commit): (usize, bool)) {
@@ -264,6 +283,7 @@ impl<'a> Run<'a> {
             if !candidates.is_empty() {
                 let nth = candidates[self.rng.random_range(0..candidates.len())];
                 let position = self.world.committed[key].unwrap_or(0);
+                self.look(self.clients[nth].asking, vec![(key_of(key), position)]);
                 self.clients[nth].positions.insert(key, position);
                 moved[nth].push(key_of(key));
             }
@@ -308,6 +328,8 @@ impl<'a> Run<'a> {
         while self.world.unmarked() > 0 {
             self.world.mark(0);
         }
+        let (process, offsets) = (self.process(), self.committed());
+        self.look(process, offsets);
         self.note(Note::Final);
     }
 

@@ -7,6 +7,9 @@ pub mod json;
 
 use serde::{Deserialize, Serialize};
 
+/// What a client says of a transaction that failed because it was to: it was tried and answered.
+pub const ON_PURPOSE: &str = "aborted on purpose";
+
 /// A partition, under the number that a history gives it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -83,7 +86,8 @@ pub struct Op {
     pub seek_to_beginning: bool,
     /// Whose offsets `offsets` are.
     pub group: Option<String>,
-    /// What is committed, was found committed, or is reset, for each key.
+    /// What is committed, was found committed, or is reset, for each key. What is found is said of
+    /// every key that was asked for, and is 0 where nothing is committed.
     pub offsets: Vec<(Key, u64)>,
     /// Changes of the assignment while the operation ran.
     pub rebalance_log: Vec<Rebalance>,

@@ -14,7 +14,7 @@ use kafka_protocol::messages::{
 use kafka_protocol::protocol::{Decodable, Encodable};
 use tokio::time::{Instant, sleep};
 
-use super::conn::{Conn, Fault, text};
+use super::conn::{Complaints, Conn, Fault, text};
 use crate::history::Key;
 
 /// How long a connection may take to come up.
@@ -57,6 +57,7 @@ pub struct Client {
     next: usize,
     /// What nodes said of high watermarks, until somebody takes it.
     pub seen: Vec<Seen>,
+    pub(super) complaints: Complaints,
 }
 
 impl Client {
@@ -69,7 +70,15 @@ impl Client {
             leaders: BTreeMap::new(),
             next: first,
             seen: Vec::new(),
+            complaints: Complaints::default(),
         }
+    }
+
+    /// Tells there what no node may say.
+    #[must_use]
+    pub fn complaining_to(mut self, complaints: &Complaints) -> Self {
+        self.complaints = complaints.clone();
+        self
     }
 
     fn life(&self, node: u32) -> Option<u32> {
@@ -108,8 +117,12 @@ impl Client {
     ) -> Result<R, Fault> {
         let conn = self.conn(node).await?;
         let answer = conn.ask(key, version, message, patience).await;
-        if answer.is_err() {
-            self.conns.remove(&node);
+        if answer.is_err()
+            && let Some(conn) = self.conns.remove(&node)
+            && conn.is_absurd
+        {
+            let complaint = format!("node {node} answered {key:?} {version} with no such answer");
+            self.complaints.tell(complaint);
         }
         answer
     }

@@ -13,7 +13,7 @@ use kafka_protocol::messages::{
 };
 use kafka_protocol::protocol::StrBytes;
 use tokio::time::{Instant, sleep};
-use trilog_model::batch::BatchHeader;
+use trilog_model::batch::{BatchError, BatchHeader};
 
 use super::client::{Client, PAUSE, Seen};
 use super::code;
@@ -23,6 +23,9 @@ use crate::history::{Key, Record};
 
 /// How much of one key comes at a time.
 const KEY_BYTES: i32 = 96 << 10;
+/// Of readers of all that is committed by replicas, and of transactions that are committed.
+pub const UNCOMMITTED: i8 = 0;
+const COMMITTED: i8 = 1;
 /// How much memory a batch may take when it is read.
 const BATCH_BYTES: usize = 16 << 20;
 
@@ -32,6 +35,20 @@ pub struct Fetched {
     pub records: Vec<Record>,
     /// Where to go on.
     pub next: u64,
+    /// Why what came then is not what was written. In its place the last of the records has a value
+    /// that nobody sends: a node must not serve such a thing, whoever finds out in the end.
+    pub damaged: Option<String>,
+}
+
+impl Fetched {
+    fn damage(&mut self, error: &dyn std::error::Error) {
+        let after = self.records.last().map_or(0, |last| last.offset + 1);
+        self.records.push(Record {
+            offset: self.next.max(after),
+            value: value_of(None),
+        });
+        self.damaged = Some(format!("what was fetched is damaged: {error}"));
+    }
 }
 
 /// Which replicas somebody reads from who is in a rack; none is the leader.
@@ -71,7 +88,6 @@ impl Client {
                 }
                 continue;
             };
-            let boot = self.boot(node);
             for part in answer.responses.iter().flat_map(|topic| &topic.partitions) {
                 let Ok(key) = u32::try_from(part.partition_index).map(Key) else {
                     continue;
@@ -80,23 +96,44 @@ impl Client {
                     continue;
                 };
                 if self.take(key, part, preferred)? {
-                    let settled = settled(part, *offset)?;
-                    fetched.insert(key, settled);
-                    if let (Some(boot), Ok(high_watermark)) =
-                        (boot, u64::try_from(part.high_watermark))
-                    {
-                        self.seen.push(Seen {
-                            key,
-                            node,
-                            boot,
-                            high_watermark,
-                            began,
-                        });
+                    fetched.insert(key, settled(part, *offset));
+                    if let Ok(high_watermark) = u64::try_from(part.high_watermark) {
+                        self.saw(key, node, high_watermark, began);
                     }
                 }
             }
         }
         Ok(fetched)
+    }
+
+    /// Keeps what a node said, if it is known in which of its lives.
+    fn saw(&mut self, key: Key, node: u32, high_watermark: u64, began: Instant) {
+        self.seen.extend(self.boot(node).map(|boot| Seen {
+            key,
+            node,
+            boot,
+            high_watermark,
+            began,
+        }));
+    }
+
+    /// How far a key is committed as one replica knows it, whoever leads; an error if it does not
+    /// hold all before `from`, or does not serve.
+    pub async fn replica_end(&mut self, node: u32, key: Key, from: u64) -> Result<u64, Fault> {
+        // Followers serve those who say where they are.
+        let request = self.request(&[(key, from)].into(), Some("elsewhere"), Duration::ZERO);
+        let answer: Result<FetchResponse, Fault> =
+            self.ask(node, ApiKey::Fetch, 12, &request, REQUEST).await;
+        let answer = answer.map_err(Fault::certain)?;
+        let mut parts = answer.responses.iter().flat_map(|topic| &topic.partitions);
+        match parts.next() {
+            Some(part) if part.error_code == 0 => u64::try_from(part.high_watermark)
+                .map_err(|_| Fault::Not("no high watermark".to_owned())),
+            part => {
+                let code = part.map_or(answer.error_code, |part| part.error_code);
+                Err(Fault::Not(format!("Fetch: {code}")))
+            }
+        }
     }
 
     fn request(
@@ -120,7 +157,7 @@ impl Client {
             .with_max_wait_ms(i32::try_from(wait.as_millis()).unwrap_or(i32::MAX))
             .with_min_bytes(1)
             .with_max_bytes(1 << 20)
-            .with_isolation_level(1)
+            .with_isolation_level(COMMITTED)
             .with_session_id(0)
             .with_session_epoch(-1)
             .with_topics(vec![topic])
@@ -162,7 +199,7 @@ impl Client {
         let mut ends = BTreeMap::new();
         for key in keys {
             let (mut stable, mut all) = (None, None);
-            for (isolation, end) in [(1, &mut stable), (0, &mut all)] {
+            for (isolation, end) in [(COMMITTED, &mut stable), (UNCOMMITTED, &mut all)] {
                 *end = Some(self.end(*key, isolation, deadline).await?);
             }
             if let (Some(stable), Some(all)) = (stable, all) {
@@ -186,6 +223,7 @@ impl Client {
             .with_topics(vec![asked]);
         loop {
             let leader = self.find_leader(key, deadline).await?;
+            let began = Instant::now();
             let answer: Result<ListOffsetsResponse, Fault> = self
                 .ask(leader, ApiKey::ListOffsets, 5, &request, REQUEST)
                 .await;
@@ -194,7 +232,11 @@ impl Client {
                     let mut told = answer.topics.iter().flat_map(|topic| &topic.partitions);
                     match told.next() {
                         Some(told) if told.error_code == 0 => {
-                            return Ok(u64::try_from(told.offset).unwrap_or(0));
+                            let end = u64::try_from(told.offset).unwrap_or(0);
+                            if isolation == UNCOMMITTED {
+                                self.saw(key, leader, end, began);
+                            }
+                            return Ok(end);
                         }
                         told => format!("ListOffsets: {:?}", told.map(|told| told.error_code)),
                     }
@@ -210,11 +252,11 @@ impl Client {
     }
 }
 
-/// The records of what was fetched that count, as a stock consumer finds them.
-fn settled(part: &PartitionData, from: u64) -> Result<Fetched, Fault> {
+/// The records of what was fetched that count, as a stock consumer finds them, up to what is damaged.
+fn settled(part: &PartitionData, from: u64) -> Fetched {
     let mut fetched = Fetched {
-        records: Vec::new(),
         next: from,
+        ..Fetched::default()
     };
     let mut aborted: Vec<AbortedTransaction> =
         part.aborted_transactions.clone().unwrap_or_default();
@@ -222,30 +264,42 @@ fn settled(part: &PartitionData, from: u64) -> Result<Fetched, Fault> {
     let mut aborting: BTreeSet<i64> = BTreeSet::new();
     let mut rest = part.records.clone().unwrap_or_default();
     while !rest.is_empty() {
-        // The last batch may be there in part.
-        let Ok(header) = BatchHeader::parse(&rest) else {
-            break;
+        let header = match BatchHeader::parse(&rest) {
+            Ok(header) if header.batch_len() <= rest.len() => header,
+            // The last batch may be there in part, and even its header.
+            Ok(_) | Err(BatchError::Incomplete) => break,
+            Err(error) => {
+                fetched.damage(&error);
+                break;
+            }
         };
-        if header.batch_len() > rest.len() {
+        let batch = rest.split_to(header.batch_len());
+        if let Err(error) = header.check_crc(&batch) {
+            fetched.damage(&error);
             break;
         }
-        let batch = rest.split_to(header.batch_len());
-        header.check_crc(&batch).map_err(|error| damaged(&error))?;
-        let last = header.base_offset + i64::from(header.last_offset_delta);
+        // Where it lies is not under its checksum.
+        let last = header
+            .base_offset
+            .saturating_add(header.last_offset_delta.into());
         while let Some(one) = aborted.pop_if(|one| one.first_offset <= last) {
             aborting.insert(one.producer_id.0);
         }
-        let next = u64::try_from(last + 1).unwrap_or(0);
+        let next = u64::try_from(last.saturating_add(1)).unwrap_or(0);
         let transactional = header.attributes.is_transactional();
         if header.attributes.is_control() {
             // A marker ends what is aborted; the next transaction may be another matter.
             aborting.remove(&header.producer_id);
-        } else if !(transactional && aborting.contains(&header.producer_id)) && next > from {
-            collect(&header, &batch, from, &mut fetched.records)?;
+        } else if !(transactional && aborting.contains(&header.producer_id))
+            && next > from
+            && let Err(error) = collect(&header, &batch, from, &mut fetched.records)
+        {
+            fetched.damage(&*error);
+            break;
         }
         fetched.next = fetched.next.max(next);
     }
-    Ok(fetched)
+    fetched
 }
 
 fn collect(
@@ -253,13 +307,13 @@ fn collect(
     batch: &Bytes,
     from: u64,
     out: &mut Vec<Record>,
-) -> Result<(), Fault> {
-    let records = header
-        .records(batch, BATCH_BYTES)
-        .map_err(|error| damaged(&error))?;
+) -> Result<(), Box<dyn std::error::Error>> {
+    let records = header.records(batch, BATCH_BYTES)?;
     for record in &records {
-        let record = record.map_err(|error| damaged(&error))?;
-        let offset = header.base_offset + i64::from(record.offset_delta);
+        let record = record?;
+        let offset = header
+            .base_offset
+            .saturating_add(record.offset_delta.into());
         let offset = u64::try_from(offset).unwrap_or(0);
         if offset >= from {
             let value = value_of(record.value);
@@ -267,10 +321,6 @@ fn collect(
         }
     }
     Ok(())
-}
-
-fn damaged(error: &dyn std::error::Error) -> Fault {
-    Fault::Not(format!("what was fetched is damaged: {error}"))
 }
 
 #[cfg(test)]
@@ -328,10 +378,42 @@ mod tests {
                     .with_producer_id(ProducerId(7))
                     .with_first_offset(10),
             ]));
-        let found = settled(&part, 10).unwrap();
+        let found = settled(&part, 10);
         let kept: Vec<_> = found.records.iter().map(|r| (r.offset, r.value)).collect();
         assert_eq!(kept, [(11, 2), (13, 3)]);
-        assert_eq!(found.next, 14);
-        assert_eq!(settled(&part, 12).unwrap().records.len(), 1);
+        assert_eq!((found.next, found.damaged), (14, None));
+        assert_eq!(settled(&part, 12).records.len(), 1);
+    }
+
+    #[test]
+    fn what_is_cut_off_is_not_there_yet_and_what_is_whole_and_wrong_is_nobodys() {
+        let log = [batch(10, 7, 1), batch(11, 7, 2)];
+        let (one, all) = (log[0].len(), log.concat());
+        let read = |bytes: &[u8]| {
+            let bytes = bytes::Bytes::copy_from_slice(bytes);
+            settled(&PartitionData::default().with_records(Some(bytes)), 10)
+        };
+        // An answer may end anywhere.
+        for cut in 0..all.len() {
+            let found = read(&all[..cut]);
+            assert_eq!(found.damaged, None, "{cut}");
+            assert_eq!(found.records.len(), usize::from(cut >= one), "{cut}");
+        }
+        assert_eq!(read(&all).records.len(), 2);
+        // Neither where a batch lies nor its term is under its checksum, and a length that is wrong
+        // may look like that of a batch that is cut off.
+        for at in 16..all.len() - one {
+            let mut bad = all.clone();
+            bad[one + at] ^= 0x10;
+            let found = read(&bad);
+            assert!(found.damaged.is_some(), "{at}");
+            let nobodys = Record {
+                offset: 11,
+                value: value_of(None),
+            };
+            assert_eq!(found.records[1..], [nobodys], "{at}");
+            // It is read again, by whoever goes on.
+            assert_eq!(found.next, 11, "{at}");
+        }
     }
 }

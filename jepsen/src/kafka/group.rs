@@ -170,8 +170,8 @@ impl Client {
         }
     }
 
-    /// What a group has committed of these keys, as far as it has; of what is in a transaction
-    /// that is open it is waited for.
+    /// What a group has committed of each of these keys, zero where it has committed nothing; of
+    /// what is in a transaction that is open it is waited for.
     pub async fn committed(
         &mut self,
         group: &str,
@@ -200,9 +200,9 @@ impl Client {
                     .ask(node, ApiKey::OffsetFetch, 9, &request, REQUEST)
                     .await
                 {
-                    Ok(answer) => match offsets(&answer) {
+                    Ok(answer) => match offsets(&answer, keys) {
                         Ok(offsets) => return Ok(offsets),
-                        Err(code) => format!("OffsetFetch: {code}"),
+                        Err(why) => format!("OffsetFetch: {why}"),
                     },
                     Err(fault) => fault.text().to_owned(),
                 },
@@ -253,24 +253,64 @@ impl Client {
     }
 }
 
-fn offsets(answer: &OffsetFetchResponse) -> Result<BTreeMap<Key, u64>, i16> {
+/// Where a group is in each of these keys; why nobody knows, if anything of it is an error or left
+/// out. That nothing is committed has to be said, for it may be that all of it was lost.
+fn offsets(answer: &OffsetFetchResponse, keys: &[Key]) -> Result<BTreeMap<Key, u64>, String> {
     let mut found = BTreeMap::new();
     for group in &answer.groups {
         if group.error_code != 0 {
-            return Err(group.error_code);
+            return Err(group.error_code.to_string());
         }
         for part in group.topics.iter().flat_map(|topic| &topic.partitions) {
             if part.error_code != 0 {
-                return Err(part.error_code);
+                return Err(part.error_code.to_string());
             }
-            // Nothing is committed where it is negative.
-            if let (Ok(key), Ok(offset)) = (
-                u32::try_from(part.partition_index),
-                u64::try_from(part.committed_offset),
-            ) {
+            if let Ok(key) = u32::try_from(part.partition_index) {
+                // Nothing is committed where it is negative.
+                let offset = u64::try_from(part.committed_offset).unwrap_or(0);
                 found.insert(Key(key), offset);
             }
         }
     }
-    Ok(found)
+    match keys.iter().find(|key| !found.contains_key(key)) {
+        Some(key) => Err(format!("key {} is left out", key.0)),
+        None => Ok(found),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kafka_protocol::messages::offset_fetch_response::{
+        OffsetFetchResponseGroup, OffsetFetchResponsePartitions, OffsetFetchResponseTopics,
+    };
+
+    #[test]
+    fn nothing_committed_is_zero_and_nothing_said_is_not() {
+        let answer = |group: i16, parts: &[(i32, i64, i16)]| {
+            let parts = parts.iter().map(|(index, offset, code)| {
+                OffsetFetchResponsePartitions::default()
+                    .with_partition_index(*index)
+                    .with_committed_offset(*offset)
+                    .with_error_code(*code)
+            });
+            let topic = OffsetFetchResponseTopics::default().with_partitions(parts.collect());
+            let group = OffsetFetchResponseGroup::default()
+                .with_error_code(group)
+                .with_topics(vec![topic]);
+            OffsetFetchResponse::default().with_groups(vec![group])
+        };
+        let keys = [Key(0), Key(1)];
+        let found = offsets(&answer(0, &[(0, 7, 0), (1, -1, 0)]), &keys);
+        assert_eq!(found, Ok([(Key(0), 7), (Key(1), 0)].into()));
+        let unstable = code::UNSTABLE_OFFSET_COMMIT;
+        for (what, answer) in [
+            ("unstable", answer(0, &[(0, 7, 0), (1, -1, unstable)])),
+            ("elsewhere", answer(code::NOT_COORDINATOR, &[])),
+            ("left out", answer(0, &[(0, 7, 0)])),
+            ("empty", OffsetFetchResponse::default()),
+        ] {
+            assert!(offsets(&answer, &keys).is_err(), "{what}");
+        }
+    }
 }

@@ -14,8 +14,8 @@ mod produce;
 mod txn;
 
 pub use client::{Client, Lives, Node, Seen};
-pub use conn::{Conn, Fault, framed, text};
-pub use fetch::Fetched;
+pub use conn::{Complaints, Conn, Fault, framed, text};
+pub use fetch::{Fetched, UNCOMMITTED};
 pub use group::Member;
 pub use produce::{Identity, payload, value_of};
 
@@ -30,8 +30,10 @@ pub mod code {
     pub const COORDINATOR_NOT_AVAILABLE: i16 = 15;
     pub const NOT_COORDINATOR: i16 = 16;
     pub const NOT_ENOUGH_REPLICAS_AFTER_APPEND: i16 = 20;
+    pub const OUT_OF_ORDER_SEQUENCE_NUMBER: i16 = 45;
     pub const CONCURRENT_TRANSACTIONS: i16 = 51;
     pub const KAFKA_STORAGE_ERROR: i16 = 56;
+    pub const UNKNOWN_PRODUCER_ID: i16 = 59;
     pub const FENCED_LEADER_EPOCH: i16 = 74;
     pub const UNKNOWN_LEADER_EPOCH: i16 = 75;
     pub const OFFSET_NOT_AVAILABLE: i16 = 78;

@@ -199,6 +199,15 @@ impl Client {
             code::REQUEST_TIMED_OUT | code::NOT_ENOUGH_REPLICAS_AFTER_APPEND => {
                 Attempt::Unknown(why)
             }
+            // A producer that does not know what became of something is used no more, so this one
+            // is in sequence: what the key knew of it is lost.
+            code::OUT_OF_ORDER_SEQUENCE_NUMBER | code::UNKNOWN_PRODUCER_ID => {
+                let key = key.0;
+                self.complaints.tell(format!(
+                    "node {leader} has lost where a producer stood in key {key} ({why})"
+                ));
+                Attempt::Refused(why)
+            }
             _ => Attempt::Refused(why),
         }
     }

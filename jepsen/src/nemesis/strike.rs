@@ -15,7 +15,7 @@ use super::damage::damage;
 use super::schedule::{Fault, Scheduled};
 use crate::cluster::{Cluster, ClusterError, Killed, Way, while_doing};
 use crate::history::Note;
-use crate::workload::{Stage, TOPIC};
+use crate::workload::{Stage, TOPIC, await_level};
 
 /// How long a cluster may take to be whole before and after what costs copies.
 const SETTLE: Duration = Duration::from_mins(2);
@@ -45,6 +45,8 @@ pub struct Nemesis {
     done: Vec<Done>,
     /// What went wrong with the cluster or with the faults themselves.
     pub troubles: Vec<String>,
+    /// What was not done in time, which tells nothing if this program itself stood still.
+    pub overdue: Vec<String>,
     /// Whether the cluster did not get well in time.
     late: bool,
     /// What was begun and not ended, by its place in the schedule.
@@ -63,6 +65,7 @@ impl Nemesis {
             stage: Arc::clone(stage),
             done: Vec::new(),
             troubles: Vec::new(),
+            overdue: Vec::new(),
             late: false,
             lasting: BTreeSet::new(),
         }
@@ -121,6 +124,10 @@ impl Nemesis {
             if self.unless_late(settled)?.is_none() {
                 return Ok(());
             }
+            let level = self.await_level().await;
+            if self.unless_late(level)?.is_none() {
+                return Ok(());
+            }
         }
         if one.fault.needs_life() && !self.is_anybody_there(&one.nodes) {
             return Ok(());
@@ -157,7 +164,7 @@ impl Nemesis {
             Ok(done) => Ok(Some(done)),
             Err(late @ ClusterError::Late { .. }) => {
                 let words = self.cluster.last_words();
-                self.troubles.push(format!("{late}\n{words}"));
+                self.overdue.push(format!("{late}\n{words}"));
                 self.late = true;
                 Ok(None)
             }
@@ -327,6 +334,16 @@ impl Nemesis {
             }
         }
         Ok((!told.is_empty()).then(|| told.join("; ")))
+    }
+
+    /// What is struck next may be the best copy there is, unless all are as good.
+    async fn await_level(&self) -> Result<(), ClusterError> {
+        let level = await_level(&self.stage, SETTLE).await;
+        level.map_err(|state| ClusterError::Late {
+            what: "level",
+            waited: SETTLE,
+            state,
+        })
     }
 
     /// Disks of these nodes take nothing for a while. Nothing else is begun or ended meanwhile:
@@ -580,7 +597,7 @@ impl Nemesis {
                             .push(format!("node {number} did not stop in order: {status}"));
                     }
                     None => {
-                        self.troubles
+                        self.overdue
                             .push(format!("node {number} did not stop in time"));
                         self.cluster.kill(&[*number])?;
                     }

@@ -87,6 +87,13 @@ fn anomalies(out: &mut String, header: &Header, verdict: &Verdict, slice: &Slice
         let _ = write!(out, "<tr><td>{kind}<td>{errors}<td>{allowed}");
     }
     out.push_str("</table>");
+    if !verdict.not_judged.is_empty() {
+        out.push_str("<p>Not judged, for want of anything to judge by:<ul>");
+        for blind in &verdict.not_judged {
+            let _ = write!(out, "<li>{}", escape(&blind.to_string()));
+        }
+        out.push_str("</ul>");
+    }
     for anomaly in verdict.anomalies.iter().filter(|anomaly| !anomaly.allowed) {
         one(out, header, anomaly, slice);
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use serde::Serialize;
 
-use crate::history::{Event, Function, Note, Op, Stage, What};
+use crate::history::{Event, Function, Note, ON_PURPOSE, Op, Stage, What};
 
 /// What ended in one second.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -207,7 +207,9 @@ impl Silence {
         if !self.trying.remove(&op.process) {
             return;
         }
-        self.in_vain |= op.stage != Stage::Ok;
+        // Who aborts has been answered, and wanted nothing acknowledged.
+        let on_purpose = op.error.as_deref() == Some(ON_PURPOSE);
+        self.in_vain |= op.stage != Stage::Ok && !on_purpose;
         if op.stage == Stage::Ok {
             self.stalls.push((self.since, time));
             self.since = time;
@@ -509,6 +511,26 @@ mod tests {
         assert_eq!((fault.from_ns, fault.to_ns), (200_000_000, 2_000_000_000));
         assert_eq!(summary.operations["send ok"], 2);
         assert_eq!(summary.final_ns, Some(3_000_000_000));
+    }
+
+    #[test]
+    fn what_was_aborted_on_purpose_was_not_tried_in_vain() {
+        let longest = |error: &str| {
+            let mut aborted = send(Stage::Fail, 10);
+            if let What::Op(op) = &mut aborted.what {
+                op.error = Some(error.to_owned());
+            }
+            let events = vec![
+                send(Stage::Invoke, 0),
+                aborted,
+                // Nobody tries anything for a while.
+                send(Stage::Invoke, 5_000),
+                send(Stage::Ok, 5_020),
+            ];
+            summarize(events.into_iter()).longest_stall_ms
+        };
+        assert_eq!(longest(ON_PURPOSE), 20);
+        assert_eq!(longest("Produce: 56"), 5_020);
     }
 
     #[test]

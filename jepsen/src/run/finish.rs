@@ -1,87 +1,97 @@
 //! After the faults: everybody has something acknowledged in every key and reads everything back,
-//! the nodes stop, and their files are verified and compared.
+//! and the nodes stop.
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
-use tokio::process::Command;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
-use trilog_client::{Client, ClientConfig};
+use tokio::time::{Instant, sleep};
 
-use super::{Options, Phases, replicas};
+use super::inspect::Kept;
+use super::{Options, Phases};
 use crate::cluster::Cluster;
 use crate::history::{Key, Note};
-use crate::kafka::{self, Fault};
+use crate::kafka::{Fault, Seen};
 use crate::nemesis::{Done, Nemesis};
-use crate::workload::{Scan, Stage, TOPIC, Worker};
+use crate::workload::{Auditor, Scan, Stage, Worker, await_level, placement};
 
 /// How long a cluster that is whole may take to acknowledge something in every key.
 const ALIVE: Duration = Duration::from_secs(45);
 /// How long transactions that nobody ends may stay open beyond their own time.
 const SETTLING: Duration = Duration::from_mins(1);
+/// How long it may take until somebody says where the group is.
+const ASKING: Duration = Duration::from_secs(30);
 /// How long reading everything back may take.
 const READING: Duration = Duration::from_mins(3);
 /// How long a node may take to stop in order.
 const STOP: Duration = Duration::from_secs(40);
 /// How long nodes may take to be whole again after everything was read.
 const SETTLE: Duration = Duration::from_mins(1);
-/// How long nodes look through their files each time they are started once more to find what was
-/// done to them. They read some 16 MB a second.
-const LOOKS: [Duration; 6] = [
-    Duration::from_secs(2),
-    Duration::from_secs(4),
-    Duration::from_secs(8),
-    Duration::from_secs(16),
-    Duration::from_secs(32),
-    Duration::from_secs(32),
-];
-/// How long looking through a stopped node's files may take.
-const VERIFY: Duration = Duration::from_mins(3);
 
+/// What a run comes to besides its history, as far as it came.
 #[derive(Debug, Default)]
 pub(super) struct Finish {
     pub(super) failures: Vec<String>,
+    /// What was not done in time.
+    pub(super) late: Vec<String>,
     pub(super) gaps: Vec<String>,
     pub(super) done: Vec<Done>,
+    /// What was looked at, for people.
+    pub(super) notes: Vec<String>,
 }
 
-/// A key's group, and the nodes that have a voting replica of it.
-#[derive(Debug, Clone)]
-pub(super) struct Held {
-    pub(super) group: u64,
-    pub(super) nodes: Vec<u32>,
+impl Finish {
+    /// What the nemesis has seen until now.
+    pub(super) fn hear(&mut self, nemesis: &mut Nemesis) {
+        self.done = nemesis.done().to_vec();
+        self.failures.append(&mut nemesis.troubles);
+        self.late.append(&mut nemesis.overdue);
+    }
+
+    /// A cluster that is late has failed, unless the harness itself stood still: then nobody knows.
+    pub(super) fn judge_lateness(&mut self, standstill: Option<Duration>) {
+        let late = std::mem::take(&mut self.late);
+        let Some(standstill) = standstill else {
+            self.failures.extend(late);
+            return;
+        };
+        let millis = standstill.as_millis();
+        self.gaps.push(format!(
+            "the harness itself stood still for {millis} ms: this machine is too busy"
+        ));
+        self.gaps.extend(late);
+    }
 }
 
+/// Everything from the end of the faults on; what is found is kept even if it is broken off.
 pub(super) async fn finish(
-    nemesis: Nemesis,
+    mut cluster: Cluster,
     stage: &Arc<Stage>,
     workers: Vec<Worker>,
     options: &Options,
     phases: &mut Phases,
-) -> anyhow::Result<Finish> {
-    let mut finish = Finish {
-        done: nemesis.done().to_vec(),
-        failures: nemesis.troubles.clone(),
-        ..Finish::default()
-    };
-    let mut cluster = nemesis.cluster;
+    finish: &mut Finish,
+) -> anyhow::Result<()> {
     let (workers, dead) = prove_alive(workers).await;
-    finish.failures.extend(dead);
+    finish.late.extend(dead);
     phases.over("writing");
     let ends = match settled_ends(stage).await {
         Ok(ends) => ends,
         // A cluster that is whole and does not say where keys end, or does not end what nobody
         // goes on with, does not serve.
         Err(fault) => {
-            finish.failures.push(fault.text().to_owned());
-            return Ok(finish);
+            finish.late.push(fault.text().to_owned());
+            return Ok(());
         }
     };
+    // What happened between two looks of the auditor, or after its last, shows here.
+    if let Err(fault) = Auditor::new(stage).look_at_group(ASKING).await {
+        let why = fault.text();
+        finish
+            .late
+            .push(format!("nobody says where the group is: {why}"));
+    }
     phases.over("settling");
     stage.recorder.note(Note::Final);
     let read = read_back(workers, &ends).await;
@@ -90,39 +100,43 @@ pub(super) async fn finish(
     }
     finish.gaps.extend(read.missing);
     finish.failures.extend(at_odds(&read.scans));
-    if let Err(late) = cluster.await_settled(SETTLE).await {
-        finish.failures.push(late.to_string());
-    }
     phases.over("reading");
-    let held = match placement(&cluster).await {
+    let whole = await_whole(&cluster, stage, finish).await;
+    let held = match placement(stage).await {
         Ok(held) => held,
         Err(error) => {
             finish
                 .gaps
                 .push(format!("nobody says where replicas are: {error}"));
-            return Ok(finish);
+            return Ok(());
         }
     };
-    let damaged = finish.done.iter().any(|one| one.fault.damages());
-    stop(&mut cluster, &mut finish).await?;
+    stop(&mut cluster, finish).await?;
     phases.over("stopping");
-    verify_mended(&mut cluster, &mut finish, damaged, options).await?;
-    phases.over("verifying");
-    let dirs = cluster.data_dirs();
-    match replicas::compare(&options.trilog, &dirs, &held, &ends).await {
-        Ok(compared) => {
-            finish.failures.extend(compared.short);
-            for note in compared.notes {
-                stage.recorder.note(note);
-            }
-        }
-        // What cannot be read is no reason to keep what else was found to oneself.
-        Err(error) => finish
-            .failures
-            .push(format!("replicas cannot be compared: {error:#}")),
+    let kept = Kept {
+        stage,
+        held,
+        ends,
+        options,
+    };
+    kept.inspect(&mut cluster, whole, finish).await?;
+    phases.over("inspecting");
+    Ok(())
+}
+
+/// Waits until all nodes are there and all replicas as far as their keys.
+pub(super) async fn await_whole(cluster: &Cluster, stage: &Stage, finish: &mut Finish) -> bool {
+    if let Err(late) = cluster.await_settled(SETTLE).await {
+        finish.late.push(late.to_string());
+        return false;
     }
-    phases.over("comparing");
-    Ok(finish)
+    if let Err(behind) = await_level(stage, SETTLE).await {
+        let seconds = SETTLE.as_secs();
+        let late = format!("replicas are not level after {seconds} s: {behind}");
+        finish.late.push(late);
+        return false;
+    }
+    true
 }
 
 /// Has each worker write to each key; who could not, and why.
@@ -147,8 +161,7 @@ async fn prove_alive(workers: Vec<Worker>) -> (Vec<Worker>, Vec<String>) {
 
 /// Where each key ends, once no transaction is open in it.
 async fn settled_ends(stage: &Arc<Stage>) -> Result<BTreeMap<Key, u64>, Fault> {
-    let lives = Arc::clone(&stage.lives);
-    let mut client = kafka::Client::new(TOPIC, stage.nodes.clone(), lives, 0);
+    let mut client = stage.kafka_client(0);
     let deadline = Instant::now() + stage.txn_timeout + SETTLING;
     loop {
         let ends = client.ends(&stage.all_keys(), deadline).await?;
@@ -157,7 +170,13 @@ async fn settled_ends(stage: &Arc<Stage>) -> Result<BTreeMap<Key, u64>, Fault> {
             .filter(|(_, (stable, end))| stable < end)
             .map(|(key, (stable, end))| format!("{}: {stable} of {end}", key.0))
             .collect();
+        // Everybody has had something acknowledged since all nodes hear one another, so a leader
+        // that was one before is none that says it is.
+        let seen: Vec<Seen> = std::mem::take(&mut client.seen);
         if open.is_empty() {
+            for seen in &seen {
+                stage.note_high_watermark(seen, true);
+            }
             return Ok(ends.into_iter().map(|(key, (_, end))| (key, end)).collect());
         }
         if Instant::now() >= deadline {
@@ -231,23 +250,8 @@ fn found_text(scan: Option<&Scan>) -> String {
     })
 }
 
-async fn placement(cluster: &Cluster) -> anyhow::Result<BTreeMap<Key, Held>> {
-    let client = Client::connect_with(ClientConfig {
-        seeds: cluster.addresses(),
-        ..ClientConfig::default()
-    })
-    .await?;
-    let topic = client.admin().describe_topic(TOPIC).await?;
-    let partitions = topic.partitions.into_iter();
-    let held = partitions.map(|place| {
-        let (group, nodes) = (place.group, place.replicas);
-        (Key(place.partition), Held { group, nodes })
-    });
-    Ok(held.collect())
-}
-
 /// Stops all nodes in order; those that do not are killed, and that is a failure.
-async fn stop(cluster: &mut Cluster, finish: &mut Finish) -> anyhow::Result<()> {
+pub(super) async fn stop(cluster: &mut Cluster, finish: &mut Finish) -> anyhow::Result<()> {
     for (number, how) in cluster.ended()? {
         finish
             .failures
@@ -267,7 +271,7 @@ async fn stop(cluster: &mut Cluster, finish: &mut Finish) -> anyhow::Result<()> 
             }
             None => {
                 finish
-                    .failures
+                    .late
                     .push(format!("node {number} did not stop in time"));
                 node.kill()?;
                 node.bury()?;
@@ -277,70 +281,25 @@ async fn stop(cluster: &mut Cluster, finish: &mut Finish) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// Verifies what stopped nodes have written. Where it was damaged, and that was not found yet, they
-/// are started again to find it.
-async fn verify_mended(
-    cluster: &mut Cluster,
-    finish: &mut Finish,
-    damaged: bool,
-    options: &Options,
-) -> anyhow::Result<()> {
-    let mut wrong = verify_all(cluster, options).await?;
-    for look in LOOKS {
-        if !damaged || wrong.is_empty() {
-            break;
-        }
-        // What was damaged and not read since is found by the background check only.
-        cluster.boot_all()?;
-        if let Err(late) = cluster.await_settled(SETTLE).await {
-            finish.failures.push(late.to_string());
-            break;
-        }
-        sleep(look).await;
-        stop(cluster, finish).await?;
-        wrong = verify_all(cluster, options).await?;
-    }
-    finish.failures.extend(wrong);
-    Ok(())
-}
-
-async fn verify_all(cluster: &Cluster, options: &Options) -> anyhow::Result<Vec<String>> {
-    let mut wrong = Vec::new();
-    for (number, dir) in cluster.data_dirs() {
-        if let Some(what) = verify(&options.trilog, &dir).await? {
-            wrong.push(format!("the log of node {number} does not verify: {what}"));
-        }
-    }
-    Ok(wrong)
-}
-
-/// What `trilog log verify` finds wrong in a stopped node's directory.
-async fn verify(trilog: &Path, dir: &Path) -> anyhow::Result<Option<String>> {
-    let verifying = Command::new(trilog)
-        .args(["log", "verify"])
-        .arg(dir)
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output();
-    let Ok(verified) = timeout(VERIFY, verifying).await else {
-        return Ok(Some("it takes too long".to_owned()));
-    };
-    let verified = verified.with_context(|| format!("cannot run {}", trilog.display()))?;
-    if verified.status.success() {
-        return Ok(None);
-    }
-    let text = String::from_utf8_lossy(&verified.stdout);
-    let damaged: Vec<&str> = text
-        .lines()
-        .filter(|line| line.starts_with("damaged"))
-        .collect();
-    let errors = String::from_utf8_lossy(&verified.stderr);
-    Ok(Some(format!("{} {}", errors.trim(), damaged.join("; "))))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_late_is_a_failure_unless_the_harness_stood_still() {
+        let finish = || Finish {
+            failures: vec!["a node ended by itself".to_owned()],
+            late: vec!["a node did not stop in time".to_owned()],
+            ..Finish::default()
+        };
+        let mut on_time = finish();
+        on_time.judge_lateness(None);
+        assert_eq!((on_time.failures.len(), on_time.gaps.len()), (2, 0));
+        let mut held_up = finish();
+        held_up.judge_lateness(Some(Duration::from_secs(4)));
+        assert_eq!((held_up.failures.len(), held_up.gaps.len()), (1, 2));
+        assert!(held_up.late.is_empty());
+    }
 
     #[test]
     fn readers_that_found_something_else_than_others_are_told() {

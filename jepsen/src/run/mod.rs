@@ -3,6 +3,7 @@
 //! history is judged.
 
 mod finish;
+mod inspect;
 mod replicas;
 
 use std::collections::BTreeMap;
@@ -16,7 +17,8 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::error::Elapsed;
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use trilog_client::proto::CreateTopicRequest;
 use trilog_client::{Client, ClientConfig};
 
@@ -26,6 +28,7 @@ use crate::history::json::Reader;
 use crate::history::{Header, json};
 use crate::nemesis::{Done, Fault, Means, Nemesis, Plan, Scheduled, Skipped, schedule};
 use crate::workload::{Auditor, Kind, Load, Recorder, Stage, TOPIC, Worker};
+use finish::Finish;
 
 /// How long a cluster may take to come up.
 const START: Duration = Duration::from_mins(1);
@@ -76,6 +79,10 @@ pub struct Outcome {
     pub failures: Vec<String>,
     /// Why not everything could be looked at.
     pub gaps: Vec<String>,
+    /// What was looked at, for people.
+    pub notes: Vec<String>,
+    /// For how long this program itself stood still, if it was long.
+    pub standstill: Option<Duration>,
     pub done: Vec<Done>,
     pub skipped: Vec<Skipped>,
     pub schedule: Vec<Scheduled>,
@@ -132,16 +139,20 @@ impl Outcome {
     }
 }
 
-/// Runs it. Each line that `say` is given is for people. Whoever gives it up has no nodes left.
+/// Runs it. Each line that `say` is given is for people. Whoever gives it up has no nodes left. An
+/// error if it could not begin: what clients saw of a run that broke off is judged all the same.
 pub async fn run(options: &Options, say: &mut dyn FnMut(&str)) -> anyhow::Result<Outcome> {
-    let limit = options.length * 2 + LIMIT;
-    let running = Box::pin(run_for(options, say));
-    timeout(limit, running)
-        .await
-        .unwrap_or_else(|_| bail!("the run is not over after {} s", limit.as_secs()))
+    let deadline = Instant::now() + options.length * 2 + LIMIT;
+    let running = Box::pin(run_for(options, deadline, say));
+    let ran = timeout_at(deadline + GRACE, running).await;
+    ran.unwrap_or_else(|_| bail!("the run does not begin, nor end"))
 }
 
-async fn run_for(options: &Options, say: &mut dyn FnMut(&str)) -> anyhow::Result<Outcome> {
+async fn run_for(
+    options: &Options,
+    deadline: Instant,
+    say: &mut dyn FnMut(&str),
+) -> anyhow::Result<Outcome> {
     let mut phases = Phases::begin();
     let nodes = empty_dir(options.dir.join("nodes"))?;
     let count = usize::try_from(options.nodes).unwrap_or(0);
@@ -164,9 +175,53 @@ async fn run_for(options: &Options, say: &mut dyn FnMut(&str)) -> anyhow::Result
     });
     announce(options, &scheduled, &skipped, say);
 
+    let cluster = begin(options, &nodes, own_disks).await?;
+    phases.over("start");
+    let history = options.dir.join("history.jsonl");
+    let recorder = Recorder::create(&history, &header(options))
+        .with_context(|| format!("cannot write {}", history.display()))?;
+    let (kafka, seeds) = (cluster.kafka_nodes(), cluster.addresses());
+    let stage = Stage::new(recorder, &load(options), kafka, seeds, cluster.lives());
+    let worst = Arc::new(AtomicU64::new(0));
+    let mut pulse = JoinSet::new();
+    pulse.spawn(feel_pulse(Arc::clone(&worst)));
+    let mut finish = Finish::default();
+    let under_way = Running {
+        stage: &stage,
+        scheduled: &scheduled,
+        options,
+        phases: &mut phases,
+        finish: &mut finish,
+    };
+    let over = timeout_at(deadline, Box::pin(under_way.carry_out(cluster, say))).await;
+    drop(pulse);
+    finish.failures.extend(stage.complaints.take());
+    finish.gaps.extend(broken_off(over));
+    stage.recorder.close().context("cannot write the history")?;
+    let verdict = judge(&history)?;
+    phases.over("judge");
+    finish.gaps.extend(never_done(&scheduled, &finish.done));
+    let standstill = stood_still(&worst);
+    finish.judge_lateness(standstill);
+    Ok(Outcome {
+        verdict,
+        failures: finish.failures,
+        gaps: finish.gaps,
+        notes: finish.notes,
+        standstill,
+        done: finish.done,
+        skipped,
+        schedule: scheduled,
+        history,
+        phases,
+    })
+}
+
+/// A cluster that is whole, with the topic.
+async fn begin(options: &Options, nodes: &Path, own_disks: bool) -> anyhow::Result<Cluster> {
     let first = options.older.as_ref().unwrap_or(&options.trilog);
     let (count, seed, medium) = (options.nodes, options.seed, &options.medium);
-    let mut cluster = Cluster::prepare(first, &nodes, count, seed, medium, own_disks).await?;
+    let mut cluster = Cluster::prepare(first, nodes, count, seed, medium, own_disks).await?;
     cluster.newer = options.older.is_some().then(|| options.trilog.clone());
     cluster.boot_all()?;
     if let Err(error) = cluster.await_start(START).await {
@@ -174,42 +229,47 @@ async fn run_for(options: &Options, say: &mut dyn FnMut(&str)) -> anyhow::Result
     }
     create_topic(&cluster, options).await?;
     cluster.await_settled(START).await?;
+    Ok(cluster)
+}
 
-    phases.over("start");
-    let history = options.dir.join("history.jsonl");
-    let recorder = Recorder::create(&history, &header(options))
-        .with_context(|| format!("cannot write {}", history.display()))?;
-    let load = load(options);
-    let (kafka, seeds) = (cluster.kafka_nodes(), cluster.addresses());
-    let stage = Stage::new(recorder, &load, kafka, seeds, cluster.lives());
-    let mut nemesis = Nemesis::new(cluster, &stage);
-    let worst = Arc::new(AtomicU64::new(0));
-    let mut pulse = JoinSet::new();
-    pulse.spawn(feel_pulse(Arc::clone(&worst)));
-    let workers = trouble(&mut nemesis, &stage, &scheduled, options).await?;
-    drop(pulse);
-    phases.over("work");
-    // Before everybody has to write and to read everything, by which nobody would be idle.
-    let idle = stage.idle(&kinds(options));
-    say("healed; everything is read back");
-    let finish = finish::finish(nemesis, &stage, workers, options, &mut phases).await?;
-    stage.recorder.flush().context("cannot write the history")?;
-    let verdict = judge(&history)?;
-    phases.over("judge");
-    let mut gaps = finish.gaps;
-    gaps.extend(idle);
-    gaps.extend(never_done(&scheduled, &finish.done));
-    gaps.extend(stood_still(&worst));
-    Ok(Outcome {
-        verdict,
-        failures: finish.failures,
-        gaps,
-        done: finish.done,
-        skipped,
-        schedule: scheduled,
-        history,
-        phases,
-    })
+/// Why a run has not come to its end, if it has not.
+fn broken_off(over: Result<anyhow::Result<()>, Elapsed>) -> Option<String> {
+    let why = match over {
+        Ok(Ok(())) => return None,
+        Ok(Err(error)) => format!("{error:#}"),
+        Err(_) => "it takes too long".to_owned(),
+    };
+    Some(format!("the run was broken off: {why}"))
+}
+
+/// A run from the first operation on. What it has found is kept when it breaks off.
+struct Running<'a> {
+    stage: &'a Arc<Stage>,
+    scheduled: &'a [Scheduled],
+    options: &'a Options,
+    phases: &'a mut Phases,
+    finish: &'a mut Finish,
+}
+
+impl Running<'_> {
+    async fn carry_out(self, cluster: Cluster, say: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+        let Self {
+            stage,
+            scheduled,
+            options,
+            phases,
+            finish,
+        } = self;
+        let mut nemesis = Nemesis::new(cluster, stage);
+        let struck = trouble(&mut nemesis, stage, scheduled, options).await;
+        finish.hear(&mut nemesis);
+        let workers = struck?;
+        phases.over("work");
+        // Before everybody has to write and to read everything, by which nobody would be idle.
+        finish.gaps.extend(stage.idle(&kinds(options)));
+        say("healed; everything is read back");
+        finish::finish(nemesis.cluster, stage, workers, options, phases, finish).await
+    }
 }
 
 /// A directory for nodes, without what an earlier run has left in it.
@@ -333,7 +393,9 @@ async fn trouble(
         let worker = Worker::new(stage, kind, nth, options.seed);
         working.spawn(worker.work(stopped.clone()));
     }
-    let auditing = tokio::spawn(Auditor::new(stage).look_on(stopped));
+    // Whoever gives this up gives all of them up.
+    let mut auditing = JoinSet::new();
+    auditing.spawn(Auditor::new(stage).look_on(stopped));
     let until = Instant::now() + options.length;
     let struck = nemesis.run(scheduled, options.length * 2).await;
     if struck.is_ok() {
@@ -351,14 +413,15 @@ async fn trouble(
         while let Some(ended) = working.join_next().await {
             workers.push(ended.context("a worker failed")?);
         }
-        auditing.await.context("the auditor failed")
+        let audited = auditing.join_next().await;
+        audited.unwrap_or(Ok(())).context("the auditor failed")
     };
     if let Ok(ended) = timeout(patience, ending).await {
         ended?;
     } else {
         let (ended, of) = (workers.len(), options.workers);
         let trouble = format!("of {of} clients {ended} came to an end");
-        nemesis.troubles.push(trouble);
+        nemesis.overdue.push(trouble);
     }
     Ok(workers)
 }
@@ -376,12 +439,9 @@ async fn feel_pulse(worst: Arc<AtomicU64>) {
 
 /// A harness that stands still takes what it does to the cluster, and what clients wait for, for
 /// something that the cluster does.
-fn stood_still(worst: &AtomicU64) -> Option<String> {
+fn stood_still(worst: &AtomicU64) -> Option<Duration> {
     let worst = Duration::from_millis(worst.load(Ordering::Relaxed));
-    (worst > STANDSTILL).then(|| {
-        let millis = worst.as_millis();
-        format!("the harness itself stood still for {millis} ms: this machine is too busy")
-    })
+    (worst > STANDSTILL).then_some(worst)
 }
 
 /// Judges a history that was written.

@@ -1,21 +1,25 @@
-//! Replicas side by side: what the files of stopped nodes hold of each key, entry by entry.
+//! Replicas side by side: what the files of stopped nodes hold of each group, entry by entry. Of keys
+//! it is known where they end, so that nothing may be missing; of all other groups (the controller's,
+//! those of coordinators) two logs may not contradict each other.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, bail};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::Command;
 
-use super::finish::Held;
 use crate::history::{Key, Note};
+use crate::workload::Held;
 
 /// A line of `trilog log dump --entries -o json`.
 #[derive(Debug, Deserialize)]
 struct Line {
     group: u64,
+    kind: String,
     in_segment: bool,
     index: u64,
     term: u64,
@@ -24,7 +28,7 @@ struct Line {
     sha256: String,
 }
 
-/// An entry with records, as one replica has it.
+/// An entry as one replica has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Entry {
     term: u64,
@@ -43,58 +47,106 @@ pub(super) struct Compared {
     /// Replicas that do not hold a key to its end, or with holes. All were level when everything
     /// was whole, and nothing was written since.
     pub(super) short: Vec<String>,
+    /// Replicas that hold something else than others.
+    pub(super) differ: Vec<String>,
+    /// How many entries, of how many groups, two replicas had to have alike.
+    pub(super) entries: u64,
+    pub(super) groups: usize,
 }
 
-/// Sums of what each replica holds of each key up to its end.
+/// Sums of what each replica holds of each key up to its end, and what no two logs may hold.
 pub(super) async fn compare(
     trilog: &Path,
     dirs: &[(u32, PathBuf)],
     held: &BTreeMap<Key, Held>,
     ends: &BTreeMap<Key, u64>,
 ) -> anyhow::Result<Compared> {
-    let mut logs: BTreeMap<(u32, u64), Log> = BTreeMap::new();
+    let mut groups: BTreeMap<u64, Vec<(u32, Log)>> = BTreeMap::new();
     for (node, dir) in dirs {
-        let (trilog, dir) = (trilog.to_owned(), dir.clone());
-        let groups = held.values().map(|held| held.group).collect::<Vec<_>>();
-        let read = tokio::task::spawn_blocking(move || read(&trilog, &dir, &groups));
-        for (group, log) in read.await?? {
-            logs.insert((*node, group), log);
+        for (group, log) in read(trilog, dir).await? {
+            groups.entry(group).or_default().push((*node, log));
         }
     }
     let mut compared = Compared::default();
+    for (group, logs) in &groups {
+        agree(*group, logs, &mut compared);
+    }
     for (key, held) in held {
         let end = ends.get(key).copied().unwrap_or(0);
-        let of_key: Vec<(u32, Log)> = held
-            .nodes
-            .iter()
-            .map(|node| (*node, logs.remove(&(*node, held.group)).unwrap_or_default()))
-            .collect();
-        side_by_side(*key, end, &of_key, &mut compared);
+        let mut logs = groups.remove(&held.group).unwrap_or_default();
+        logs.retain(|(node, _)| held.nodes.contains(node));
+        for node in &held.nodes {
+            if logs.iter().all(|(there, _)| there != node) {
+                logs.push((*node, Log::new()));
+            }
+        }
+        side_by_side(*key, end, &logs, &mut compared);
     }
     Ok(compared)
 }
 
-fn read(trilog: &Path, dir: &Path, groups: &[u64]) -> anyhow::Result<BTreeMap<u64, Log>> {
+/// What a stopped node's files hold, by group. Who gives this up has no program left running.
+async fn read(trilog: &Path, dir: &Path) -> anyhow::Result<BTreeMap<u64, Log>> {
     let mut child = Command::new(trilog)
         .args(["log", "dump", "--entries", "-o", "json"])
         .arg(dir)
+        .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
+        .kill_on_drop(true)
         .spawn()
         .with_context(|| format!("cannot run {}", trilog.display()))?;
     let mut logs: BTreeMap<u64, Log> = BTreeMap::new();
     let stdout = child.stdout.take().context("the dump has no output")?;
-    for text in BufReader::new(stdout).lines() {
-        let line: Line = serde_json::from_str(&text?).context("a line of the dump")?;
-        if groups.contains(&line.group) {
+    let mut lines = BufReader::new(stdout).lines();
+    while let Some(text) = lines.next_line().await? {
+        let line: Line = serde_json::from_str(&text).context("a line of the dump")?;
+        // Stands for entries that are gone, which each replica takes out when it likes.
+        if line.kind != "removed" {
             take(logs.entry(line.group).or_default(), line);
         }
     }
-    let status = child.wait()?;
+    let status = child.wait().await?;
     if !status.success() {
         bail!("the log in {} cannot be read whole", dir.display());
     }
     Ok(logs)
+}
+
+/// What Raft promises of any two logs of a group, whatever else they hold: of one index and term
+/// there is one entry, and of one index one that was committed, which is what segments hold.
+fn agree(group: u64, logs: &[(u32, Log)], compared: &mut Compared) {
+    let before = compared.entries;
+    for (nth, (node, log)) in logs.iter().enumerate() {
+        for (other_node, other) in &logs[nth + 1..] {
+            let mut pairs = log
+                .iter()
+                .filter_map(|(index, one)| Some((index, one, other.get(index)?)))
+                .filter(|(_, one, other)| {
+                    one.term == other.term || one.in_segment && other.in_segment
+                });
+            let differing = pairs.find(|(_, one, other)| {
+                compared.entries += 1;
+                !one.is_same(other)
+            });
+            if let Some((index, one, other)) = differing {
+                compared.differ.push(format!(
+                    "of group {group} nodes {node} and {other_node} hold other entries at {index}, \
+                     of terms {} and {}",
+                    one.term, other.term
+                ));
+            }
+        }
+    }
+    compared.groups += usize::from(compared.entries > before);
+}
+
+impl Entry {
+    /// Whether it is the same entry, wherever it is kept.
+    fn is_same(&self, other: &Self) -> bool {
+        let what = |of: &Self| (of.term, of.offset, of.next_offset);
+        what(self) == what(other) && self.sha256 == other.sha256
+    }
 }
 
 /// Keeps the entry that counts at its index: what is in a segment was committed; of what is in the
@@ -190,6 +242,7 @@ mod tests {
     fn line(in_segment: bool, index: u64, term: u64, offset: u64, sum: &str) -> Line {
         Line {
             group: 1,
+            kind: "data".to_owned(),
             in_segment,
             index,
             term,
@@ -219,6 +272,38 @@ mod tests {
         let sums: Vec<&str> = found.values().map(|entry| entry.sha256.as_str()).collect();
         assert_eq!(sums, ["a", "b"]);
         assert!(found[&1].in_segment);
+    }
+
+    #[test]
+    fn logs_that_contradict_each_other_are_told_from_logs_that_differ_in_what_is_open() {
+        let base = || line(true, 1, 1, 0, "a");
+        let found = |one: Vec<Line>, other: Vec<Line>| {
+            let mut compared = Compared::default();
+            agree(7, &[(1, log(one)), (2, log(other))], &mut compared);
+            (compared.differ.len(), compared.entries, compared.groups)
+        };
+        let with = |more: Line| vec![base(), more];
+        // Alike, wherever they are kept, and as far as both go.
+        let (kept, logged) = (line(true, 2, 1, 1, "b"), line(false, 2, 1, 1, "b"));
+        assert_eq!(found(with(kept), with(logged)), (0, 2, 1));
+        assert_eq!(
+            found(vec![base()], with(line(true, 2, 1, 1, "b"))),
+            (0, 1, 1)
+        );
+        assert_eq!(
+            found(vec![base()], vec![line(true, 5, 1, 4, "e")]),
+            (0, 0, 0)
+        );
+        // One of them was never committed.
+        let (stale, newer) = (line(false, 2, 1, 1, "x"), line(true, 2, 2, 1, "b"));
+        assert_eq!(found(with(stale), with(newer)), (0, 1, 1));
+        // Of one term, or both committed, they may not differ.
+        let (one, other) = (line(false, 2, 1, 1, "x"), line(false, 2, 1, 1, "b"));
+        assert_eq!(found(with(one), with(other)), (1, 2, 1));
+        let (one, other) = (line(true, 2, 1, 1, "b"), line(true, 2, 2, 1, "b"));
+        assert_eq!(found(with(one), with(other)), (1, 2, 1));
+        let (one, other) = (line(true, 2, 1, 1, "b"), line(true, 2, 1, 2, "b"));
+        assert_eq!(found(with(one), with(other)), (1, 2, 1));
     }
 
     #[test]

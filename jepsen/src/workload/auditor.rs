@@ -1,4 +1,4 @@
-//! Looks on from outside while others work: who leads what, and what the group has committed.
+//! Looks on from outside while others work: who leads what, and where the group is.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,9 +10,11 @@ use trilog_client::{Client as Native, ClientConfig};
 
 use super::{GROUP, Stage, TOPIC};
 use crate::history::{Function, Key, Note, Op, Stage as Half};
-use crate::kafka::{Client, Fault};
+use crate::kafka::{Client, Fault, Member};
 
 const LOOK: Duration = Duration::from_millis(250);
+/// How long one look may take.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 pub struct Auditor {
@@ -26,7 +28,7 @@ pub struct Auditor {
 impl Auditor {
     pub fn new(stage: &Arc<Stage>) -> Self {
         Self {
-            kafka: Client::new(TOPIC, stage.nodes.clone(), Arc::clone(&stage.lives), 0),
+            kafka: stage.kafka_client(0),
             native: None,
             process: stage.process(),
             stage: Arc::clone(stage),
@@ -37,7 +39,8 @@ impl Auditor {
     pub async fn look_on(mut self, stop: watch::Receiver<bool>) {
         while !*stop.borrow() {
             self.look_at_leaders().await;
-            self.look_at_group().await;
+            // Whether it could be told stands in the history.
+            let _where = self.look_at_group(PATIENCE).await;
             sleep(LOOK).await;
         }
     }
@@ -47,7 +50,7 @@ impl Auditor {
             let config = ClientConfig {
                 seeds: self.stage.seeds.clone(),
                 connect_timeout: Duration::from_secs(1),
-                call_timeout: Duration::from_secs(2),
+                call_timeout: PATIENCE,
                 attempt_timeout: Duration::from_secs(1),
                 ..ClientConfig::default()
             };
@@ -72,21 +75,50 @@ impl Auditor {
         }
     }
 
-    async fn look_at_group(&mut self) {
+    /// Where the group is in every key; why that was not told, if it was not in time.
+    pub async fn look_at_group(&mut self, patience: Duration) -> Result<(), Fault> {
+        let keys = self.stage.all_keys();
+        let deadline = Instant::now() + patience;
+        let look = Look {
+            stage: &self.stage,
+            process: self.process,
+            member: None,
+        };
+        look.at(&mut self.kafka, &keys, deadline).await.map(drop)
+    }
+}
+
+/// Somebody asks where the group is: that is an operation of the history, whoever it is.
+#[derive(Debug)]
+pub(super) struct Look<'a> {
+    pub(super) stage: &'a Stage,
+    pub(super) process: u32,
+    pub(super) member: Option<&'a Member>,
+}
+
+impl Look<'_> {
+    pub(super) async fn at(
+        &self,
+        client: &mut Client,
+        keys: &[Key],
+        deadline: Instant,
+    ) -> Result<BTreeMap<Key, u64>, Fault> {
+        let recorder = &self.stage.recorder;
         let mut op = Op::new(Half::Invoke, self.process, Function::Committed);
         op.group = Some(GROUP.to_owned());
-        self.stage.recorder.op(op.clone());
-        let keys = self.stage.all_keys();
-        let deadline = Instant::now() + Duration::from_secs(2);
-        let found = self.kafka.committed(GROUP, None, &keys, deadline).await;
-        op.stage = Half::Ok;
-        match found {
-            Ok(offsets) => op.offsets = offsets.into_iter().collect(),
+        recorder.op(op.clone());
+        let found = client.committed(GROUP, self.member, keys, deadline).await;
+        match &found {
+            Ok(offsets) => {
+                op.stage = Half::Ok;
+                op.offsets = offsets.iter().map(|(key, at)| (*key, *at)).collect();
+            }
             Err(fault) => {
                 op.stage = Half::Fail;
-                op.error = Some(Fault::text(&fault).to_owned());
+                op.error = Some(fault.text().to_owned());
             }
         }
-        self.stage.recorder.op(op);
+        recorder.op(op);
+        found
     }
 }

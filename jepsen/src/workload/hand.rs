@@ -76,6 +76,9 @@ pub(super) struct Polled {
     pub offsets: BTreeMap<Key, u64>,
     /// Keys that came or went.
     pub rebalanced: Vec<Key>,
+    /// Why it came to nothing although something was read, or may have: what was read is wrong, or
+    /// nobody knows whether it was committed.
+    pub fault: Option<Fault>,
 }
 
 /// What became of a transaction.

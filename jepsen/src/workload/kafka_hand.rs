@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::auditor::Look;
 use super::hand::{self, Kind, Outcome, Polled, Positions};
 use super::{GROUP, Stage};
-use crate::history::{Key, Mop};
+use crate::history::{Key, Mop, ON_PURPOSE};
 use crate::kafka::{Client, Fault, Identity, Member};
 
 /// How long a node waits for something to come.
@@ -29,6 +30,8 @@ pub(super) struct KafkaHand {
     pub(super) positions: Positions,
     preferred: BTreeMap<Key, u32>,
     member: Option<Member>,
+    /// The process of the history that asks where the group is, in the middle of what others do.
+    asking: Option<u32>,
     beaten: Option<Instant>,
     name: String,
 }
@@ -42,12 +45,11 @@ struct Read {
 
 impl KafkaHand {
     pub(super) fn new(kind: Kind, name: &str, nth: u32, stage: &Arc<Stage>) -> Self {
-        let nodes = stage.nodes.clone();
-        let count = u32::try_from(nodes.len()).unwrap_or(1).max(1);
+        let count = u32::try_from(stage.nodes.len()).unwrap_or(1).max(1);
         let first = usize::try_from(nth).unwrap_or(0);
         let rack = format!("rack-{}", nth % count + 1);
         Self {
-            client: Client::new(super::TOPIC, nodes, Arc::clone(&stage.lives), first),
+            client: stage.kafka_client(first),
             stage: Arc::clone(stage),
             id: (kind == Kind::Transactional).then(|| name.to_owned()),
             rack: (kind == Kind::Near).then_some(rack),
@@ -55,6 +57,7 @@ impl KafkaHand {
             positions: Positions::new(),
             preferred: BTreeMap::new(),
             member: None,
+            asking: None,
             beaten: None,
             name: name.to_owned(),
         }
@@ -116,9 +119,12 @@ impl KafkaHand {
         };
         let mut positions = self.positions.clone();
         let done = self.steps(&mut open, &mut outcome, &mut positions).await;
+        // What may have been appended, or be yet, has used its sequence up, or has not: who goes on
+        // with it could be told of it in the place of something else.
+        let astray = matches!(done, Err(Fault::Unknown(_)));
         // Nobody but this producer commits it: until that was asked for it surely is not.
         let ended = match done {
-            Ok(()) if abort => Err(Fault::Not("aborted on purpose".to_owned())),
+            Ok(()) if abort => Err(Fault::Not(ON_PURPOSE.to_owned())),
             Ok(()) if open.keys.is_empty() && outcome.offsets.is_empty() => Ok(false),
             Ok(()) => {
                 self.client
@@ -139,7 +145,7 @@ impl KafkaHand {
                         .client
                         .end_txn(&open.id, &open.identity, false, deadline);
                     if let Ok(false) = aborting.await {
-                        self.identity = Some(open.identity);
+                        self.identity = (!astray).then_some(open.identity);
                     }
                 }
                 self.lose_place();
@@ -183,6 +189,9 @@ impl KafkaHand {
                     positions.clone_from(&read.positions);
                     outcome.mops[nth] = Mop::Poll(read.polled.runs);
                     outcome.rebalanced.extend(read.polled.rebalanced);
+                    if let Some(fault) = read.polled.fault {
+                        return Err(fault);
+                    }
                     outcome.offsets.extend(read.polled.offsets);
                 }
             }
@@ -200,13 +209,18 @@ impl KafkaHand {
 
     pub(super) async fn poll(&mut self) -> Result<Polled, Fault> {
         let before = self.positions.clone();
-        let read = match self.read(&before).await {
+        let mut read = match self.read(&before).await {
             Ok(read) => read,
             Err(fault) => {
                 self.lose_place();
                 return Err(fault.certain());
             }
         };
+        if read.polled.fault.is_some() {
+            self.lose_place();
+            read.polled.offsets.clear();
+            return Ok(read.polled);
+        }
         if let (Some(member), false) = (self.member.clone(), read.polled.offsets.is_empty()) {
             let deadline = self.deadline();
             let committed = self
@@ -215,7 +229,9 @@ impl KafkaHand {
                 .await;
             if let Err(fault) = committed {
                 self.lose_place();
-                return Err(fault);
+                // What may be committed is said, for it explains where the group is later.
+                read.polled.fault = Some(fault);
+                return Ok(read.polled);
             }
         }
         self.positions = read.positions;
@@ -248,6 +264,8 @@ impl KafkaHand {
                 read.polled.offsets.insert(key, fetched.next);
             }
             read.positions.insert(key, fetched.next);
+            let damaged = fetched.damaged.map(Fault::Not);
+            read.polled.fault = read.polled.fault.or(damaged);
             if !fetched.records.is_empty() {
                 read.polled.runs.push((key, fetched.records));
             }
@@ -283,10 +301,13 @@ impl KafkaHand {
             .filter(|key| !positions.contains_key(key))
             .collect();
         if !new.is_empty() {
-            let committed = self
-                .client
-                .committed(GROUP, Some(&member), &new, deadline)
-                .await;
+            let process = *self.asking.get_or_insert_with(|| self.stage.process());
+            let look = Look {
+                stage: &self.stage,
+                process,
+                member: Some(&member),
+            };
+            let committed = look.at(&mut self.client, &new, deadline).await;
             let committed = match committed {
                 Ok(committed) => committed,
                 Err(fault) => {
@@ -294,9 +315,7 @@ impl KafkaHand {
                     return Err(fault);
                 }
             };
-            for key in new {
-                positions.insert(key, committed.get(&key).copied().unwrap_or(0));
-            }
+            positions.extend(committed);
         }
         self.member = Some(member);
         Ok(changed)

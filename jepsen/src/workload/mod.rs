@@ -14,6 +14,7 @@ mod auditor;
 mod hand;
 mod kafka_hand;
 mod kcat_hand;
+mod level;
 mod native_hand;
 mod recorder;
 mod stock_hand;
@@ -26,11 +27,12 @@ use std::time::Duration;
 
 pub use auditor::Auditor;
 pub use hand::Kind;
+pub use level::{Held, await_level, placement};
 pub use recorder::Recorder;
 pub use worker::{Scan, Worker};
 
-use crate::history::{Key, Mop, Op};
-use crate::kafka::{Lives, Node};
+use crate::history::{Key, Mop, Note, Op};
+use crate::kafka::{Client, Complaints, Lives, Node, Seen};
 
 /// The topic whose partitions are the keys.
 pub const TOPIC: &str = "chaos";
@@ -47,6 +49,8 @@ pub struct Stage {
     /// gRPC addresses.
     pub seeds: Vec<String>,
     pub lives: Lives,
+    /// What nodes said that they may not say.
+    pub complaints: Complaints,
     /// A Python that has `confluent_kafka`, if stock clients are to work, too.
     pub python: Option<PathBuf>,
     /// A kcat, if it is to be among the clients.
@@ -91,6 +95,7 @@ impl Stage {
             nodes,
             seeds,
             lives,
+            complaints: Complaints::default(),
             python: load.python.clone(),
             kcat: load.kcat.clone(),
             txn_timeout: load.txn_timeout,
@@ -101,6 +106,24 @@ impl Stage {
             processes: AtomicU32::new(0),
             work: <[_; Kind::ALL.len()]>::default(),
         })
+    }
+
+    /// A client of Kafka's protocol that asks this one of the nodes first.
+    pub fn kafka_client(&self, first: usize) -> Client {
+        let lives = Arc::clone(&self.lives);
+        Client::new(TOPIC, self.nodes.clone(), lives, first).complaining_to(&self.complaints)
+    }
+
+    /// Writes down what a node said of a high watermark, perhaps as a proven leader.
+    pub fn note_high_watermark(&self, seen: &Seen, linearizable: bool) {
+        self.recorder.note(Note::HighWatermark {
+            key: seen.key,
+            node: seen.node,
+            boot: seen.boot,
+            high_watermark: seen.high_watermark,
+            began: self.recorder.nanos(seen.began),
+            linearizable,
+        });
     }
 
     /// Counts what an operation achieved.

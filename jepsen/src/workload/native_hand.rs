@@ -48,6 +48,30 @@ fn fault(error: &Error) -> Fault {
     }
 }
 
+/// What was read, up to what is not what was written: in its place stands a value that nobody sends.
+/// The error itself if it is about something else.
+fn damaged(error: &Error, mut runs: BTreeMap<Key, Vec<Record>>) -> Result<Polled, Fault> {
+    let fault = fault(error).certain();
+    let Error::Damaged {
+        partition, offset, ..
+    } = error
+    else {
+        return Err(fault);
+    };
+    let run = runs.entry(Key(*partition)).or_default();
+    // A batch may begin before what is read of it.
+    let after = run.last().map_or(0, |last| last.offset + 1);
+    run.push(Record {
+        offset: after.max(*offset),
+        value: value_of(None),
+    });
+    Ok(Polled {
+        runs: runs.into_iter().collect(),
+        fault: Some(fault),
+        ..Polled::default()
+    })
+}
+
 impl NativeHand {
     pub(super) fn new(stage: &Arc<Stage>) -> Self {
         Self {
@@ -166,7 +190,10 @@ impl NativeHand {
                 Err(_) => break,
             };
             // Opened anew the next time, from where it was.
-            let record = next.map_err(|error| fault(&error).certain())?;
+            let record = match next {
+                Ok(record) => record,
+                Err(error) => return damaged(&error, runs).map(Some),
+            };
             let value = value_of(record.value.as_deref());
             let record_of = Record {
                 offset: record.offset,
@@ -192,5 +219,31 @@ impl NativeHand {
             runs: runs.into_iter().collect(),
             ..Polled::default()
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_node_served_and_nobody_wrote_is_read_and_all_other_errors_are_not() {
+        let read = |offset, value| Record { offset, value };
+        let runs = BTreeMap::from([(Key(1), vec![read(4, 7)]), (Key(2), vec![read(9, 8)])]);
+        let error = |offset| Error::Damaged {
+            topic: TOPIC.to_owned(),
+            partition: 1,
+            offset,
+            reason: "the record batch's checksum does not match its bytes".to_owned(),
+        };
+        for (offset, at) in [(5, 5), (8, 8), (3, 5)] {
+            let polled = damaged(&error(offset), runs.clone()).unwrap();
+            let nobodys = read(at, value_of(None));
+            assert_eq!(polled.runs[0], (Key(1), vec![read(4, 7), nobodys]));
+            assert_eq!(polled.runs[1], (Key(2), vec![read(9, 8)]));
+            assert!(matches!(polled.fault, Some(Fault::Not(_))), "{polled:?}");
+        }
+        let other = Error::Unreachable("nobody there".to_owned());
+        assert!(matches!(damaged(&other, runs), Err(Fault::Not(_))));
     }
 }

@@ -23,6 +23,8 @@ struct Inner {
     index: u64,
     time: u64,
     failed: Option<io::Error>,
+    /// Nothing is written any more.
+    closed: bool,
 }
 
 impl Recorder {
@@ -36,6 +38,7 @@ impl Recorder {
                 index: 0,
                 time: 0,
                 failed: None,
+                closed: false,
             }),
         })
     }
@@ -60,6 +63,9 @@ impl Recorder {
 
     fn write(&self, what: What) {
         let mut inner = self.inner();
+        if inner.closed {
+            return;
+        }
         let time = self.nanos(Instant::now()).max(inner.time);
         let index = inner.index;
         inner.index += 1;
@@ -72,9 +78,11 @@ impl Recorder {
         }
     }
 
-    /// Everything is on disk, or why not.
-    pub fn flush(&self) -> io::Result<()> {
+    /// Everything is in the file, or why not. What clients that were given up still want to say is
+    /// not written.
+    pub fn close(&self) -> io::Result<()> {
         let mut inner = self.inner();
+        inner.closed = true;
         match inner.failed.take() {
             Some(error) => Err(error),
             None => inner.out.flush(),

@@ -56,6 +56,8 @@ struct Answer {
     unknown: Option<String>,
     /// Partition, offset, value.
     records: Vec<(u32, u64, String)>,
+    /// Partition, and what it says of bytes there that it cannot take for what was written.
+    damaged: Vec<(u32, String)>,
     places: BTreeMap<u32, u64>,
 }
 
@@ -172,11 +174,26 @@ impl StockHand {
                 .or_default()
                 .push(Record { offset, value });
         }
-        let places = answer.places.into_iter();
-        self.positions
-            .extend(places.map(|(key, at)| (Key(key), at)));
+        let mut fault = None;
+        for (key, why) in answer.damaged {
+            let run = runs.entry(Key(key)).or_default();
+            let from = self.positions.get(&Key(key)).copied().unwrap_or(0);
+            run.push(Record {
+                offset: run.last().map_or(from, |last| last.offset + 1),
+                value: value_of(None),
+            });
+            fault = Some(Fault::Not(format!("stock client: {why}")));
+        }
+        if fault.is_none() {
+            let places = answer.places.into_iter();
+            self.positions
+                .extend(places.map(|(key, at)| (Key(key), at)));
+        }
+        // What is wrong is read again.
+        self.assigned &= fault.is_none();
         Ok(Polled {
             runs: runs.into_iter().collect(),
+            fault,
             ..Polled::default()
         })
     }

@@ -12,10 +12,10 @@ use tokio::time::{Instant, sleep};
 
 use super::hand::{Hand, Kind, Polled};
 use super::{GROUP, Stage};
-use crate::history::{Function, Key, Mop, Note, Op, Rebalance, Record, Stage as Half};
+use crate::history::{Function, Key, Mop, Op, Rebalance, Record, Stage as Half};
 use crate::kafka::Fault;
 
-/// Of so many fetches one is written down for its high watermark.
+/// Of so many high watermarks that are what they were one is written down.
 const SAMPLED: u32 = 4;
 /// Of so many transactions one is aborted on purpose.
 const ABORTED: u32 = 10;
@@ -34,6 +34,8 @@ pub struct Worker {
     process: u32,
     hand: Hand,
     has_keys: bool,
+    /// The last high watermark that was written down of each key, node, and life of that.
+    told: BTreeMap<(Key, u32, u32), u64>,
 }
 
 impl Worker {
@@ -49,6 +51,7 @@ impl Worker {
             name,
             nth,
             has_keys: false,
+            told: BTreeMap::new(),
         }
     }
 
@@ -253,7 +256,7 @@ impl Worker {
             Ok(polled) => {
                 told(&mut op, &polled.offsets, &polled.rebalanced);
                 op.mops = vec![Mop::Poll(polled.runs)];
-                self.complete(op, None);
+                self.complete(op, polled.fault.as_ref());
             }
             Err(fault) => self.complete(op, Some(&fault)),
         }
@@ -261,15 +264,11 @@ impl Worker {
 
     fn note_high_watermarks(&mut self) {
         for seen in self.hand.take_seen() {
-            if self.rng.random_ratio(1, SAMPLED) {
-                self.stage.recorder.note(Note::HighWatermark {
-                    key: seen.key,
-                    node: seen.node,
-                    boot: seen.boot,
-                    high_watermark: seen.high_watermark,
-                    began: self.stage.recorder.nanos(seen.began),
-                    linearizable: false,
-                });
+            let of = (seen.key, seen.node, seen.boot);
+            let changed = self.told.get(&of) != Some(&seen.high_watermark);
+            if changed || self.rng.random_ratio(1, SAMPLED) {
+                self.told.insert(of, seen.high_watermark);
+                self.stage.note_high_watermark(&seen, false);
             }
         }
     }
@@ -289,6 +288,7 @@ impl Worker {
                 Ok(scans) => return Ok((self.name, scans)),
                 Err(fault) => fault.text().clone_into(&mut why),
             }
+            sleep(AGAIN).await;
         }
         Err(format!("{} did not read everything: {why}", self.name))
     }
@@ -309,8 +309,12 @@ impl Worker {
                         moved = Instant::now();
                         scans.entry(*key).or_default().see(records);
                     }
+                    let fault = polled.fault.clone();
                     self.end_poll(op, Ok(polled));
                     self.note_high_watermarks();
+                    if let Some(fault) = fault {
+                        return Err(fault);
+                    }
                     if Instant::now() >= until {
                         return Err(Fault::Not("nothing new comes".to_owned()));
                     }
@@ -366,3 +370,6 @@ fn told(op: &mut Op, offsets: &BTreeMap<Key, u64>, rebalanced: &[Key]) {
         }];
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,8 +7,11 @@
 
 mod mutate;
 
-use trilog_jepsen::check::{Kind, Validity, Verdict, check};
-use trilog_jepsen::generate::{Plan, history};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use trilog_jepsen::check::{Checker, Kind, Validity, Verdict, check};
+use trilog_jepsen::generate::{Plan, generate, history};
 use trilog_jepsen::history::{Event, Header, json};
 
 /// Valid histories to draw.
@@ -53,7 +56,7 @@ fn a_valid_history_raises_no_alarm() {
 #[test]
 fn generated_histories_have_everything_in_them() {
     let mut seen = std::collections::BTreeMap::new();
-    for seed in 0..300 {
+    for seed in 0..1_000 {
         let plan = Plan::drawn(seed);
         let events = history(&plan);
         for event in &events {
@@ -78,6 +81,8 @@ fn generated_histories_have_everything_in_them() {
         "subscribe",
         "seek",
         "group offsets",
+        "group offsets that may be committed",
+        "a group at the start",
         // Permitted, hence to be expected of a valid history.
         "G0",
         "G1c",
@@ -87,6 +92,61 @@ fn generated_histories_have_everything_in_them() {
         "duplicate",
     ] {
         assert!(seen.get(what).is_some_and(|n| *n >= 10), "{what}: {seen:?}");
+    }
+}
+
+/// Operations of a history as a long run leaves it.
+const OPERATIONS: usize = 60_000;
+
+/// Memory is bounded by what came in, and no check takes a time for each operation that grows with
+/// the history: with `TRILOG_OPERATIONS` of a million, and a release build, this takes seconds.
+#[test]
+fn a_long_history_is_judged_as_it_comes_in() {
+    let operations = number("TRILOG_OPERATIONS").map_or(OPERATIONS, |n| n.try_into().unwrap());
+    let plan = Plan::long(1, operations);
+    for spoils in [false, true] {
+        let mut checker = Checker::new(plan.header());
+        let mut took = Duration::ZERO;
+        let mut planted = false;
+        generate(&plan, &mut |mut event| {
+            let half = event.index > operations as u64;
+            planted |= spoils && half && !planted && mutate::loses_a_record(&mut event);
+            let began = Instant::now();
+            checker.push(event).unwrap();
+            took += began.elapsed();
+        });
+        let began = Instant::now();
+        let verdict = checker.finish().unwrap();
+        took += began.elapsed();
+        let judged = verdict.counts.operations;
+        let rate = u128::from(judged) * 1_000 / took.as_millis().max(1);
+        eprintln!("{judged} operations judged in {took:.1?}: {rate} a second");
+        assert!(judged >= operations as u64);
+        assert_eq!(spoils, planted, "nothing was there to be lost");
+        let expected = if spoils {
+            Validity::Invalid
+        } else {
+            Validity::Valid
+        };
+        assert_eq!(verdict.validity, expected, "{:#?}", verdict.tally);
+    }
+}
+
+#[test]
+fn what_there_was_nothing_to_judge_by_is_told() {
+    let plan = Plan::long(3, 2_000);
+    let events = history(&plan);
+    let not_judged = |events: &[Event]| {
+        let verdict = verdict(&plan.header(), events);
+        let blind = verdict.not_judged.into_iter();
+        blind.map(|blind| blind.kind).collect::<Vec<_>>()
+    };
+    assert_eq!(not_judged(&events), []);
+    for (stripped, kinds) in mutate::STRIPPED {
+        let mut events = events.clone();
+        stripped(&mut events);
+        mutate::renumber(&mut events);
+        assert_eq!(not_judged(&events), *kinds);
     }
 }
 

@@ -2,6 +2,8 @@
 
 #![expect(clippy::ptr_arg, reason = "all mutators have one signature")]
 
+mod cluster;
+
 use rand::SeedableRng;
 use std::cmp::Ordering;
 
@@ -9,6 +11,8 @@ use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use trilog_jepsen::check::Kind;
 use trilog_jepsen::history::{Event, Function, Key, Mop, Note, Op, Record, Stage, What};
+
+use cluster::{diverge, gap, group_regress, hw_below_ack, hw_below_itself, offset_gone, stale_ack};
 
 pub(crate) struct Mutator {
     pub(crate) kind: Kind,
@@ -56,6 +60,11 @@ pub(crate) const ALL: &[Mutator] = &[
     error(Kind::Unseen, "the end hidden from all polls", hide_end),
     error(Kind::AbortedRead, "a send that failed", fail_send),
     error(Kind::UnwrittenRead, "a value of nobody", foreign),
+    error(
+        Kind::UnwrittenRead,
+        "a value of nobody in a poll that failed for it",
+        |e, _| damaged(e),
+    ),
     error(Kind::PrecommittedRead, "its own send", own_send),
     error(Kind::IntPollSkip, "a record left out", inner_skip),
     error(
@@ -96,6 +105,14 @@ pub(crate) const ALL: &[Mutator] = &[
     error(Kind::GroupRegress, "an older offset", |e, _| {
         group_regress(e)
     }),
+    error(Kind::GroupRegress, "an offset that is gone", |e, seed| {
+        offset_gone(e, seed, false)
+    }),
+    error(
+        Kind::GroupRegress,
+        "an offset that is gone in the end",
+        |e, seed| offset_gone(e, seed, true),
+    ),
     error(Kind::HwRegress, "below what was acknowledged", hw_below_ack),
     error(Kind::HwRegress, "below what the node said", |e, _| {
         hw_below_itself(e)
@@ -135,6 +152,16 @@ pub(crate) fn traits(event: &Event) -> Vec<&'static str> {
         (
             "group offsets",
             op.stage == Stage::Ok && !op.offsets.is_empty() && polled,
+        ),
+        (
+            "group offsets that may be committed",
+            op.stage == Stage::Info && !op.offsets.is_empty() && txn,
+        ),
+        (
+            "a group at the start",
+            op.stage == Stage::Ok
+                && op.f == Function::Committed
+                && op.offsets.iter().any(|(_, offset)| *offset == 0),
         ),
     ];
     all.into_iter()
@@ -351,6 +378,18 @@ fn foreign(events: &mut Vec<Event>, seed: u64) -> Option<()> {
     Some(())
 }
 
+/// A client was given what it could not take for anything that was written, and said so.
+fn damaged(events: &mut Vec<Event>) -> Option<()> {
+    let nobodys = Record {
+        offset: 3,
+        value: 1 << 62,
+    };
+    let polled = [Mop::Poll(vec![(A, vec![nobodys])])];
+    let halves = [Stage::Invoke, Stage::Fail];
+    let planted = halves.map(|stage| What::Op(half(stage, 900, Function::Poll, &polled)));
+    plant(events, planted.to_vec())
+}
+
 fn own_send(events: &mut Vec<Event>, seed: u64) -> Option<()> {
     let ack = any(&acks(events), seed)?;
     let record = Record {
@@ -513,6 +552,87 @@ fn half(stage: Stage, process: u32, f: Function, mops: &[Mop]) -> Op {
     }
 }
 
+/// Takes a record out of the middle of what a poll returned, if this is one.
+pub(crate) fn loses_a_record(event: &mut Event) -> bool {
+    let What::Op(op) = &mut event.what else {
+        return false;
+    };
+    let steady = op.stage == Stage::Ok && op.f == Function::Poll && op.rebalance_log.is_empty();
+    let mut runs = op.mops.iter_mut().filter(|_| steady);
+    let run = runs.find_map(|mop| match mop {
+        Mop::Poll(runs) => runs.iter_mut().find(|(_, records)| records.len() > 2),
+        Mop::Send { .. } => None,
+    });
+    run.is_some_and(|(_, records)| records.drain(1..2).count() == 1)
+}
+
+/// Takes something out of a history, and what cannot be judged without it.
+pub(crate) type Stripped = (fn(&mut Vec<Event>), &'static [Kind]);
+
+pub(crate) const STRIPPED: &[Stripped] = &[
+    (
+        |events| events.retain(|event| matches!(event.what, What::Op(_))),
+        &[
+            Kind::HwRegress,
+            Kind::HwRegress,
+            Kind::ReplicaDivergence,
+            Kind::BoundaryGap,
+        ],
+    ),
+    (
+        |events| {
+            each_note(events, |note| {
+                if let Note::HighWatermark { linearizable, .. } = note {
+                    *linearizable = false;
+                }
+            });
+        },
+        &[Kind::HwRegress],
+    ),
+    (
+        |events| {
+            each_op(events, |op| {
+                for mop in &mut op.mops {
+                    if let Mop::Send { term, .. } = mop {
+                        *term = None;
+                    }
+                }
+            });
+        },
+        &[Kind::StaleLeaderAck],
+    ),
+    (
+        |events| {
+            each_op(events, |op| {
+                if op.f == Function::Committed {
+                    op.stage = match op.stage {
+                        Stage::Ok => Stage::Fail,
+                        stage => stage,
+                    };
+                    op.offsets.clear();
+                }
+            });
+        },
+        &[Kind::GroupRegress],
+    ),
+];
+
+fn each_note(events: &mut [Event], change: fn(&mut Note)) {
+    for event in events {
+        if let What::Note(note) = &mut event.what {
+            change(note);
+        }
+    }
+}
+
+fn each_op(events: &mut [Event], change: fn(&mut Op)) {
+    for event in events {
+        if let What::Op(op) = &mut event.what {
+            change(op);
+        }
+    }
+}
+
 /// Puts events where the final phase begins.
 fn plant(events: &mut Vec<Event>, planted: Vec<What>) -> Option<()> {
     let at = events
@@ -641,115 +761,4 @@ fn tear_unknown(events: &mut Vec<Event>, _: u64) -> Option<()> {
     }
     planted.extend(in_turn(&[(902, &[read(A, &[0]), read(B, &[5])])]));
     plant(events, planted)
-}
-
-fn group_regress(events: &mut Vec<Event>) -> Option<()> {
-    let mut planted = Vec::new();
-    for (f, offset) in [
-        (Function::Commit, 10),
-        (Function::Commit, 20),
-        (Function::Committed, 10),
-    ] {
-        for stage in [Stage::Invoke, Stage::Ok] {
-            let known = f == Function::Commit || stage == Stage::Ok;
-            planted.push(What::Op(Op {
-                group: Some("others".to_owned()),
-                offsets: if known { vec![(A, offset)] } else { Vec::new() },
-                ..Op::new(stage, 900, f)
-            }));
-        }
-    }
-    plant(events, planted)
-}
-
-fn high_watermark(events: &[Event], key: Key, high_watermark: u64, linearizable: bool) -> What {
-    let last = events.last().map_or(0, |event| event.time);
-    What::Note(Note::HighWatermark {
-        key,
-        node: 3,
-        boot: 0,
-        high_watermark,
-        began: last,
-        linearizable,
-    })
-}
-
-fn hw_below_ack(events: &mut Vec<Event>, seed: u64) -> Option<()> {
-    let ack = any(&acks(events), seed)?;
-    let what = high_watermark(events, ack.key, ack.offset, true);
-    let time = events.last()?.time;
-    events.push(Event {
-        index: 0,
-        time,
-        what,
-    });
-    Some(())
-}
-
-fn hw_below_itself(events: &mut Vec<Event>) -> Option<()> {
-    for (nth, value) in [(0, 10), (1, 9)] {
-        let time = events.last()?.time + nth * 1_000;
-        let mut what = high_watermark(events, A, value, false);
-        if let What::Note(Note::HighWatermark { began, .. }) = &mut what {
-            *began = time;
-        }
-        events.push(Event {
-            index: 0,
-            time: time + 10,
-            what,
-        });
-    }
-    Some(())
-}
-
-fn stale_ack(events: &mut Vec<Event>, seed: u64) -> Option<()> {
-    let all = acks(events);
-    let mut early = all.clone();
-    early.retain(|ack| {
-        all.iter()
-            .any(|o| o.key == ack.key && o.offset > ack.offset)
-    });
-    let ack = any(&early, seed)?;
-    if let Mop::Send { term, .. } = &mut op_mut(&mut events[ack.event]).mops[ack.mop] {
-        *term = Some(1_000);
-    }
-    Some(())
-}
-
-fn diverge(events: &mut Vec<Event>, seed: u64) -> Option<()> {
-    spoil_note(events, seed, |note| match note {
-        Note::Replica { checksum, .. } => {
-            checksum.push('x');
-            true
-        }
-        _ => false,
-    })
-}
-
-fn gap(events: &mut Vec<Event>, seed: u64) -> Option<()> {
-    spoil_note(events, seed, |note| match note {
-        Note::Boundary {
-            tiered_end: Some(_),
-            local_start,
-            ..
-        } => {
-            *local_start += 1;
-            true
-        }
-        _ => false,
-    })
-}
-
-/// Spoils one of the notes that `spoil` can spoil.
-fn spoil_note(events: &mut [Event], seed: u64, spoil: fn(&mut Note) -> bool) -> Option<()> {
-    let spoilt = |event: &Event| match event.what.clone() {
-        What::Note(mut note) => spoil(&mut note).then_some(note),
-        What::Op(_) => None,
-    };
-    let places: Vec<usize> = (0..events.len())
-        .filter(|n| spoilt(&events[*n]).is_some())
-        .collect();
-    let place = any(&places, seed)?;
-    events[place].what = What::Note(spoilt(&events[place])?);
-    Some(())
 }
