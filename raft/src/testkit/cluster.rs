@@ -1,16 +1,20 @@
 //! Nodes with simulated disks, clocks and links, each a process that can be killed, lose its
 //! power and be started again.
 
+mod failing;
 mod replace;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 use trilog_model::{GroupId, NodeId, ReplicaId};
 use trilog_storage::env::{Clock, Entropy};
+use trilog_storage::fatal::Fatal;
 use trilog_storage::io::sim::{PowerLoss, SimConfig, SimDisk};
 use trilog_storage::kv::{Kv, MemoryKv};
 use trilog_storage::log::StoreConfig;
@@ -90,7 +94,16 @@ struct Host {
     kv: MemoryKv,
     clock: Arc<SimClock>,
     lives: u64,
+    /// Somebody harmed its files, and nobody has shown yet that all is well again.
+    damaged: bool,
     up: Option<Process>,
+}
+
+impl Host {
+    /// What runs here. A process whose disk failed does not: all that it still does is end.
+    fn running(&self) -> Option<&Process> {
+        self.up.as_ref().filter(|process| !process.has_failed())
+    }
 }
 
 /// One life of a node.
@@ -100,6 +113,15 @@ struct Process {
     transport: Transport,
     owner: Owner,
     groups: BTreeMap<GroupId, Group<Witness>>,
+    fatal: watch::Receiver<Option<Fatal>>,
+    /// It failed and was ended.
+    ended: Arc<AtomicBool>,
+}
+
+impl Process {
+    fn has_failed(&self) -> bool {
+        self.fatal.borrow().is_some()
+    }
 }
 
 /// A cluster of simulated nodes.
@@ -111,6 +133,10 @@ pub struct Cluster {
     hosts: BTreeMap<NodeId, Host>,
     /// The groups every node shall hold, with the incarnation of each replica.
     groups: BTreeMap<GroupId, BTreeMap<NodeId, ReplicaId>>,
+    /// Replicas that damage took from nodes which shall have another one each.
+    lost: BTreeSet<(GroupId, ReplicaId)>,
+    /// How many have come so far.
+    replaced: usize,
     /// Draws what a scenario decides by chance.
     pub entropy: Entropy,
 }
@@ -125,6 +151,8 @@ impl Cluster {
         let mut cluster = Self {
             hosts: BTreeMap::new(),
             groups: BTreeMap::new(),
+            lost: BTreeSet::new(),
+            replaced: 0,
             checks: Checks::default(),
             net,
             entropy,
@@ -136,6 +164,7 @@ impl Cluster {
                 kv: MemoryKv::new(&[KV_FAMILY]),
                 clock: Arc::default(),
                 lives: 0,
+                damaged: false,
                 up: None,
             };
             cluster.hosts.insert(NodeId(number), host);
@@ -153,7 +182,10 @@ impl Cluster {
     /// The nodes that run.
     #[must_use]
     pub fn up(&self) -> Vec<NodeId> {
-        let up = self.hosts.iter().filter(|(_, host)| host.up.is_some());
+        let up = self
+            .hosts
+            .iter()
+            .filter(|(_, host)| host.running().is_some());
         up.map(|(node, _)| *node).collect()
     }
 
@@ -161,6 +193,15 @@ impl Cluster {
     #[must_use]
     pub fn disk(&self, node: NodeId) -> &SimDisk {
         &self.hosts[&node].disk
+    }
+
+    /// A node's disk is as fast as all were at first.
+    pub fn restore_speed(&self, node: NodeId) {
+        let first = &self.config.disk;
+        self.disk(node).configure(|disk| {
+            disk.latency_min = first.latency_min;
+            disk.latency_max = first.latency_max;
+        });
     }
 
     #[must_use]
@@ -171,13 +212,13 @@ impl Cluster {
     /// The running node's registry of groups.
     #[must_use]
     pub fn node(&self, node: NodeId) -> Option<&Node> {
-        self.hosts[&node].up.as_ref().map(|process| &process.node)
+        self.hosts[&node].running().map(|process| &process.node)
     }
 
     /// A running node's replica of a group.
     #[must_use]
     pub fn group(&self, node: NodeId, group: GroupId) -> Option<&Group<Witness>> {
-        self.hosts[&node].up.as_ref()?.groups.get(&group)
+        self.hosts[&node].running()?.groups.get(&group)
     }
 
     /// What a running node's store has in memory.
@@ -190,7 +231,7 @@ impl Cluster {
     /// Every running replica of a group.
     #[must_use]
     pub fn replicas(&self, group: GroupId) -> Vec<Group<Witness>> {
-        let up = self.hosts.values().filter_map(|host| host.up.as_ref());
+        let up = self.hosts.values().filter_map(Host::running);
         up.filter_map(|process| process.groups.get(&group).cloned())
             .collect()
     }
@@ -232,7 +273,7 @@ impl Cluster {
     }
 
     async fn open(&mut self, node: NodeId, group: GroupId) {
-        let Some(process) = self.hosts[&node].up.clone() else {
+        let Some(process) = self.hosts[&node].running().cloned() else {
             return;
         };
         let Some(replica) = self.groups[&group].get(&node).copied() else {
@@ -241,10 +282,14 @@ impl Cluster {
         let view = Witness::new(node, self.checks.clone());
         let opening = process.node.open_group(group, replica, view);
         let opened = process.owner.scope(opening).await;
+        if process.has_failed() {
+            return;
+        }
         let log = process.node.store().group(group);
         let damaged = log.is_some_and(|log| log.gaps().iter().any(|gap| gap.first.is_some()));
         if damaged && opened.as_ref().is_err_and(OpenError::is_damage) {
             // It opens when another replica's copy has taken the place of what is damaged.
+            self.tell_members(&process.node, group);
             return;
         }
         let opened = opened.unwrap_or_else(|error| panic!("node {node} cannot open: {error}"));
@@ -296,7 +341,7 @@ impl Cluster {
     /// A running node's links.
     #[must_use]
     pub fn transport(&self, node: NodeId) -> Option<&Transport> {
-        self.hosts[&node].up.as_ref().map(|up| &up.transport)
+        self.hosts[&node].running().map(|up| &up.transport)
     }
 
     /// Ends one replica of a group in a node that goes on living.
@@ -311,29 +356,16 @@ impl Cluster {
         self.checks.closed(node, group);
     }
 
-    /// Starts a node that is down, on what its disk holds.
+    /// Starts a node that is down, on what its disk holds. It stays down if that fails meanwhile.
     pub async fn boot(&mut self, node: NodeId) {
+        self.bury(node);
+        let owner = Owner::default();
+        let Some(store) = self.open_store(node, &owner).await else {
+            return;
+        };
         let Some(host) = self.hosts.get_mut(&node) else {
             return;
         };
-        assert!(host.up.is_none(), "node {node} runs already");
-        host.lives += 1;
-        if host.lives > 1 {
-            host.disk = host.disk.reopen();
-        }
-        let entropy = Entropy::from_seed(self.entropy.next_u64());
-        let owner = Owner::default();
-        let opening = Store::open(
-            (self.config.store)(PathBuf::from("/data")),
-            host.disk.backend(),
-            host.clock.clone(),
-            entropy,
-        );
-        let (store, report) = owner
-            .scope(opening)
-            .await
-            .unwrap_or_else(|error| panic!("node {node} cannot open its store: {error}"));
-        assert!(!report.step_aside, "node {node} found its disk damaged");
         let transport = self
             .net
             .transport(TransportConfig::new(node, Some(ClusterId([7; 16]))));
@@ -345,6 +377,7 @@ impl Cluster {
         let entropy = Entropy::from_seed(self.entropy.next_u64());
         let clock: Arc<dyn Clock> = Arc::<SimClock>::clone(&host.clock);
         let (raft, links) = (&self.config.raft, transport.clone());
+        let fatal = store.fatal();
         let starting = async { Node::start(raft, store, kv, links, clock, &entropy) };
         let started = owner.scope(starting).await;
         let process = Process {
@@ -352,6 +385,8 @@ impl Cluster {
             transport,
             owner,
             groups: BTreeMap::new(),
+            fatal,
+            ended: Arc::default(),
         };
         host.up = Some(process);
         let groups: Vec<GroupId> = self.groups.keys().copied().collect();
@@ -390,23 +425,32 @@ impl Cluster {
         self.checks.stopped(node);
     }
 
-    /// Stops a node in order: leadership handed over, everything drained.
+    /// Stops a node in order: leadership handed over, everything drained. Should its disk fail
+    /// meanwhile, it ends where it stands.
     pub async fn stop(&mut self, node: NodeId) {
+        let Some(process) = self.hosts.get_mut(&node).and_then(|host| host.up.take()) else {
+            return;
+        };
+        // Not by waiting on the channel, which wakes its waiters in an order that no seed decides.
+        let failed = async {
+            while !process.has_failed() {
+                tokio::time::sleep(STEP).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = process.stop() => {}
+            () = failed => {}
+        }
+        let failed = process.has_failed();
         let Some(host) = self.hosts.get_mut(&node) else {
             return;
         };
-        let Some(process) = host.up.take() else {
-            return;
-        };
-        process.node.shutdown().await;
-        process.node.heartbeats().stop().await;
-        process.transport.close().await;
-        let store = process.node.store().clone();
+        if failed {
+            host.up = Some(process);
+            return self.kill(node);
+        }
         drop(process);
-        store
-            .close()
-            .await
-            .unwrap_or_else(|error| panic!("{error}"));
         let flushed = host.kv.kv().flush().await;
         flushed.unwrap_or_else(|error| panic!("{error}"));
         self.net.crash(node, Crash::Process);
@@ -452,7 +496,7 @@ impl Cluster {
     #[must_use]
     pub fn leader(&self, group: GroupId) -> Option<(NodeId, Leadership)> {
         let leaders = self.hosts.iter().filter_map(|(node, host)| {
-            let replica = host.up.as_ref()?.groups.get(&group)?;
+            let replica = host.running()?.groups.get(&group)?;
             let now = *replica.leadership().borrow();
             now.ready.then_some((*node, now))
         });
@@ -472,6 +516,10 @@ impl Cluster {
     pub fn look(&self) {
         for (node, host) in &self.hosts {
             let Some(process) = &host.up else { continue };
+            if process.has_failed() {
+                self.end_failed(*node, host, process);
+                continue;
+            }
             for (group, replica) in &process.groups {
                 let leadership = *replica.leadership().borrow();
                 let high_watermark = *replica.high_watermark().borrow();
@@ -517,7 +565,7 @@ impl Cluster {
     /// Frames that the running nodes have sent each other so far.
     #[must_use]
     pub fn frames(&self) -> u64 {
-        let up = self.hosts.values().filter_map(|host| host.up.as_ref());
+        let up = self.hosts.values().filter_map(Host::running);
         up.map(|process| process.transport.stats().frames_out).sum()
     }
 
@@ -537,13 +585,14 @@ impl Cluster {
         all
     }
 
-    /// Removes every fault and starts every node.
+    /// Removes every fault and starts every node; what damage took is replaced.
     pub async fn heal(&mut self) {
         self.net.heal_all();
         for node in self.nodes() {
             let disk = self.config.disk.clone();
+            self.hosts[&node].disk.mend();
             self.hosts[&node].disk.configure(|config| *config = disk);
-            if self.hosts[&node].up.is_none() {
+            if self.hosts[&node].running().is_none() {
                 self.boot(node).await;
             }
         }
@@ -553,6 +602,7 @@ impl Cluster {
             assert!(Instant::now() < end, "seed {seed}: not every replica opens");
             self.run(STEP * 10).await;
         }
+        self.replace_lost().await;
     }
 
     /// Waits until every node is up and has applied the same entries; then compares the replicas'

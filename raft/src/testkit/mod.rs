@@ -4,11 +4,14 @@
 //! whether anything acknowledged was lost, anything happened twice, or replicas differ. A check
 //! that fails panics where it failed.
 
+pub mod atlas;
 pub mod checks;
 pub mod client;
 mod clock;
 mod cluster;
 pub mod compare;
+mod figures;
+mod majority;
 pub mod nemesis;
 mod owner;
 mod tally;
@@ -18,23 +21,24 @@ mod witness;
 pub use checks::Checks;
 pub use clock::SimClock;
 pub use cluster::{Cluster, ClusterConfig, small_store};
+pub use figures::{Seeds, block_on};
 pub use tally::Tally;
-pub use trilog_storage::io::sim::block_on;
 pub use witness::Witness;
 
 pub(crate) use owner::Owner;
 pub(crate) use watch::OrderedWatch;
 
-/// The seeds to run: `TRILOG_SEEDS` as a count, as `first..end`, or a few by default.
+/// The seeds to run: `TRILOG_SEEDS` as a count, as `first..end`, or a few by default. How fast
+/// they were is measured, see [`Seeds`].
 #[must_use]
-pub fn seeds(default: u64) -> std::ops::Range<u64> {
+pub fn seeds(default: u64) -> Seeds {
     let Ok(text) = std::env::var("TRILOG_SEEDS") else {
-        return 0..default;
+        return Seeds::new(0..default);
     };
     let range = match text.split_once("..") {
         Some((first, end)) => first.parse().ok().zip(end.parse().ok()),
         None => text.parse().ok().map(|count| (0, count)),
     };
     let (first, end) = range.unwrap_or_else(|| panic!("TRILOG_SEEDS is no count or range: {text}"));
-    first..end
+    Seeds::new(first..end)
 }

@@ -6,8 +6,9 @@ use rand::Rng;
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use trilog_model::{GroupId, LogIndex, NodeId};
+use trilog_storage::io::sim::{SimDisk, SyncFailure};
 
-use super::Cluster;
+use super::{Cluster, atlas, majority};
 
 /// A kind of fault, or of relief.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -16,6 +17,8 @@ pub enum Fault {
     KillAny,
     PowerLossAny,
     PowerLossAll,
+    /// Of the leader and as many others as make a majority with it, while syncs are slow.
+    PowerLossMost,
     StopInOrder,
     CloseReplica,
     IsolateLeader,
@@ -24,23 +27,37 @@ pub enum Fault {
     ResetLinks,
     SlowDisk,
     StallDisk,
+    /// One sync fails after its write succeeded, and the process ends of it.
+    FailSync,
+    /// Now and then, from now on.
+    FlakySyncs,
+    FillDisk,
+    /// A disk is fast, sound and has room again.
+    MendDisk,
     SlowLinks,
     JumpClock,
     TransferLeader,
+    /// The majority passes to those that lagged, with nobody else of the former one but its leader
+    /// after a power loss.
+    PassMajority,
     Trim,
     HealLinks,
     BootAll,
-    /// A bit of one sealed segment, where all replicas are whole: never on a majority. Not among
-    /// [`Fault::ALL`], for a cluster has to be configured to look for it.
+    /// Files of a node that is down, or a disk of it: see [`atlas`]. Not among [`Fault::ALL`], for
+    /// a cluster has to be configured to look for it.
+    Damage,
+    /// A bit of one sealed segment, where all replicas are whole: never on a majority. Nor
+    /// this.
     FlipBit,
 }
 
 impl Fault {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 24] = [
         Self::KillLeader,
         Self::KillAny,
         Self::PowerLossAny,
         Self::PowerLossAll,
+        Self::PowerLossMost,
         Self::StopInOrder,
         Self::CloseReplica,
         Self::IsolateLeader,
@@ -49,13 +66,24 @@ impl Fault {
         Self::ResetLinks,
         Self::SlowDisk,
         Self::StallDisk,
+        Self::FailSync,
+        Self::FlakySyncs,
+        Self::FillDisk,
+        Self::MendDisk,
         Self::SlowLinks,
         Self::JumpClock,
         Self::TransferLeader,
+        Self::PassMajority,
         Self::Trim,
         Self::HealLinks,
         Self::BootAll,
     ];
+
+    /// Whether it takes a while, in which something should be proposed.
+    #[must_use]
+    pub const fn lasts(self) -> bool {
+        matches!(self, Self::PassMajority | Self::PowerLossMost)
+    }
 }
 
 /// Does one thing to the cluster. Says what it did, for the trace of a failing seed.
@@ -85,6 +113,9 @@ pub async fn strike(
                 cluster.power_loss(node);
             }
         }
+        Fault::PowerLossMost => return majority::lose_power(cluster, group, rng).await,
+        Fault::PassMajority => return majority::pass(cluster, group, rng).await,
+        Fault::Damage => return atlas::damage(cluster, group, rng).await,
         Fault::StopInOrder => cluster.stop(node).await,
         Fault::CloseReplica => cluster.close(node, group).await,
         Fault::IsolateLeader | Fault::IsolateAny => cluster.net.isolate(node),
@@ -93,14 +124,12 @@ pub async fn strike(
             let other = others.choose(rng).copied().unwrap_or(node);
             links(cluster, fault, node, other, rng);
         }
-        Fault::SlowDisk => {
-            let slow = Duration::from_millis(rng.random_range(5..80));
-            cluster.disk(node).configure(|disk| disk.latency_max = slow);
-        }
-        Fault::StallDisk => {
-            let stall = Duration::from_millis(rng.random_range(100..1_500));
-            cluster.disk(node).stall(stall);
-        }
+        Fault::SlowDisk
+        | Fault::StallDisk
+        | Fault::FailSync
+        | Fault::FlakySyncs
+        | Fault::FillDisk
+        | Fault::MendDisk => disk(cluster, fault, node, rng),
         Fault::JumpClock => {
             let nanos = rng.random_range(-2_000_000_000..2_000_000_000);
             cluster.clock(node).set_offset_nanos(nanos);
@@ -130,6 +159,47 @@ fn links(cluster: &Cluster, fault: Fault, a: NodeId, b: NodeId, rng: &mut SmallR
     }
 }
 
+fn disk(cluster: &Cluster, fault: Fault, node: NodeId, rng: &mut SmallRng) {
+    let disk = cluster.disk(node);
+    match fault {
+        Fault::SlowDisk => {
+            let slow = Duration::from_millis(rng.random_range(5..80));
+            disk.configure(|disk| disk.latency_max = slow);
+        }
+        Fault::StallDisk => disk.stall(Duration::from_millis(rng.random_range(100..1_500))),
+        Fault::FailSync => fail_sync(disk, rng),
+        Fault::FlakySyncs => {
+            let chance = rng.random_range(200..20_000);
+            disk.configure(|disk| disk.sync_error_chance = chance);
+        }
+        Fault::FillDisk => {
+            let used: u64 = disk.files().iter().map(|(_, len)| len).sum();
+            let quota = used + rng.random_range(0..128 << 10);
+            disk.configure(|disk| disk.quota_bytes = Some(quota));
+        }
+        _ => {
+            disk.mend();
+            cluster.restore_speed(node);
+        }
+    }
+}
+
+/// Mostly of whatever is synced next, which is the write-ahead log; else of some file or folder.
+fn fail_sync(disk: &SimDisk, rng: &mut SmallRng) {
+    let failure = if rng.random() {
+        SyncFailure::Drop
+    } else {
+        SyncFailure::Ghost
+    };
+    let files = disk.files();
+    let other = files.choose(rng).filter(|_| rng.random_bool(0.4));
+    let place = other.map(|(path, _)| match path.parent() {
+        Some(folder) if rng.random_bool(0.3) => folder,
+        _ => path.as_path(),
+    });
+    disk.fail_sync(place, failure);
+}
+
 fn flip_bit(cluster: &Cluster, group: GroupId, node: NodeId, rng: &mut SmallRng) {
     let replicas = cluster.replicas(group);
     let whole = replicas.iter().all(|replica| replica.log().is_whole());
@@ -147,7 +217,7 @@ fn flip_bit(cluster: &Cluster, group: GroupId, node: NodeId, rng: &mut SmallRng)
     }
 }
 
-async fn boot_all(cluster: &mut Cluster) {
+pub(super) async fn boot_all(cluster: &mut Cluster) {
     for node in cluster.nodes() {
         if cluster.node(node).is_none() {
             cluster.boot(node).await;

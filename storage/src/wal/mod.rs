@@ -25,6 +25,7 @@ mod error;
 mod filler;
 mod format;
 mod growth;
+mod places;
 mod planted;
 mod pool;
 mod queue;
@@ -58,6 +59,7 @@ use writer::Writer;
 
 pub use error::{Damage, WalError};
 pub(crate) use growth::Growth;
+pub use places::{FilePlaces, RoundPlace, places};
 pub use queue::Room;
 pub use status::{WalPosition, WalPressure, WalStages, WalStatus, WalWriting};
 

@@ -66,14 +66,24 @@ async fn founded(config: ClusterConfig) -> Cluster {
     cluster
 }
 
+/// What a simulation came to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Findings {
+    pub(super) trace: u64,
+    /// Replicas that damage took, and others took the place of.
+    pub(super) replaced: usize,
+    /// Segments that were set aside as damaged, on the disks that there are at the end.
+    pub(super) set_aside: usize,
+}
+
 /// Runs `steps` faults drawn from `faults` under load, heals, and checks everything. Returns the
 /// trace.
 fn simulate(seed: u64, steps: usize, faults: &[Fault]) -> u64 {
-    simulate_on(ClusterConfig::three(seed), steps, faults)
+    simulate_on(ClusterConfig::three(seed), steps, faults).trace
 }
 
 /// As [`simulate`], on a cluster of a certain make.
-pub(super) fn simulate_on(config: ClusterConfig, steps: usize, faults: &[Fault]) -> u64 {
+pub(super) fn simulate_on(config: ClusterConfig, steps: usize, faults: &[Fault]) -> Findings {
     let seed = config.seed;
     block_on(async {
         let may_rest = config.raft.quiesce_after.is_some();
@@ -82,6 +92,9 @@ pub(super) fn simulate_on(config: ClusterConfig, steps: usize, faults: &[Fault])
         let mut rng = cluster.entropy.fork();
         for _ in 0..steps {
             let fault = faults.choose(&mut rng).copied().unwrap_or(Fault::BootAll);
+            if fault.lasts() {
+                load.refresh(&cluster);
+            }
             let done = nemesis::strike(&mut cluster, GROUP, fault, &mut rng).await;
             if std::env::var_os("TRILOG_TRACE").is_some() {
                 eprintln!("seed {seed}: {done}");
@@ -106,13 +119,18 @@ pub(super) fn simulate_on(config: ClusterConfig, steps: usize, faults: &[Fault])
             })
             .await;
         load.stop();
+        cluster.await_whole(GROUP).await;
         cluster.converge(GROUP).await;
         if may_rest {
             cluster.await_rest(GROUP).await;
             cluster.run(Duration::from_secs(2)).await;
             assert!(cluster.rests(GROUP), "seed {seed}: woken for nothing");
         }
-        cluster.trace()
+        Findings {
+            trace: cluster.trace(),
+            replaced: cluster.replaced(),
+            set_aside: cluster.set_aside(),
+        }
     })
 }
 
@@ -132,6 +150,17 @@ fn three_nodes_elect_a_leader_and_apply_what_is_proposed() {
 fn nothing_acknowledged_is_lost_whatever_happens_to_three_nodes() {
     for seed in seeds(10) {
         simulate(seed, 10, &Fault::ALL);
+    }
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_whatever_happens_to_five_nodes() {
+    for seed in seeds(3) {
+        let config = ClusterConfig {
+            nodes: 5,
+            ..ClusterConfig::three(seed)
+        };
+        simulate_on(config, 10, &Fault::ALL);
     }
 }
 

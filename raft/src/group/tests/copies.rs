@@ -587,6 +587,25 @@ fn nothing_acknowledged_is_lost_with_damage_among_the_faults() {
     }
 }
 
+/// The atlas: one node's files at a time, whatever they hold, and all else that may happen.
+#[test]
+fn nothing_acknowledged_is_lost_whatever_is_damaged_on_one_node_after_the_other() {
+    let mut faults = Fault::ALL.to_vec();
+    faults.extend([Fault::Damage; 16]);
+    let (mut runs, mut replaced, mut set_aside) = (0, 0, 0);
+    for seed in seeds(6) {
+        let found = simulate_on(config(seed, scrubbed_store), 15, &faults);
+        runs += 1;
+        replaced += found.replaced;
+        set_aside += found.set_aside;
+    }
+    // Of a few seeds none may have been hit where it shows.
+    if runs >= 6 {
+        assert!(replaced > 0, "no damage was noticed that takes a replica");
+        assert!(set_aside > 0, "no damage was noticed that takes a segment");
+    }
+}
+
 /// A scenario of rounds: a follower falls behind, the others write and cut their logs with their
 /// views ahead of X, the follower may lose its views or its power, and comes back.
 struct Rounds {

@@ -237,6 +237,18 @@ impl SimDisk {
         self.platter.state.lock().is_to_misdirect()
     }
 
+    /// Forgets the failures that were to come, by plan or by chance, and has room again. What is
+    /// stored stays as it is.
+    pub fn mend(&self) {
+        self.platter.state.lock().mend();
+    }
+
+    /// Whether nothing makes a write or a sync fail, but a lack of room.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        self.platter.state.lock().is_sound()
+    }
+
     /// Inverts one stored bit.
     pub fn flip_bit(&self, path: &Path, pos: u64, bit: u8) {
         self.platter.state.lock().flip_bit(path, pos, bit);

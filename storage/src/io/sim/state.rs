@@ -347,6 +347,27 @@ impl State {
         self.write_failures.push(path.map(Path::to_owned));
     }
 
+    pub(super) fn mend(&mut self) {
+        self.sync_failures.clear();
+        self.write_failures.clear();
+        self.misdirected.clear();
+        self.stalled_until = None;
+        self.config.quota_bytes = None;
+        self.config.write_error_chance = 0;
+        self.config.sync_error_chance = 0;
+        self.config.read_error_chance = 0;
+        self.config.read_flip_chance = 0;
+        self.config.read_misdirect_chance = 0;
+        self.config.no_descriptors = false;
+    }
+
+    pub(super) fn is_sound(&self) -> bool {
+        self.sync_failures.is_empty()
+            && self.write_failures.is_empty()
+            && self.config.sync_error_chance == 0
+            && self.config.write_error_chance == 0
+    }
+
     pub(super) fn misdirect_read(&mut self, path: &Path, reads: u64) {
         self.misdirected.push((path.to_owned(), reads));
     }

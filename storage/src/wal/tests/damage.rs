@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::support::{data, open, submit, tiny_config, vote};
 use crate::frame::Frame;
 use crate::io::sim::{SimConfig, SimDisk, SimImage, block_on};
-use crate::wal::{Damage, WalError, WalPosition, WalScan, WalStart};
+use crate::wal::{Damage, WalError, WalPosition, WalScan, WalStart, places};
 
 const SEED: u64 = 5;
 const BLOCK: usize = 4096;
@@ -125,6 +125,28 @@ fn a_flip_in_the_last_round_beyond_every_mark_is_cut() {
             let torn = scan.summary.torn_tail.map(|torn| torn.pos);
             assert!(torn == Some(last) || (at < 64 && torn.is_none()), "{at}");
         }
+    });
+}
+
+#[test]
+fn rounds_have_their_places_and_say_what_was_durable_before_them() {
+    block_on(async {
+        let log = AtRest::new(false).await;
+        let mut round = 1;
+        for slot in 0..3 {
+            let found = places(&log.file(slot).1).unwrap();
+            assert_eq!(
+                (found.file, found.first_round),
+                (u64::from(slot) + 1, round)
+            );
+            let starts = found.rounds.iter().map(|place| place.bytes.start as u64);
+            assert_eq!(starts.collect::<Vec<_>>(), log.rounds(slot));
+            for place in &found.rounds {
+                assert_eq!((place.round, place.durable), (round, round - 1));
+                round += 1;
+            }
+        }
+        assert_eq!(places(&[0; 2 * BLOCK]), None, "no file of the log yet");
     });
 }
 
