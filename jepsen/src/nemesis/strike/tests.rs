@@ -52,7 +52,7 @@ fn done(nemesis: &Nemesis) -> Vec<(Fault, &[u32])> {
 }
 
 fn noted(nemesis: &Nemesis, dir: &Path) -> Vec<String> {
-    nemesis.stage.recorder.flush().unwrap();
+    nemesis.stage.recorder.close().unwrap();
     let file = std::fs::File::open(dir.join("history.jsonl")).unwrap();
     let events = Reader::new(std::io::BufReader::new(file)).unwrap();
     let line = |event: crate::history::Event| match event.what {
