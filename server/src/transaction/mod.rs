@@ -46,7 +46,7 @@ pub use crate::view::transaction::Phase;
 pub use crate::view::transaction::machine::Identity;
 use crate::view::transaction::machine::{self, Begin, Next};
 use crate::view::transaction::{MAX_NAME, Transaction};
-use lead::{Lead, Step};
+use lead::{Lead, Sent, Step};
 use meter::{AbortReason, count_abort, count_commit};
 
 /// Coordinates the transactions of the ids whose partitions this node leads; cheap to clone.
@@ -232,25 +232,52 @@ impl Coordinator {
         place.map(|place| place.group).ok_or(unavailable)
     }
 
-    /// Takes one step with an id, judged by what is known of it, and waits for its commit.
+    /// Takes one step with an id, judged by what is known of it, and waits for its commit. What takes
+    /// none is told only by who is proven to lead, of what is known then: who was replaced and has not
+    /// heard of it would call ended what the next coordinator has opened.
     async fn change<T: Send + 'static>(
         &self,
         id: &str,
-        judge: impl FnOnce(Option<&Transaction>, Term) -> Result<Step<T>, machine::Refused>,
+        judge: impl Fn(Option<&Transaction>, Term) -> Result<Step<T>, machine::Refused>,
     ) -> Result<T, TransactionError> {
-        let (index, handle) = self.enter(id)?;
-        let (sent, answer, term, ends) = {
-            let mut lead = handle.lock();
-            let term = lead.term;
-            match lead.judge(id, |known| judge(known, term))? {
-                Step::Is(answer) => return Ok(answer),
-                Step::Put(next, answer) => {
-                    let ends = next.phase().is_ending();
-                    let sent = lead.send(id, next)?;
-                    (sent, answer, term, ends)
+        let mut confirmed = false;
+        loop {
+            let (index, handle) = self.enter(id)?;
+            let (term, taken) = {
+                let mut lead = handle.lock();
+                let term = lead.term;
+                let taken = match lead.judge(id, |known| judge(known, term)) {
+                    Ok(Step::Put(next, answer)) => {
+                        let ends = next.phase().is_ending();
+                        Ok((lead.send(id, next)?, ends, answer))
+                    }
+                    Ok(Step::Is(answer)) if confirmed => return Ok(answer),
+                    Err(refused) if confirmed => return Err(refused),
+                    Ok(Step::Is(_)) | Err(_) => Err(lead.partition.clone()),
+                };
+                (term, taken)
+            };
+            let partition = match taken {
+                Ok((sent, ends, answer)) => {
+                    self.follow(id, (index, term), handle, sent, ends).await?;
+                    return Ok(answer);
                 }
-            }
-        };
+                Err(partition) => partition,
+            };
+            partition.confirm().await?;
+            confirmed = true;
+        }
+    }
+
+    /// Waits for the commit of a step, and goes on with what ends by it.
+    fn follow(
+        &self,
+        id: &str,
+        (index, term): (u32, Term),
+        handle: Handle,
+        sent: Sent,
+        ends: bool,
+    ) -> impl Future<Output = Result<(), TransactionError>> + use<> {
         let (this, id) = (self.clone(), id.to_owned());
         // A task of its own: whoever asked may be gone before it is committed.
         let following = tokio::spawn(async move {
@@ -261,9 +288,12 @@ impl Coordinator {
             }
             outcome
         });
-        let outcome = following.await;
-        outcome.unwrap_or(Err(TransactionError::Unknown))?;
-        Ok(answer)
+        async move {
+            following
+                .await
+                .unwrap_or(Err(TransactionError::Unknown))
+                .map(drop)
+        }
     }
 
     /// The partition of an id, if this node leads it.

@@ -257,6 +257,55 @@ fn a_partition_that_comes_to_be_led_while_others_are_asked_about_is_another_node
     });
 }
 
+/// A transaction that was ended, and one that the next coordinator has opened since, look alike to
+/// a coordinator that has not heard of the second: asked to end it, it would say that it has.
+#[test]
+fn who_was_replaced_answers_nothing_from_what_it_knows() {
+    block_on(async {
+        let stage = Stage::start(1).await;
+        let producer = stage.begin("alpha").await;
+        stage.add("alpha", producer, &[0]).await;
+        let request = EndRequest {
+            id: "alpha".to_owned(),
+            producer,
+            commit: true,
+        };
+        let end = |coordinator: Coordinator| {
+            let request = request.clone();
+            async move { coordinator.end(request).await }
+        };
+        stage.ask("alpha", end).await;
+        stage.run(Duration::from_secs(5)).await;
+        let old = stage.coordinator("alpha").await;
+        assert_eq!(
+            old.transactions.end(request.clone()).await,
+            Ok(()),
+            "ended before"
+        );
+
+        stage.all.net.isolate(old.cluster.node());
+        let numbers = [1, 2, 3].map(NodeId);
+        let other = numbers.iter().find(|node| **node != old.cluster.node());
+        let other = stage.node(other.unwrap().get());
+        let group = other.cluster.topic(TOPIC).unwrap().partitions[0].group;
+        until_done(&stage, || async {
+            let number = other.transactions.locate("alpha").await?;
+            if number == old.cluster.node() {
+                return Err(TransactionError::Loading);
+            }
+            let add = AddRequest {
+                id: "alpha".to_owned(),
+                producer,
+                partitions: vec![group],
+            };
+            stage.node(number.get()).transactions.add(add).await
+        })
+        .await;
+        let answer = old.transactions.end(request).await;
+        assert!(answer.is_err(), "the next transaction is open: {answer:?}");
+    });
+}
+
 impl Stage {
     async fn leader(&self, index: u32) -> (Node, Partition) {
         let led = |all: &Machines| {
