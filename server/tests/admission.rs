@@ -551,3 +551,33 @@ fn records_with_the_time_of_their_append_have_it_everywhere_and_a_repeat_is_told
         });
     }
 }
+
+/// A leader that another has taken the place of, and that has not heard of it, has not seen what its
+/// producers have sent since: what it would refuse for that is the other's to judge.
+#[test]
+fn who_was_replaced_refuses_nothing_for_what_it_has_not_seen() {
+    block_on(async {
+        let mut cluster = Cluster::start(5).await;
+        append(&cluster, &batch(1, 0)).await;
+        let old = cluster.leader().unwrap().clone();
+        cluster.net.isolate(old.group().replica().node());
+        cluster
+            .partitions
+            .retain(|one| one.group().replica() != old.group().replica());
+        let next = append(&cluster, &batch(1, 1)).await.base_offset;
+
+        let out_of_order = old.append(batch(1, 2)).await;
+        let not_leader = matches!(out_of_order, Err(AppendError::NotLeader { .. }));
+        assert!(not_leader, "{out_of_order:?}");
+        let expect = Some(Offset(next.get() + 3));
+        let ticket = old.enqueue(batch(2, 0), expect).await.unwrap();
+        let mismatch = ticket.committed().await;
+        let not_leader = matches!(mismatch, Err(AppendError::NotLeader { .. }));
+        assert!(not_leader, "{mismatch:?}");
+
+        let leader = cluster.leader().unwrap();
+        let refused = leader.append(batch(1, 3)).await;
+        assert_eq!(refused, Err(AppendError::OutOfOrder { expected: 6 }));
+        assert!(leader.append(batch(1, 2)).await.is_ok());
+    });
+}

@@ -8,6 +8,7 @@
 //! applied state says what became of it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -28,6 +29,8 @@ use crate::view::{Marker, PartitionCommand, PartitionState, SharedState};
 const QUEUE_LEN: usize = 16_384;
 /// The most entries in one drain; Raft merges about as many.
 const MAX_ENTRIES: usize = 4096;
+/// How long a leader may take to prove that it is one, before it says that it is none.
+const PROOF_PATIENCE: Duration = Duration::from_secs(5);
 /// A drain closes once it holds so much, so that one round of replication stays short.
 const MAX_BYTES: usize = 4 << 20;
 
@@ -166,46 +169,92 @@ pub(super) async fn run(
             refuse_all(&mut requests, &leadership);
             continue;
         };
-        let (mut proposals, waiting, time) = {
+        let (admitted, time) = {
             #[cfg(feature = "planted")]
             forget_window(&state, term, &mut led);
             let applied = state.lock();
-            let (proposals, waiting) = admit(&applied, term, requests.drain(..));
+            let admitted = admit(&applied, term, requests.drain(..));
             // Partition time only rises, and so do these times.
-            (
-                proposals,
-                waiting,
-                clock.now().max(applied.time()).as_millis(),
-            )
+            (admitted, clock.now().max(applied.time()).as_millis())
         };
-        if proposals.is_empty() {
-            continue;
-        }
-        stamp(&mut proposals, &waiting, time);
-        let begun = Instant::now();
-        match group.propose(proposals, term).await {
-            Ok(applied) => {
+        let Admitted {
+            proposals,
+            waiting,
+            refused,
+        } = admitted;
+        let had_any = !proposals.is_empty();
+        let outcome = if proposals.is_empty() {
+            Ok(())
+        } else {
+            let begun = Instant::now();
+            let appended = append(&group, (proposals, waiting), term, time).await;
+            if appended.is_ok() {
                 commits.record(begun.elapsed());
-                for (slot, request) in waiting {
-                    let place = applied.get(slot).map(|entry| Appended {
-                        base_offset: entry.base_offset,
-                        append_time: entry.append_time,
-                        duplicate: false,
-                        stamped: request.stamped(time),
-                    });
-                    request.answer(place.ok_or(AppendError::Unknown));
-                }
             }
-            Err(error) => {
-                let answer = append_error(&error);
-                for (_, request) in waiting {
-                    request.answer(Err(answer.clone()));
-                }
-                if answer == AppendError::Unknown {
-                    await_other_term(&mut leadership, term).await;
-                }
-            }
+            appended
+        };
+        if !refused.is_empty() {
+            // What was committed after it was judged proves as much as the lease.
+            let proven = outcome.is_ok() && (had_any || leads(&group).await);
+            refuse(refused, proven, &leadership);
         }
+        if outcome == Err(AppendError::Unknown) {
+            await_other_term(&mut leadership, term).await;
+        }
+    }
+}
+
+/// Appends what was admitted and answers whoever waits for it; an error is the answer of all.
+async fn append(
+    group: &Group,
+    (mut proposals, waiting): (Vec<Proposal>, Vec<(usize, Request)>),
+    term: Term,
+    time: i64,
+) -> Result<(), AppendError> {
+    stamp(&mut proposals, &waiting, time);
+    match group.propose(proposals, term).await {
+        Ok(applied) => {
+            for (slot, request) in waiting {
+                let place = applied.get(slot).map(|entry| Appended {
+                    base_offset: entry.base_offset,
+                    append_time: entry.append_time,
+                    duplicate: false,
+                    stamped: request.stamped(time),
+                });
+                request.answer(place.ok_or(AppendError::Unknown));
+            }
+            Ok(())
+        }
+        Err(error) => {
+            let answer = append_error(&error);
+            for (_, request) in waiting {
+                request.answer(Err(answer.clone()));
+            }
+            Err(answer)
+        }
+    }
+}
+
+/// Whether this replica leads: one that was replaced, and has not heard of it, does not know what
+/// was appended since.
+async fn leads(group: &Group) -> bool {
+    let proof = tokio::time::timeout(PROOF_PATIENCE, group.lease_read()).await;
+    proof.is_ok_and(|proof| proof.is_ok())
+}
+
+/// Answers what was refused: with why, if it is `proven` that nobody else knew better.
+fn refuse(
+    refused: Vec<(Request, AppendError)>,
+    proven: bool,
+    leadership: &watch::Receiver<Leadership>,
+) {
+    let leader = leadership.borrow().leader.map(ReplicaId::node);
+    for (request, why) in refused {
+        request.answer(Err(if proven {
+            why
+        } else {
+            AppendError::NotLeader { leader }
+        }));
     }
 }
 
@@ -274,15 +323,22 @@ async fn await_other_term(leadership: &mut watch::Receiver<Leadership>, term: Te
         .is_err();
 }
 
-/// Judges the requests in order: refusals and repeats of committed batches are answered at once,
-/// the rest wait for the proposal they stand in.
-fn admit(
-    applied: &PartitionState,
-    now: Term,
-    requests: impl Iterator<Item = Request>,
-) -> (Vec<Proposal>, Vec<(usize, Request)>) {
-    let mut proposals = Vec::new();
-    let mut waiting = Vec::new();
+/// What became of the requests of a drain.
+struct Admitted {
+    proposals: Vec<Proposal>,
+    /// Whoever waits for which of the proposals.
+    waiting: Vec<(usize, Request)>,
+    refused: Vec<(Request, AppendError)>,
+}
+
+/// Judges the requests in order: repeats of committed batches are answered at once, refusals once
+/// it is proven that this replica still leads, and the rest waits for the proposal it stands in.
+fn admit(applied: &PartitionState, now: Term, requests: impl Iterator<Item = Request>) -> Admitted {
+    let mut admitted = Admitted {
+        proposals: Vec::new(),
+        waiting: Vec::new(),
+        refused: Vec::new(),
+    };
     let mut judge = Judge {
         now,
         producers: producers::Drain::over(applied.producers()),
@@ -290,31 +346,28 @@ fn admit(
         next: applied.next_offset(),
     };
     for request in requests {
-        let slot = proposals.len();
+        let slot = admitted.proposals.len();
         match judge.judge(&request.work, slot) {
             Judged::Append(proposal) => {
                 judge.next = judge.next.plus(u64::from(proposal.record_count));
-                proposals.push(proposal);
-                waiting.push((slot, request));
+                admitted.proposals.push(proposal);
+                admitted.waiting.push((slot, request));
             }
-            Judged::Await(slot) => waiting.push((slot, request)),
-            Judged::Answer(outcome) => request.answer(outcome),
+            Judged::Await(slot) => admitted.waiting.push((slot, request)),
+            Judged::Repeat(original) => request.answer(Ok(original)),
+            Judged::Refused(why) => admitted.refused.push((request, why)),
         }
     }
-    (proposals, waiting)
+    admitted
 }
 
 enum Judged {
     Append(Proposal),
     /// The same batch is already entry number so-and-so of this drain.
     Await(usize),
-    Answer(Result<Appended, AppendError>),
-}
-
-impl Judged {
-    fn refused(error: AppendError) -> Self {
-        Self::Answer(Err(error))
-    }
+    /// It was committed before.
+    Repeat(Appended),
+    Refused(AppendError),
 }
 
 /// What a drain is judged by: the applied state, and its own write set over it.
@@ -329,7 +382,7 @@ impl Judge<'_> {
     fn judge(&mut self, work: &Work, slot: usize) -> Judged {
         match work {
             Work::Command { term, .. } if term.is_some_and(|term| term != self.now) => {
-                Judged::refused(AppendError::NotLeader { leader: None })
+                Judged::Refused(AppendError::NotLeader { leader: None })
             }
             Work::Command { encoded, .. } => Judged::Append(Proposal {
                 records: Bytes::new(),
@@ -360,10 +413,10 @@ impl Judge<'_> {
                 if let Some(batch) = publisher
                     && let Err(unfit) = self.isolation.judge(batch, *transactional, *shown)
                 {
-                    return Judged::refused(unfit.into());
+                    return Judged::Refused(unfit.into());
                 }
                 if expect.is_some_and(|expected| expected != self.next) {
-                    return Judged::refused(AppendError::OffsetMismatch { next: self.next });
+                    return Judged::Refused(AppendError::OffsetMismatch { next: self.next });
                 }
                 let mut command = Bytes::new();
                 if let Some(batch) = publisher {
@@ -391,7 +444,7 @@ impl Judge<'_> {
     ) -> Judged {
         let (id, epoch) = (marker.producer_id, i16::try_from(marker.epoch));
         let Ok(epoch) = epoch else {
-            return Judged::refused(AppendError::StaleCoordinator);
+            return Judged::Refused(AppendError::StaleCoordinator);
         };
         let verdict = match ender {
             Ender::Coordinator => self.isolation.judge_marker(&marker),
@@ -400,15 +453,15 @@ impl Judge<'_> {
         match verdict {
             MarkerVerdict::Pending(original) => return Judged::Await(original),
             MarkerVerdict::Done(base_offset) => {
-                return Judged::Answer(Ok(Appended {
+                return Judged::Repeat(Appended {
                     base_offset,
                     append_time: Timestamp(0),
                     duplicate: true,
                     stamped: None,
-                }));
+                });
             }
-            MarkerVerdict::Stale => return Judged::refused(AppendError::StaleCoordinator),
-            MarkerVerdict::NotOpen => return Judged::refused(AppendError::NotInTransaction),
+            MarkerVerdict::Stale => return Judged::Refused(AppendError::StaleCoordinator),
+            MarkerVerdict::NotOpen => return Judged::Refused(AppendError::NotInTransaction),
             MarkerVerdict::Append => {}
         }
         // What a coordinator has decided ends whoever has written since: it may have lost the epoch.
@@ -436,17 +489,17 @@ fn answer(verdict: Verdict, stamp: bool) -> Option<Judged> {
         Verdict::Duplicate(Place::Committed {
             base_offset,
             append_time,
-        }) => Some(Judged::Answer(Ok(Appended {
+        }) => Some(Judged::Repeat(Appended {
             base_offset,
             append_time,
             duplicate: true,
             stamped: stamp.then(|| append_time.as_millis()),
-        }))),
+        })),
         Verdict::OutOfOrder { expected } => {
-            Some(Judged::refused(AppendError::OutOfOrder { expected }))
+            Some(Judged::Refused(AppendError::OutOfOrder { expected }))
         }
         Verdict::Fenced { current_epoch } => {
-            Some(Judged::refused(AppendError::Fenced { current_epoch }))
+            Some(Judged::Refused(AppendError::Fenced { current_epoch }))
         }
     }
 }
