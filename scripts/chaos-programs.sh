@@ -6,6 +6,9 @@ target=${CARGO_TARGET_DIR:-target}
 mkdir -p "$target/chaos"
 programs=$(mktemp -d "$target/chaos/programs.XXXXXX")
 trap 'rm -rf "$programs"' EXIT
+# Not every shell thinks of that when it is told to end.
+trap 'exit 130' INT
+trap 'exit 143' TERM
 cp "$target/release/trilog" "$target/release/trilog-jepsen" "$programs/"
 
 PYTHON=$(command -v "${PYTHON:-python3}" || true)

@@ -32,7 +32,7 @@ pub use links::{Links, Way};
 pub use network::{Medium, Network};
 #[cfg(test)]
 pub(crate) use node::shell_program;
-pub use node::{Node, Place};
+pub use node::{Node, Place, verify};
 pub use ports::Ports;
 
 use crate::kafka::{self, Lives};

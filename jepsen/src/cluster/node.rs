@@ -264,19 +264,8 @@ impl Node {
 
     /// What its own program finds damaged in a stopped node's files, place by place.
     pub async fn damage_found(&self) -> io::Result<Vec<String>> {
-        let verifying = tokio::process::Command::new(&self.binary)
-            .args(["log", "verify", "-o", "json"])
-            .arg(&self.data)
-            .stdin(Stdio::null())
-            .kill_on_drop(true)
-            .output();
-        let late = |_| io::Error::other("looking through files takes too long");
-        let verified = timeout(VERIFY, verifying).await.map_err(late)??;
-        damage_in(
-            verified.status.success(),
-            &verified.stdout,
-            &verified.stderr,
-        )
+        let late = || io::Error::other("looking through files takes too long");
+        verify(&self.binary, &self.data).await?.ok_or_else(late)
     }
 
     /// What it has said last.
@@ -307,15 +296,32 @@ struct Verified {
     damage: Vec<Damaged>,
 }
 
+/// What `trilog log verify` finds damaged in a stopped node's directory, place by place; `None` if
+/// it takes too long.
+pub async fn verify(program: &Path, data: &Path) -> io::Result<Option<Vec<String>>> {
+    let verifying = tokio::process::Command::new(program)
+        .args(["log", "verify", "-o", "json"])
+        .arg(data)
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let Ok(verified) = timeout(VERIFY, verifying).await else {
+        return Ok(None);
+    };
+    let verified = verified?;
+    let whole = verified.status.success();
+    damage_in(whole, &verified.stdout, &verified.stderr).map(Some)
+}
+
 /// The damage that was found; what cannot be read at all is damaged, too.
 fn damage_in(whole: bool, said: &[u8], errors: &[u8]) -> io::Result<Vec<String>> {
     match serde_json::from_slice::<Verified>(said) {
-        Ok(Verified { damage }) => Ok(damage
+        Ok(Verified { damage }) if whole || !damage.is_empty() => Ok(damage
             .into_iter()
             .map(|Damaged { path, what }| format!("{path}: {what}"))
             .collect()),
         Err(error) if whole => Err(error.into()),
-        Err(_) => Ok(vec![String::from_utf8_lossy(errors).trim().to_owned()]),
+        Ok(_) | Err(_) => Ok(vec![String::from_utf8_lossy(errors).trim().to_owned()]),
     }
 }
 
@@ -389,8 +395,11 @@ mod tests {
         assert_eq!(found, ["a/1.wal: it ends early"]);
         let found = damage_in(true, br#"{"damage": []}"#, b"").unwrap();
         assert_eq!(found, Vec::<String>::new());
-        let found = damage_in(false, b"", b"cannot be read\n").unwrap();
-        assert_eq!(found, ["cannot be read"]);
+        // That it failed is enough, whatever it lists.
+        for said in [&b""[..], br#"{"damage": []}"#] {
+            let found = damage_in(false, said, b"cannot be read\n").unwrap();
+            assert_eq!(found, ["cannot be read"]);
+        }
         damage_in(true, b"everything is fine", b"").unwrap_err();
     }
 

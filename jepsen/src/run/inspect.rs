@@ -2,18 +2,15 @@
 //! at again until it is mended.
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::Context;
-use tokio::process::Command;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::Options;
 use super::finish::{Finish, await_whole, stop};
 use super::replicas::{self, Compared};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, verify};
 use crate::history::Key;
 use crate::workload::{Held, Stage};
 
@@ -27,8 +24,6 @@ const LOOKS: [Duration; 6] = [
     Duration::from_secs(32),
     Duration::from_secs(32),
 ];
-/// How long looking through a stopped node's files may take.
-const VERIFY: Duration = Duration::from_mins(3);
 
 /// What stopped nodes have kept, and what they should have.
 pub(super) struct Kept<'a> {
@@ -115,12 +110,16 @@ impl Kept<'_> {
         let mut looked = Looked::default();
         let dirs = cluster.data_dirs();
         for (number, dir) in &dirs {
-            match verify(&self.options.trilog, dir).await? {
-                Verified::Whole => {}
-                Verified::Wrong(what) => looked
-                    .wrong
-                    .push(format!("the log of node {number} does not verify: {what}")),
-                Verified::Late => looked
+            let program = &self.options.trilog;
+            let found = verify(program, dir).await;
+            let found = found.with_context(|| format!("cannot run {}", program.display()))?;
+            match found {
+                Some(damage) if damage.is_empty() => {}
+                Some(damage) => looked.wrong.push(format!(
+                    "the log of node {number} does not verify: {}",
+                    damage.join("; ")
+                )),
+                None => looked
                     .late
                     .push(format!("to verify the log of node {number} takes too long")),
             }
@@ -134,37 +133,6 @@ impl Kept<'_> {
         }
         Ok(looked)
     }
-}
-
-enum Verified {
-    Whole,
-    Wrong(String),
-    Late,
-}
-
-/// What `trilog log verify` finds wrong in a stopped node's directory.
-async fn verify(trilog: &Path, dir: &Path) -> anyhow::Result<Verified> {
-    let verifying = Command::new(trilog)
-        .args(["log", "verify"])
-        .arg(dir)
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output();
-    let Ok(verified) = timeout(VERIFY, verifying).await else {
-        return Ok(Verified::Late);
-    };
-    let verified = verified.with_context(|| format!("cannot run {}", trilog.display()))?;
-    if verified.status.success() {
-        return Ok(Verified::Whole);
-    }
-    let text = String::from_utf8_lossy(&verified.stdout);
-    let damaged: Vec<&str> = text
-        .lines()
-        .filter(|line| line.starts_with("damaged"))
-        .collect();
-    let errors = String::from_utf8_lossy(&verified.stderr);
-    let what = format!("{} {}", errors.trim(), damaged.join("; "));
-    Ok(Verified::Wrong(what))
 }
 
 #[cfg(test)]

@@ -155,19 +155,17 @@ fn is_aside(name: &std::ffi::OsStr) -> bool {
 
 fn in_any(disk: &SimDisk, kind: &str, rng: &mut SmallRng) -> Option<Target> {
     let (path, bytes) = files(disk, kind).choose(rng)?.clone();
-    // Behind this it is only prepared for what is to come.
-    let end = bytes.iter().rposition(|byte| *byte != 0)? + 1;
-    Some(Target {
-        path,
-        place: 0..end,
-        cut: 0..end,
-        bytes,
-    })
+    anywhere(path, bytes)
 }
 
 fn in_checkpoint(disk: &SimDisk) -> Option<Target> {
     let path = PathBuf::from("/data/checkpoint");
     let bytes = disk.read(&path)?;
+    anywhere(path, bytes)
+}
+
+fn anywhere(path: PathBuf, bytes: Vec<u8>) -> Option<Target> {
+    // Behind this it is only prepared for what is to come.
     let end = bytes.iter().rposition(|byte| *byte != 0)? + 1;
     Some(Target {
         path,
