@@ -22,7 +22,7 @@ use trilog_raft::transport::sim::SimNet;
 use trilog_raft::transport::{ClusterId, TransportConfig};
 use trilog_raft::{KV_FAMILY, Node, RaftConfig};
 use trilog_server::partition::{
-    AppendError, Appended, Intake, Limits, Partition, RecordRules, Standing, Times,
+    AppendError, Appended, Intake, Limits, Partition, ReadError, RecordRules, Standing, Times,
 };
 use trilog_server::view::isolation::{Ender, Inclusion};
 use trilog_server::view::{Marker, PartitionView};
@@ -574,8 +574,17 @@ fn who_was_replaced_refuses_nothing_for_what_it_has_not_seen() {
         let mismatch = ticket.committed().await;
         let not_leader = matches!(mismatch, Err(AppendError::NotLeader { .. }));
         assert!(not_leader, "{mismatch:?}");
+        // A reader that has been at the other already would go back to where this one ends.
+        let beyond = next.plus(3);
+        let read = old.read(beyond, 1 << 20).await;
+        assert!(matches!(read, Err(ReadError::NotLeader { .. })), "{read:?}");
 
         let leader = cluster.leader().unwrap();
+        let read = leader.read(beyond.plus(1), 1 << 20).await;
+        assert!(
+            matches!(read, Err(ReadError::OutOfRange { .. })),
+            "{read:?}"
+        );
         let refused = leader.append(batch(1, 3)).await;
         assert_eq!(refused, Err(AppendError::OutOfOrder { expected: 6 }));
         assert!(leader.append(batch(1, 2)).await.is_ok());

@@ -282,16 +282,19 @@ impl Partition {
     /// Waits until what is applied here is all that was acknowledged before the call, and proves
     /// that this replica leads: then it may be read as current.
     pub async fn confirm(&self) -> Result<(), ReadError> {
-        let index = self.inner.group.lease_read().await.map_err(|_| {
-            let (leader, _) = self.leader();
-            ReadError::NotLeader { leader }
-        })?;
-        let mut watch = self.watch();
-        let applied = watch.wait_for(|now| now.applied >= Some(index));
-        match tokio::time::timeout(CONFIRM_PATIENCE, applied).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(_)) | Err(_) => Err(ReadError::Unavailable("it has not caught up".to_owned())),
-        }
+        let confirming = async {
+            let index = self.inner.group.lease_read().await.map_err(|_| {
+                let (leader, _) = self.leader();
+                ReadError::NotLeader { leader }
+            })?;
+            let mut watch = self.watch();
+            let applied = watch.wait_for(|now| now.applied >= Some(index)).await;
+            let closed = |_| ReadError::Unavailable("it is being closed".to_owned());
+            applied.map(drop).map_err(closed)
+        };
+        let late = || ReadError::Unavailable("it has not caught up".to_owned());
+        let confirmed = tokio::time::timeout(CONFIRM_PATIENCE, confirming).await;
+        confirmed.unwrap_or_else(|_| Err(late()))
     }
 
     /// Looks at the replicated state; briefly, for nothing is applied meanwhile.
@@ -356,21 +359,33 @@ impl Partition {
     }
 
     /// Where the log begins and ends, for a reader at `from`, which must lie within; no records.
-    pub fn bounds(&self, from: Offset) -> Result<Fetched, ReadError> {
-        let high_watermark = self.readable().offset;
-        let log_start = self.log_start();
-        if from < log_start || from > high_watermark {
-            return Err(ReadError::OutOfRange {
-                asked: from,
-                start: log_start,
-                end: high_watermark,
-            });
-        }
+    pub async fn bounds(&self, from: Offset) -> Result<Fetched, ReadError> {
+        let (high_watermark, log_start) = self.within(from).await?;
         Ok(Fetched {
             frames: Vec::new(),
-            high_watermark,
+            high_watermark: high_watermark.offset,
             log_start,
         })
+    }
+
+    /// Up to where and from where this replica may be read, by who is at `from`, which must lie
+    /// within. That it lies beyond the end is told only by who is proven to lead: a reader may have
+    /// come from who took its place, and would go back to the end that this one knows.
+    async fn within(&self, from: Offset) -> Result<(HighWatermark, Offset), ReadError> {
+        let mut end = self.readable();
+        if from > end.offset {
+            self.confirm().await?;
+            end = self.readable();
+        }
+        let start = self.log_start();
+        if from < start || from > end.offset {
+            return Err(ReadError::OutOfRange {
+                asked: from,
+                start,
+                end: end.offset,
+            });
+        }
+        Ok((end, start))
     }
 
     /// Up to where this replica may be read.
@@ -388,16 +403,7 @@ impl Partition {
 
     /// Committed records from `from` on, at least one batch if there is one, whatever its size.
     pub async fn read(&self, from: Offset, max_bytes: usize) -> Result<Fetched, ReadError> {
-        let high_watermark = self.readable();
-        let log_start = self.log_start();
-        if from < log_start || from > high_watermark.offset {
-            let (start, end) = (log_start, high_watermark.offset);
-            return Err(ReadError::OutOfRange {
-                asked: from,
-                start,
-                end,
-            });
-        }
+        let (high_watermark, log_start) = self.within(from).await?;
         let frames = match high_watermark.applied {
             Some(applied) if from < high_watermark.offset => {
                 let log = self.inner.group.log();

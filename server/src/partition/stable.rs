@@ -248,7 +248,7 @@ impl Partition {
         let mut fetched = if from < stable {
             self.read(from, max_bytes).await?
         } else {
-            self.bounds(from)?
+            self.bounds(from).await?
         };
         // Transactions begin with their batches, so none lies on both sides.
         let settled = |frame: &Frame| frame.header.base_offset < stable;

@@ -165,7 +165,7 @@ impl Reading {
         let fetched = match room {
             Some(_) => self.read_from(partition, Offset(offset), bytes).await,
             // Only where the log begins and ends.
-            None => bounds(partition, Offset(offset)),
+            None => bounds(partition, Offset(offset)).await,
         };
         let mut settled = fetched.map_err(|error| errors::read(&error))?;
         if pass.bytes > 0 {
@@ -285,8 +285,8 @@ impl Reading {
     }
 }
 
-fn bounds(partition: &Partition, from: Offset) -> Result<Settled, ReadError> {
-    let fetched = partition.bounds(from)?;
+async fn bounds(partition: &Partition, from: Offset) -> Result<Settled, ReadError> {
+    let fetched = partition.bounds(from).await?;
     Ok(Settled {
         next: from,
         stable: partition.stable_offset().min(fetched.high_watermark),
