@@ -552,15 +552,26 @@ fn records_with_the_time_of_their_append_have_it_everywhere_and_a_repeat_is_told
     }
 }
 
+/// What is between nodes when a leader is replaced that does not hear of it.
+#[derive(Clone, Copy, Debug)]
+enum Between {
+    Silence,
+    /// Others take its process for ended, and do not wait for its lease.
+    Refusal,
+}
+
 /// A leader that another has taken the place of, and that has not heard of it, has not seen what its
 /// producers have sent since: what it would refuse for that is the other's to judge.
-#[test]
-fn who_was_replaced_refuses_nothing_for_what_it_has_not_seen() {
+fn replaced_leader_refuses_nothing_it_has_not_seen(between: Between, seed: u64) {
     block_on(async {
-        let mut cluster = Cluster::start(5).await;
+        let mut cluster = Cluster::start(seed).await;
         append(&cluster, &batch(1, 0)).await;
         let old = cluster.leader().unwrap().clone();
-        cluster.net.isolate(old.group().replica().node());
+        let node = old.group().replica().node();
+        match between {
+            Between::Silence => cluster.net.isolate(node),
+            Between::Refusal => cluster.net.reject(node),
+        }
         cluster
             .partitions
             .retain(|one| one.group().replica() != old.group().replica());
@@ -589,4 +600,17 @@ fn who_was_replaced_refuses_nothing_for_what_it_has_not_seen() {
         assert_eq!(refused, Err(AppendError::OutOfOrder { expected: 6 }));
         assert!(leader.append(batch(1, 2)).await.is_ok());
     });
+}
+
+#[test]
+fn who_was_replaced_refuses_nothing_for_what_it_has_not_seen() {
+    replaced_leader_refuses_nothing_it_has_not_seen(Between::Silence, 5);
+}
+
+#[test]
+fn who_was_taken_for_dead_refuses_nothing_for_what_it_has_not_seen() {
+    // Who stands first, and how soon, is drawn: some are elected within the lease.
+    for seed in 0..20 {
+        replaced_leader_refuses_nothing_it_has_not_seen(Between::Refusal, seed);
+    }
 }

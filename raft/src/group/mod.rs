@@ -570,19 +570,12 @@ impl<V: View> Group<V> {
     }
 
     /// Waits until this replica has applied everything that was acknowledged anywhere before the
-    /// call; then what it has applied may be read as current. Only the leader can tell.
+    /// call; then what it has applied may be read as current. Only the leader can tell, and asks a
+    /// majority for it: its lease would not do, for followers that take its process for ended do not
+    /// wait for that.
     pub async fn read_index(&self) -> Result<LogIndex, ReadError> {
         let _busy = self.replica.rouse().await;
         let read = self.replica.raft.ensure_linearizable(ReadPolicy::ReadIndex);
-        let read = read.await.map_err(ReadError::from_raft)?;
-        Ok(LogIndex(read.index()))
-    }
-
-    /// As [`Group::read_index`], but trusts the leader's lease, and so the clocks' pace, for
-    /// sparing the round to the followers.
-    pub async fn lease_read(&self) -> Result<LogIndex, ReadError> {
-        let _busy = self.replica.rouse().await;
-        let read = self.replica.raft.ensure_linearizable(ReadPolicy::LeaseRead);
         let read = read.await.map_err(ReadError::from_raft)?;
         Ok(LogIndex(read.index()))
     }

@@ -23,6 +23,8 @@ pub enum Fault {
     CloseReplica,
     IsolateLeader,
     IsolateAny,
+    /// The leader is cut off by something that refuses, so that others take its process for ended.
+    RejectLeader,
     CutOneWay,
     ResetLinks,
     SlowDisk,
@@ -52,7 +54,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::KillLeader,
         Self::KillAny,
         Self::PowerLossAny,
@@ -62,6 +64,7 @@ impl Fault {
         Self::CloseReplica,
         Self::IsolateLeader,
         Self::IsolateAny,
+        Self::RejectLeader,
         Self::CutOneWay,
         Self::ResetLinks,
         Self::SlowDisk,
@@ -98,7 +101,9 @@ pub async fn strike(
     let any = up.choose(rng).copied();
     let leader = cluster.leader(group).map(|(node, _)| node);
     let victim = match fault {
-        Fault::KillLeader | Fault::IsolateLeader | Fault::TransferLeader => leader.or(any),
+        Fault::KillLeader | Fault::IsolateLeader | Fault::RejectLeader | Fault::TransferLeader => {
+            leader.or(any)
+        }
         _ => any,
     };
     let Some(node) = victim else {
@@ -119,6 +124,7 @@ pub async fn strike(
         Fault::StopInOrder => cluster.stop(node).await,
         Fault::CloseReplica => cluster.close(node, group).await,
         Fault::IsolateLeader | Fault::IsolateAny => cluster.net.isolate(node),
+        Fault::RejectLeader => cluster.net.reject(node),
         Fault::CutOneWay | Fault::ResetLinks | Fault::SlowLinks => {
             let others: Vec<NodeId> = cluster.nodes();
             let other = others.choose(rng).copied().unwrap_or(node);

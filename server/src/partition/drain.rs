@@ -194,7 +194,7 @@ pub(super) async fn run(
             appended
         };
         if !refused.is_empty() {
-            // What was committed after it was judged proves as much as the lease.
+            // What was committed after it was judged proves as much as a round.
             let proven = outcome.is_ok() && (had_any || leads(&group).await);
             refuse(refused, proven, &leadership);
         }
@@ -238,7 +238,7 @@ async fn append(
 /// Whether this replica leads: one that was replaced, and has not heard of it, does not know what
 /// was appended since.
 async fn leads(group: &Group) -> bool {
-    let proof = tokio::time::timeout(PROOF_PATIENCE, group.lease_read()).await;
+    let proof = tokio::time::timeout(PROOF_PATIENCE, group.read_index()).await;
     proof.is_ok_and(|proof| proof.is_ok())
 }
 

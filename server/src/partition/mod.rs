@@ -283,7 +283,7 @@ impl Partition {
     /// that this replica leads: then it may be read as current.
     pub async fn confirm(&self) -> Result<(), ReadError> {
         let confirming = async {
-            let index = self.inner.group.lease_read().await.map_err(|_| {
+            let index = self.inner.group.read_index().await.map_err(|_| {
                 let (leader, _) = self.leader();
                 ReadError::NotLeader { leader }
             })?;

@@ -160,6 +160,17 @@ impl SimNet {
         }
     }
 
+    /// As [`SimNet::isolate`], but by something that refuses what it does not let pass, such as a
+    /// firewall: to every other it looks as if nobody listened at the node any more.
+    pub fn reject(&self, node: NodeId) {
+        let mut world = self.world.lock();
+        for other in world.nodes() {
+            if other != node {
+                world.reject(node, other);
+            }
+        }
+    }
+
     /// Cuts the nodes of different sides off from each other. Nodes on no side reach all: so
     /// `[[1], [2]]` with a node 3 is a partial partition.
     pub fn partition(&self, sides: &[&[NodeId]]) {
@@ -174,9 +185,10 @@ impl SimNet {
         }
     }
 
-    /// Removes every cut.
+    /// Removes every cut, and whatever refuses.
     pub fn heal_all(&self) {
         let mut world = self.world.lock();
+        world.admit_all();
         for (from, to) in world.cuts() {
             world.heal(from, to);
         }

@@ -49,6 +49,7 @@ pub(super) enum Event {
     Cut,
     Heal,
     Crash,
+    Reject,
 }
 
 #[derive(Debug)]
@@ -148,6 +149,8 @@ pub(super) struct World {
     pub(super) default_path: Path,
     paths: BTreeMap<(NodeId, NodeId), Path>,
     cuts: BTreeSet<(NodeId, NodeId)>,
+    /// Whose packets to whom are answered with a refusal.
+    rejected: BTreeSet<(NodeId, NodeId)>,
     start: Instant,
     trace: Trace,
 }
@@ -162,6 +165,7 @@ impl World {
             default_path: Path::default(),
             paths: BTreeMap::new(),
             cuts: BTreeSet::new(),
+            rejected: BTreeSet::new(),
             start: Instant::now(),
             trace: Trace::default(),
         }
@@ -239,6 +243,20 @@ impl World {
         self.retime(from, to, |old| old.max(due));
     }
 
+    /// From now on everything between two nodes is refused on its way, as by a firewall that says
+    /// so: their connections break, and none is made.
+    pub(super) fn reject(&mut self, a: NodeId, b: NodeId) {
+        if self.rejected.insert((a, b)) {
+            self.rejected.insert((b, a));
+            self.record(Event::Reject, a, b, 0);
+            self.reset_between(a, b);
+        }
+    }
+
+    pub(super) fn admit_all(&mut self) {
+        self.rejected.clear();
+    }
+
     /// Sets a path; what is under way arrives no later than if it were sent along it now.
     pub(super) fn set_path(&mut self, from: NodeId, to: NodeId, path: Path) {
         self.paths.insert((from, to), path);
@@ -282,11 +300,11 @@ impl World {
         !silent && !self.cuts.contains(&(from, to)) && !self.cuts.contains(&(to, from))
     }
 
-    /// A connection to a listening host; `None` if it refuses.
-    /// Opens a connection to whoever is at the address of `to` at `place`.
+    /// Opens a connection to whoever is at the address of `to` at `place`; `None` if it is refused.
     pub(super) fn connect(&mut self, from: NodeId, to: NodeId, place: u32) -> Option<u64> {
         let host = self.hosts.get(&to);
-        if !host.is_some_and(|host| host.up && host.place == place) {
+        let listens = host.is_some_and(|host| host.up && host.place == place);
+        if !listens || self.rejected.contains(&(from, to)) {
             self.record(Event::Refuse, from, to, 0);
             return None;
         }
