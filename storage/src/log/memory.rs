@@ -114,14 +114,10 @@ impl Resident {
         }
         let stop = self.position(to.min(self.end()))?;
         let limit = self.total_before(from).saturating_add(max_bytes as u64);
-        let within = self.slots.partition_point(|slot| slot.total <= limit);
-        let stop = stop.min(within.max(start + 1));
-        Some(
-            self.slots
-                .range(start..stop)
-                .map(|slot| slot.frame.clone())
-                .collect(),
-        )
+        // One after the other: looking for the last would go through frames nobody has asked for.
+        let within = self.slots.range(start..stop).enumerate();
+        let within = within.take_while(|(nth, slot)| *nth == 0 || slot.total <= limit);
+        Some(within.map(|(_, slot)| slot.frame.clone()).collect())
     }
 
     /// The headers of `from..to`; `None` unless all of them are here.
