@@ -16,6 +16,8 @@ mod batch;
 mod memory;
 #[cfg(feature = "rocksdb")]
 mod rocks;
+#[cfg(feature = "rocksdb")]
+mod room;
 #[cfg(test)]
 mod tests;
 
@@ -122,7 +124,7 @@ struct Marks {
 
 impl Kv {
     /// Opens the RocksDB store in `dir`, making it if there is none. `families` are those this
-    /// build uses; others found there are kept.
+    /// build uses; others found there are kept. One that was open before opens on a full disk, too.
     #[cfg(feature = "rocksdb")]
     pub async fn open_rocks(
         dir: &Path,
@@ -131,7 +133,16 @@ impl Kv {
     ) -> Result<Self, KvError> {
         let (dir, families) = (dir.to_owned(), families.to_vec());
         let open = move || {
-            let engine = rocks::RocksEngine::open(&dir, &families, config)?;
+            let engine = match rocks::RocksEngine::open(&dir, &families, config) {
+                Err(error) if room::was_lacking(&error) && room::give_up(&dir) => {
+                    tracing::warn!(
+                        "the disk is full: the view state is opened with the room kept for it"
+                    );
+                    rocks::RocksEngine::open(&dir, &families, config)?
+                }
+                opened => opened?,
+            };
+            room::keep(&dir);
             let blank = engine.is_empty()?;
             Self::open(Engine::Rocks(Arc::new(engine)), blank)
         };

@@ -173,6 +173,8 @@ fn db_options(config: KvConfig) -> Options {
     options.set_db_write_buffer_size(config.write_buffer_bytes);
     options.set_max_open_files(i32::from(config.files_max));
     options.set_max_background_jobs(2);
+    // By default 4 MiB, which a full disk does not have; what there is of it would be taken all the same.
+    options.set_manifest_preallocation_size(0);
     options.set_log_level(LogLevel::Warn);
     options.set_keep_log_file_num(2);
     options.set_max_log_file_size(1 << 20);
