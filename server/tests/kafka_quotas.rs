@@ -438,6 +438,35 @@ async fn who_reads_more_than_it_may_gets_nothing_for_now() {
     nodes.stop();
 }
 
+/// A client of librdkafka, whose application takes what it has at the end of each rest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_rests_when_given_too_much_is_given_less_at_once() {
+    const REST: Duration = Duration::from_secs(1);
+    let mut nodes = Nodes::start(1).await;
+    nodes.run(&["topic", "create", TOPIC]);
+    let port = nodes.kafka_port(0);
+    let mut writer = KafkaConn::open(port).await;
+    for _ in 0..3 {
+        assert_eq!(write(&mut writer, 9, BYTES).await, Duration::ZERO);
+    }
+    let paced = ["trilog_throttle_duration_seconds_count", "reason=\"pace\""];
+    for (software, rests) in [("apache-kafka-java", false), ("librdkafka", true)] {
+        let mut reader = KafkaConn::open(port).await;
+        let said = ApiVersionsRequest::default()
+            .with_client_software_name(text(software))
+            .with_client_software_version(text("2.0.2"));
+        let _: ApiVersionsResponse = reader.ask(ApiKey::ApiVersions, 3, &said).await;
+        for _ in 0..3 {
+            let (bytes, _) = read(&mut reader, 12, 0).await;
+            assert!(bytes >= 3 * BYTES, "{bytes}");
+            sleep(REST).await;
+        }
+        let counted = metric(&nodes, &paced).unwrap_or_default();
+        assert_eq!(counted > 0.0, rests, "{software}: {counted}");
+    }
+    nodes.stop();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_is_held_back_inside_a_request_is_heard_to_its_end() {
     let mut nodes = Nodes::start(1).await;

@@ -48,7 +48,7 @@ pub const CATALOGUE: &[Metric] = &[
     metric("trilog_requests_total", Counter, &["dialect", "api"], "Requests answered."),
     metric("trilog_request_errors_total", Counter, &["dialect", "api", "reason"], "Requests answered with an error."),
     metric("trilog_request_duration_seconds", Histogram, &["dialect", "api"], "From a request's last byte to its answer."),
-    metric("trilog_throttle_duration_seconds", Histogram, &["dialect", "reason"], "For how long clients over a quota were held back, by what it is on."),
+    metric("trilog_throttle_duration_seconds", Histogram, &["dialect", "reason"], "For how long clients were held back: over a quota, by what it is on; or faster (pace) than their application."),
     metric("trilog_request_memory_bytes", Gauge, &[], "Memory that requests coming in have claimed, of limits.request_memory."),
     metric("trilog_messages_in_total", Counter, &["dialect", "topic"], "Records acknowledged to their producers."),
     metric("trilog_messages_out_total", Counter, &["dialect", "topic"], "Records sent to consumers."),

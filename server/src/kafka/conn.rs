@@ -21,6 +21,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use trilog_wire::kafka::messages::ApiKey;
 use trilog_wire::kafka::{
     Answer, FrameError, LENGTH_BYTES, Malformed, Opened, Request, Unanswerable,
 };
@@ -28,6 +29,7 @@ use trilog_wire::kafka::{
 use super::fetch_sessions::FetchSession;
 use super::handlers;
 use super::input::{Arrived, Input};
+use super::pace::Pace;
 use super::sasl;
 use super::session::{Place, Session, is_secure};
 use super::strangers::Stranger;
@@ -202,8 +204,11 @@ struct Serving {
     waiting: FuturesOrdered<BoxFuture<'static, Done>>,
     /// The last of those is one that later requests wait for.
     alone: bool,
-    /// The client is over a quota.
+    /// The client is over a quota, or would have more than it takes.
     held_until: Option<Instant>,
+    /// Its software rests when it has more than it takes.
+    rests: bool,
+    pace: Pace,
     unanswered_bytes: usize,
     output: VecDeque<Bytes>,
 }
@@ -234,6 +239,8 @@ impl Serving {
             waiting: FuturesOrdered::new(),
             alone: false,
             held_until: None,
+            rests: false,
+            pace: Pace::default(),
             unanswered_bytes: 0,
             output: VecDeque::new(),
             kafka,
@@ -317,6 +324,9 @@ impl Serving {
                 return Ok(());
             }
         };
+        if request.api.key == ApiKey::Fetch {
+            self.pace.asked(since);
+        }
         let receipt = Receipt {
             room: Some(room),
             bytes,
@@ -357,6 +367,7 @@ impl Serving {
 
     /// The request is begun. As long as it is not known who the client is, little is taken from it.
     fn take_back(&mut self, mut session: Session) {
+        self.rests = session.rests;
         if let Some(pause) = session.pause.take() {
             self.hold(pause);
         }
@@ -393,11 +404,14 @@ impl Serving {
     /// Sends this answer and those behind it that are ready, too.
     async fn send_ready(&mut self, first: Done) -> Result<(), Ended> {
         let (mut receipts, mut records) = (Vec::new(), Vec::new());
+        let mut fetched = None;
         let mut next = Some(first);
         while let Some(Done { outcome, receipt }) = next {
             match outcome {
                 Outcome::Answer(answer) => self.output.extend(answer.0),
                 Outcome::Records(answer, held) => {
+                    let bytes: usize = answer.0.iter().map(Bytes::len).sum();
+                    fetched = Some(fetched.unwrap_or(0) + bytes as u64);
                     self.output.extend(answer.0);
                     records.push(held);
                 }
@@ -430,6 +444,7 @@ impl Serving {
         }
         self.write_out().await?;
         drop(records);
+        self.keep_pace(fetched);
         if self.alone && self.waiting.is_empty() {
             self.alone = false;
             self.input.resume();
@@ -445,6 +460,15 @@ impl Serving {
         }
         self.input.touch();
         Ok(())
+    }
+
+    /// So much was sent of records, if any was.
+    fn keep_pace(&mut self, fetched: Option<u64>) {
+        let bytes = fetched.filter(|_| self.rests);
+        if let Some(pause) = bytes.and_then(|bytes| self.pace.sent(bytes, Instant::now())) {
+            self.kafka.inner.throttled.paced(pause);
+            self.hold(pause);
+        }
     }
 
     /// Reads nothing more for so long.

@@ -9,6 +9,7 @@ mod fetch_sessions;
 mod handlers;
 mod hints;
 mod input;
+mod pace;
 mod quota;
 mod rights;
 mod sasl;

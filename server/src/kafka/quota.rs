@@ -190,6 +190,7 @@ pub(super) struct Counts {
     produce: Histogram,
     fetch: Histogram,
     request: Histogram,
+    pace: Histogram,
 }
 
 impl Default for Counts {
@@ -199,11 +200,17 @@ impl Default for Counts {
             produce: of("produce"),
             fetch: of("fetch"),
             request: of("request"),
+            pace: of("pace"),
         }
     }
 }
 
 impl Counts {
+    /// A client that rests when it is given too much is held back for so long.
+    pub(super) fn paced(&self, pause: Duration) {
+        self.pace.record(pause);
+    }
+
     fn of(&self, key: QuotaKey) -> &Histogram {
         match key {
             QuotaKey::Produce => &self.produce,

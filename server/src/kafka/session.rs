@@ -41,6 +41,8 @@ pub(super) struct Session {
     pub(super) remembered: Remembered,
     /// What bounds its client.
     pub(super) quotas: Quotas,
+    /// Whether its client's software rests when it was given too much.
+    pub(super) rests: bool,
     /// For how long nothing more is to be read, from when a request was begun on.
     pub(super) pause: Option<Duration>,
     version: u64,
@@ -146,6 +148,7 @@ impl Session {
             login,
             remembered: Remembered::default(),
             quotas: Quotas::default(),
+            rests: false,
             pause: None,
             version: 0,
             topics: HashMap::new(),

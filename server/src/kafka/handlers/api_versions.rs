@@ -8,6 +8,7 @@ use trilog_wire::kafka::messages::{ApiKey, ApiVersionsRequest, ApiVersionsRespon
 use trilog_wire::kafka::{APIS, Answer, Api, ErrorCode, Request, StrBytes, Writer, api_of, decode};
 
 use crate::kafka::conn::Ended;
+use crate::kafka::pace::Pace;
 use crate::kafka::session::Session;
 
 /// From here on an answer tells of features.
@@ -18,10 +19,11 @@ const FEATURES_SINCE: i16 = 3;
 pub(super) const GROUP_VERSION: &str = "group.version";
 pub(super) const GROUP_LEVEL: i16 = 1;
 
-pub(in crate::kafka) fn answer(session: &Session, request: &Request) -> Result<Answer, Ended> {
+pub(in crate::kafka) fn answer(session: &mut Session, request: &Request) -> Result<Answer, Ended> {
     let asked: ApiVersionsRequest = decode(request)?;
-    let wrong = request.version >= 3
-        && !(is_name(&asked.client_software_name) && is_name(&asked.client_software_version));
+    let (name, version) = (&asked.client_software_name, &asked.client_software_version);
+    let wrong = request.version >= 3 && !(is_name(name) && is_name(version));
+    session.rests = Pace::is_for(name, version);
     let mut response = ApiVersionsResponse::default();
     if wrong {
         response.error_code = ErrorCode::InvalidRequest.code();
