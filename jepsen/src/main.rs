@@ -82,12 +82,10 @@ struct RunArgs {
     /// How long clients work, in seconds.
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// Kinds of faults, with commas; `none`, or `all` that this machine can do.
-    #[arg(
-        long,
-        default_value = "kill,pause,isolate,cut-one-way,partial,bandwidth,transfer"
-    )]
-    faults: String,
+    /// Kinds of faults, with commas, which all have to happen; `none`, or `all` that this machine
+    /// can do. Without them the usual ones, as far as it can.
+    #[arg(long)]
+    faults: Option<String>,
     /// Every fault comes alone and strikes one node if it can, when everything is whole.
     #[arg(long)]
     calm: bool,
@@ -252,15 +250,28 @@ fn exit_code(validity: Validity) -> ExitCode {
     })
 }
 
-fn faults(text: &str) -> anyhow::Result<Vec<Fault>> {
-    match text {
-        "none" => Ok(Vec::new()),
-        "all" => Ok(Fault::ALL.to_vec()),
-        names => names
-            .split(',')
-            .map(|name| Fault::named(name).with_context(|| format!("{name} is no fault")))
-            .collect(),
-    }
+/// What strikes if nothing was asked for.
+const USUAL: [Fault; 7] = [
+    Fault::Kill,
+    Fault::Pause,
+    Fault::Isolate,
+    Fault::CutOneWay,
+    Fault::Partial,
+    Fault::Bandwidth,
+    Fault::Transfer,
+];
+
+/// The kinds of faults that were asked for, and whether by their names.
+fn faults(text: Option<&str>) -> anyhow::Result<(Vec<Fault>, bool)> {
+    let names = match text {
+        None => return Ok((USUAL.to_vec(), false)),
+        Some("none") => return Ok((Vec::new(), false)),
+        Some("all") => return Ok((Fault::ALL.to_vec(), false)),
+        Some(names) => names.split(','),
+    };
+    let faults =
+        names.map(|name| Fault::named(name).with_context(|| format!("{name} is no fault")));
+    Ok((faults.collect::<anyhow::Result<_>>()?, true))
 }
 
 fn beside_this_program(name: &str) -> anyhow::Result<PathBuf> {
@@ -322,6 +333,7 @@ fn base(args: BaseArgs) -> anyhow::Result<(Options, bool)> {
         keys: args.keys,
         pace: Duration::from_millis(args.pace),
         faults: Vec::new(),
+        by_name: false,
         calm: false,
     };
     Ok((options, kept))
@@ -348,11 +360,12 @@ fn say(line: &str) {
 }
 
 fn run_cluster(args: RunArgs) -> anyhow::Result<ExitCode> {
-    let faults = faults(&args.faults)?;
+    let (faults, by_name) = faults(args.faults.as_deref())?;
     let (base, kept) = base(args.base)?;
     let options = Options {
         length: Duration::from_secs(args.seconds),
         faults,
+        by_name,
         calm: args.calm,
         ..base
     };
@@ -493,6 +506,9 @@ fn conclude(options: &Options, outcome: &Outcome) -> anyhow::Result<()> {
     for (fault, count) in run::tally(&outcome.done) {
         writeln!(out, "ran {count:>3} x {fault}")?;
     }
+    for skipped in &outcome.skipped {
+        writeln!(out, "SKIPPED {}: {}", skipped.fault, skipped.why)?;
+    }
     for line in figures(&summary) {
         writeln!(out, "{line}")?;
     }
@@ -552,7 +568,7 @@ fn write_report(
         ("What could not be looked at", outcome.gaps.clone()),
         ("What was looked at", outcome.notes.clone()),
         ("Faults that were carried out", done.clone()),
-        ("Faults that this machine cannot do", skipped.clone()),
+        ("Faults that did not come", skipped.clone()),
         (
             "The schedule",
             outcome.schedule.iter().map(ToString::to_string).collect(),

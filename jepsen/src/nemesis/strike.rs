@@ -12,6 +12,7 @@ use trilog_client::proto::MoveRequest;
 use trilog_client::{Client, ClientConfig};
 
 use super::damage::damage;
+use super::probe::Skipped;
 use super::schedule::{Fault, Scheduled};
 use crate::cluster::{Cluster, ClusterError, Killed, Way, while_doing};
 use crate::history::Note;
@@ -43,6 +44,8 @@ pub struct Nemesis {
     pub cluster: Cluster,
     stage: Arc<Stage>,
     done: Vec<Done>,
+    /// What was begun, and nothing came of it.
+    in_vain: Vec<Skipped>,
     /// What went wrong with the cluster or with the faults themselves.
     pub troubles: Vec<String>,
     /// What was not done in time, which tells nothing if this program itself stood still.
@@ -58,12 +61,42 @@ enum Turn {
     End(usize),
 }
 
+/// Why a fault that was begun came to nothing, where it can.
+fn why_nothing(fault: Fault) -> &'static str {
+    match fault {
+        Fault::Transfer => "no leadership was handed over",
+        Fault::Membership => "no replica could be moved",
+        Fault::Upgrade => "the feature level was not raised",
+        Fault::FlipBits | Fault::Truncate | Fault::StaleChunks => {
+            "nothing was changed that can be noticed"
+        }
+        Fault::FailedSync => "no node ended by a disk that failed",
+        Fault::ClockJump => "a node has no clock of its own to set",
+        Fault::Kill
+        | Fault::KillAll
+        | Fault::Pause
+        | Fault::PauseMost
+        | Fault::PowerLoss
+        | Fault::Isolate
+        | Fault::CutOneWay
+        | Fault::Partial
+        | Fault::Delay
+        | Fault::Loss
+        | Fault::Bandwidth
+        | Fault::RollingRestart
+        | Fault::Wipe
+        | Fault::DiskFull
+        | Fault::StallDisk => "nobody ran that it was to strike",
+    }
+}
+
 impl Nemesis {
     pub fn new(cluster: Cluster, stage: &Arc<Stage>) -> Self {
         Self {
             cluster,
             stage: Arc::clone(stage),
             done: Vec::new(),
+            in_vain: Vec::new(),
             troubles: Vec::new(),
             overdue: Vec::new(),
             late: false,
@@ -130,6 +163,7 @@ impl Nemesis {
             }
         }
         if one.fault.needs_life() && !self.is_anybody_there(&one.nodes) {
+            self.came_to_nothing(one.fault);
             return Ok(());
         }
         if !ends_nodes {
@@ -144,12 +178,21 @@ impl Nemesis {
             self.note(one, true);
             self.lasting.insert(nth);
         }
-        self.done.extend(what.map(|what| Done {
+        let Some(what) = what else {
+            self.came_to_nothing(one.fault);
+            return Ok(());
+        };
+        self.done.push(Done {
             fault: one.fault,
             nodes: one.nodes.clone(),
             what,
-        }));
+        });
         Ok(())
+    }
+
+    fn came_to_nothing(&mut self, fault: Fault) {
+        let why = why_nothing(fault).to_owned();
+        self.in_vain.push(Skipped { fault, why });
     }
 
     fn is_anybody_there(&self, nodes: &[u32]) -> bool {
@@ -174,6 +217,10 @@ impl Nemesis {
 
     pub fn done(&self) -> &[Done] {
         &self.done
+    }
+
+    pub fn in_vain(&self) -> &[Skipped] {
+        &self.in_vain
     }
 
     fn note(&self, one: &Scheduled, begins: bool) {

@@ -84,6 +84,8 @@ async fn what_strikes_nobody_is_no_fault() {
             (Fault::PowerLoss, &[1, 2, 3][..])
         ]
     );
+    let in_vain: Vec<_> = nemesis.in_vain().iter().map(|one| one.fault).collect();
+    assert_eq!(in_vain, [Fault::PowerLoss, Fault::Kill, Fault::Pause]);
     let noted = noted(&nemesis, dir.path());
     let expected = [
         "kill [1, 3]",
@@ -112,6 +114,7 @@ async fn files_are_damaged_until_it_shows_and_what_never_does_is_no_fault() {
     lay_out(&mut nemesis, 0, 40_000);
     nemesis.begin_noted(0, &damage).await.unwrap();
     assert_eq!(done(&nemesis), []);
+    assert_eq!(nemesis.in_vain()[0].fault, Fault::FlipBits);
     let never = noted(&nemesis, dir.path());
     assert_eq!(never, ["flip-bits [1]"], "the node was killed for it");
 
