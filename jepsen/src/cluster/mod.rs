@@ -15,6 +15,7 @@ mod node;
 mod ports;
 mod sockets;
 pub mod spaces;
+mod ways;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -28,12 +29,13 @@ use trilog_client::proto::StatusResponse;
 use trilog_client::{Client, ClientConfig};
 
 pub use disk::Disk;
-pub use links::{Links, Way};
+pub use links::Links;
 pub use network::{Medium, Network};
 #[cfg(test)]
 pub(crate) use node::shell_program;
 pub use node::{Node, Place, verify};
 pub use ports::Ports;
+pub use ways::{Pair, Way};
 
 use crate::kafka::{self, Lives};
 

@@ -131,7 +131,7 @@ impl Nemesis {
             match turn {
                 Turn::Begin(nth) => self.begin_noted(nth, &schedule[nth]).await?,
                 Turn::End(nth) if self.lasting.remove(&nth) => {
-                    let ended = self.end(&schedule[nth]).await;
+                    let ended = self.end(nth, &schedule[nth]).await;
                     self.unless_late(ended)?;
                     self.note(&schedule[nth], false);
                 }
@@ -170,7 +170,7 @@ impl Nemesis {
             self.note(one, true);
             self.lasting.insert(nth);
         }
-        let began = self.begin(one).await;
+        let began = self.begin(nth, one).await;
         let Some(what) = self.unless_late(began)? else {
             return Ok(());
         };
@@ -258,8 +258,8 @@ impl Nemesis {
         Ok(killed)
     }
 
-    /// What it came to; nothing if it could not be done after all.
-    async fn begin(&mut self, one: &Scheduled) -> Result<Option<String>, ClusterError> {
+    /// What number `nth` of the schedule came to; nothing if it could not be done after all.
+    async fn begin(&mut self, nth: usize, one: &Scheduled) -> Result<Option<String>, ClusterError> {
         let mut rng = SmallRng::seed_from_u64(one.seed);
         match one.fault {
             Fault::Kill | Fault::KillAll => {
@@ -282,7 +282,7 @@ impl Nemesis {
             | Fault::Partial
             | Fault::Delay
             | Fault::Loss
-            | Fault::Bandwidth => return self.spoil_links(one, &mut rng).map(Some),
+            | Fault::Bandwidth => return self.spoil_links(nth, one, &mut rng).map(Some),
             Fault::Transfer => return Ok(self.transfer().await),
             Fault::Membership => return Ok(self.move_replicas(one, &mut rng).await),
             Fault::RollingRestart => self.roll(&one.nodes).await?,
@@ -313,7 +313,7 @@ impl Nemesis {
         Ok(Some(String::new()))
     }
 
-    async fn end(&mut self, one: &Scheduled) -> Result<(), ClusterError> {
+    async fn end(&mut self, nth: usize, one: &Scheduled) -> Result<(), ClusterError> {
         let mut rng = SmallRng::seed_from_u64(one.seed.rotate_left(17));
         match one.fault {
             Fault::Kill | Fault::KillAll | Fault::PowerLoss => self.boot(&one.nodes, &[])?,
@@ -327,14 +327,7 @@ impl Nemesis {
             | Fault::Delay
             | Fault::Loss
             | Fault::Bandwidth => {
-                let (reset, pairs) = (rng.random_bool(0.5), self.pairs(one));
-                let mended = self.cluster.network.change(&pairs, |way| {
-                    let resets = way.resets + u32::from(reset);
-                    *way = Way {
-                        resets,
-                        ..Way::default()
-                    };
-                });
+                let mended = self.cluster.network.mend(nth, rng.random_bool(0.5));
                 mended.map_err(while_doing("mending links"))?;
             }
             Fault::Wipe => {
@@ -533,7 +526,12 @@ impl Nemesis {
         }
     }
 
-    fn spoil_links(&mut self, one: &Scheduled, rng: &mut SmallRng) -> Result<String, ClusterError> {
+    fn spoil_links(
+        &mut self,
+        nth: usize,
+        one: &Scheduled,
+        rng: &mut SmallRng,
+    ) -> Result<String, ClusterError> {
         let way = match one.fault {
             Fault::Delay => Way {
                 delay: Duration::from_millis(rng.random_range(5..120)),
@@ -554,12 +552,7 @@ impl Nemesis {
             },
         };
         let pairs = self.pairs(one);
-        let spoiled = self.cluster.network.change(&pairs, |now| {
-            *now = Way {
-                resets: now.resets,
-                ..way
-            };
-        });
+        let spoiled = self.cluster.network.spoil(nth, &pairs, way);
         spoiled.map_err(while_doing("spoiling links"))?;
         Ok(match one.fault {
             Fault::Delay => format!(
@@ -689,7 +682,7 @@ impl Nemesis {
     /// Ends whatever is going on: everybody runs and hears everybody.
     pub async fn heal(&mut self) -> Result<(), ClusterError> {
         self.late = false;
-        let healed = self.cluster.network.heal(true);
+        let healed = self.cluster.network.heal();
         healed.map_err(while_doing("mending links"))?;
         let numbers = self.cluster.numbers();
         self.make_room(&numbers)?;
