@@ -14,6 +14,8 @@ use std::time::Duration;
 use rustix::ioctl::{Setter, ioctl, opcode};
 use tokio::time::{Instant, sleep};
 
+use super::keeper::Keeper;
+
 /// `EXT4_IOC_SHUTDOWN`, and the way of it that writes nothing more, not even its journal.
 const SHUTDOWN: rustix::ioctl::Opcode = opcode::read::<u32>(b'X', 125);
 const NO_LOG_FLUSH: u32 = 2;
@@ -169,14 +171,24 @@ pub fn clear_all(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether a disk can be made here, cut off and had again; why not, if not.
+/// Whether a disk can be made here, cut off and had again, and is taken away when this program is
+/// gone; why not, if not.
 pub async fn probe(dir: &Path) -> Result<(), String> {
     let probing = async {
-        let disk = Disk::make(&dir.join("probe.img"), &dir.join("probe"), 8 << 20)?;
+        let at = dir.join("probe");
+        let mut keeper = Keeper::start()?;
+        keeper.keep(&at)?;
+        let disk = Disk::make(&dir.join("probe.img"), &at, 8 << 20)?;
         disk.freeze()?;
         disk.thaw()?;
         disk.cut_off()?;
-        disk.mount_again().await
+        disk.mount_again().await?;
+        disk.freeze()?;
+        drop(keeper);
+        match disk.open() {
+            Ok(_) => Err(io::Error::other("what is mounted stays so (no fsfreeze?)")),
+            Err(_) => Ok(()),
+        }
     };
     let probed = probing.await.map_err(|error| error.to_string());
     let _removed = fs::remove_file(dir.join("probe.img"));
@@ -219,6 +231,52 @@ mod tests {
         assert!(more.is_err());
         disk.make_room().unwrap();
         fs::write(at.join("more"), [1; 8_000]).unwrap();
+    }
+
+    #[tokio::test]
+    async fn disks_are_gone_with_the_program_also_if_they_stand_still_or_are_cut_off() {
+        let dir = tempfile::tempdir().unwrap();
+        if let Err(why) = probe(dir.path()).await {
+            eprintln!("SKIPPED: disks of a node's own: {why}");
+            return;
+        }
+        let mut keeper = Keeper::start().unwrap();
+        let mut images = Vec::new();
+        for (nth, name) in ["well", "frozen", "off", "frozen and off"]
+            .iter()
+            .enumerate()
+        {
+            let (image, at) = (dir.path().join(format!("{nth}.img")), dir.path().join(name));
+            keeper.keep(&at).unwrap();
+            // Nobody drops it, as when this program is killed.
+            let disk = std::mem::ManuallyDrop::new(Disk::make(&image, &at, 8 << 20).unwrap());
+            if name.contains("frozen") {
+                disk.freeze().unwrap();
+            }
+            if name.contains("off") {
+                disk.cut_off().unwrap();
+            }
+            images.push(image);
+        }
+        drop(keeper);
+        let mounts = fs::read_to_string("/proc/mounts").unwrap();
+        let dir = dir.path().to_str().unwrap();
+        assert!(!mounts.contains(dir), "{mounts}");
+        // The kernel lets go of it when it has written what is left.
+        let deadline = Instant::now() + LET_GO;
+        for image in images {
+            let held = || {
+                Command::new("losetup")
+                    .arg("-j")
+                    .arg(&image)
+                    .output()
+                    .unwrap()
+            };
+            while !held().stdout.is_empty() {
+                assert!(Instant::now() < deadline, "{image:?} is held");
+                sleep(Duration::from_millis(20)).await;
+            }
+        }
     }
 
     #[tokio::test]

@@ -9,6 +9,7 @@
 //! Owns the processes; it knows nothing of why they are started or killed.
 
 pub mod disk;
+mod keeper;
 mod links;
 mod network;
 mod node;
@@ -29,6 +30,7 @@ use trilog_client::proto::StatusResponse;
 use trilog_client::{Client, ClientConfig};
 
 pub use disk::Disk;
+use keeper::Keeper;
 pub use links::Links;
 pub use network::{Medium, Network};
 #[cfg(test)]
@@ -112,6 +114,8 @@ pub struct Cluster {
     pub newer: Option<PathBuf>,
     lives: Lives,
     _ports: Ports,
+    /// Dropped after the disks.
+    _keeper: Option<Keeper>,
 }
 
 impl Cluster {
@@ -137,12 +141,20 @@ impl Cluster {
             .await
             .map_err(while_doing("laying out a network"))?;
         let seeds: Vec<String> = places.iter().map(Place::reached_at).collect();
+        let mut keeper = if own_disks {
+            Some(Keeper::start().map_err(while_doing("starting a shell"))?)
+        } else {
+            None
+        };
         let mut disks = BTreeMap::new();
         let mut nodes = Vec::new();
         for place in places {
-            if own_disks {
+            if let Some(keeper) = &mut keeper {
                 let image = dir.join(format!("disk-{}.img", place.number));
-                let disk = Disk::make(&image, &Node::disk_of(dir, &place), DISK_BYTES);
+                let at = Node::disk_of(dir, &place);
+                let kept = keeper.keep(&at);
+                kept.map_err(while_doing("having a disk looked after"))?;
+                let disk = Disk::make(&image, &at, DISK_BYTES);
                 disks.insert(place.number, disk.map_err(while_doing("making a disk"))?);
             }
             let space = network.space(place.number);
@@ -158,6 +170,7 @@ impl Cluster {
             disks,
             newer: None,
             _ports: ports,
+            _keeper: keeper,
         })
     }
 
