@@ -33,10 +33,11 @@ pub struct Disk {
     at: PathBuf,
 }
 
-fn run(program: &str, arguments: &[&Path]) -> io::Result<()> {
+/// What it said, if it succeeded.
+fn run(program: &str, arguments: &[&Path]) -> io::Result<String> {
     let output = Command::new(program).args(arguments).output()?;
     if output.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned());
     }
     let errors = String::from_utf8_lossy(&output.stderr);
     Err(io::Error::other(format!("{program}: {}", errors.trim())))
@@ -66,9 +67,18 @@ impl Disk {
         Ok(disk)
     }
 
+    /// On a loop device of its own each time. A name space that somebody made meanwhile may still
+    /// have the former mount, and so keep the device and the file system on it, which may be cut off;
+    /// mount(8) by itself would take that device again.
     fn mount(&self) -> io::Result<()> {
-        let options = ["-o", "loop,noatime"].map(Path::new);
-        run("mount", &[&options[..], &[&self.image, &self.at]].concat())
+        let options = ["--find", "--show"].map(Path::new);
+        let device = run("losetup", &[&options[..], &[&self.image]].concat())?;
+        let device = Path::new(&device);
+        let options = ["-o", "noatime"].map(Path::new);
+        let mounted = run("mount", &[&options[..], &[device, &self.at]].concat());
+        // It goes when nobody has it mounted any more.
+        run("losetup", &[Path::new("--detach"), device])?;
+        mounted.map(drop)
     }
 
     /// Its own directory, and surely not one of the disk below it.
@@ -277,6 +287,34 @@ mod tests {
                 sleep(Duration::from_millis(20)).await;
             }
         }
+    }
+
+    /// As a container, or a service with mounts of its own, does that starts at the wrong moment.
+    #[tokio::test]
+    async fn a_disk_is_had_again_though_another_name_space_has_it_mounted() {
+        let dir = tempfile::tempdir().unwrap();
+        if let Err(why) = probe(dir.path()).await {
+            eprintln!("SKIPPED: disks of a node's own: {why}");
+            return;
+        }
+        let at = dir.path().join("at");
+        let disk = Disk::make(&dir.path().join("image"), &at, 16 << 20).unwrap();
+        let mut other = Command::new("unshare")
+            .args(["--mount", "--propagation", "private", "cat"])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It answers, so it has its name space.
+        let (mut to, mut from) = (other.stdin.take().unwrap(), other.stdout.take().unwrap());
+        to.write_all(b"!").unwrap();
+        std::io::Read::read_exact(&mut from, &mut [0]).unwrap();
+        disk.cut_off().unwrap();
+        disk.mount_again().await.unwrap();
+        let written = fs::write(at.join("file"), [1; 100]);
+        drop(to);
+        other.wait().unwrap();
+        written.unwrap();
     }
 
     #[tokio::test]
