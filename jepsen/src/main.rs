@@ -144,21 +144,30 @@ struct BaseArgs {
     /// Operations at most.
     #[arg(long, default_value_t = 1_000_000)]
     operations: u64,
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=64))]
-    workers: u32,
+    /// Clients; 8, or 32 with `--dense`.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
+    workers: Option<u32>,
     /// A Python that has `confluent_kafka`, for stock clients among the workers.
     #[arg(long)]
     python: Option<PathBuf>,
     /// A kcat, for more of them; without it the one that is installed, if there is one.
     #[arg(long)]
     kcat: Option<PathBuf>,
-    /// Partitions of the topic.
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
-    keys: u32,
-    /// What a client rests after an operation at most, in milliseconds.
-    #[arg(long, default_value_t = 10)]
-    pace: u64,
+    /// Partitions of the topic; 4, or 8 with `--dense`.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
+    keys: Option<u32>,
+    /// What a client rests after an operation at most, in milliseconds; 10, or 1 with `--dense`.
+    #[arg(long)]
+    pace: Option<u64>,
+    /// Several times as many operations in the same time: what happens at once is what goes wrong.
+    #[arg(long)]
+    dense: bool,
 }
+
+/// How many clients there are, on how many keys, and how many milliseconds they rest at most, where
+/// nothing else is asked for.
+const LOAD: (u32, u32, u64) = (8, 4, 10);
+const DENSE: (u32, u32, u64) = (32, 8, 1);
 
 /// Of so many runs of a campaign that prove nothing it is kept what nodes wrote, which is large.
 const UNKNOWN_KEPT: u32 = 3;
@@ -325,6 +334,7 @@ fn base(args: BaseArgs) -> anyhow::Result<(Options, bool)> {
         None => beside_this_program("trilog")?,
     };
     let kept = args.dir.is_some();
+    let (workers, keys, pace) = if args.dense { DENSE } else { LOAD };
     let dir = match args.dir {
         Some(dir) => dir,
         None => tempfile::Builder::new()
@@ -341,11 +351,11 @@ fn base(args: BaseArgs) -> anyhow::Result<(Options, bool)> {
         medium,
         length: Duration::ZERO,
         operations: args.operations,
-        workers: args.workers,
+        workers: args.workers.unwrap_or(workers),
         python: args.python,
         kcat: args.kcat.or_else(|| installed("kcat")),
-        keys: args.keys,
-        pace: Duration::from_millis(args.pace),
+        keys: args.keys.unwrap_or(keys),
+        pace: Duration::from_millis(args.pace.unwrap_or(pace)),
         faults: Vec::new(),
         by_name: false,
         calm: false,
