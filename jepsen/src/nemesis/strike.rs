@@ -159,7 +159,7 @@ impl Nemesis {
             }
         }
         if !self.late {
-            let rolled = self.finish_rolling().await;
+            let rolled = self.finish_undisturbed().await;
             self.unless_late(rolled)?;
         }
         Ok(())
@@ -172,7 +172,7 @@ impl Nemesis {
         let ends_nodes = matches!(one.fault, Fault::Kill | Fault::KillAll);
         let going = self.rolling.as_ref().map(Rolling::fault);
         if going.is_some_and(|going| one.alone || !one.fault.may_overlap(going)) {
-            let rolled = self.finish_rolling().await;
+            let rolled = self.finish_undisturbed().await;
             if self.unless_late(rolled)?.is_none() {
                 return Ok(());
             }

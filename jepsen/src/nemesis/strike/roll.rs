@@ -21,8 +21,8 @@ use crate::nemesis::schedule::{Fault, Scheduled};
 
 /// How long a cluster that is whole again may refuse to raise its feature level.
 const RAISING: Duration = Duration::from_mins(1);
-/// How long a node is waited for that others do not have back although nothing keeps it from them.
-const BACK: Duration = Duration::from_secs(30);
+/// How much longer a node is waited for that nothing keeps from the others.
+const UNDISTURBED: u32 = 6;
 /// How often it is looked whether a step is due.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -91,6 +91,23 @@ impl Nemesis {
         self.stop_next()
     }
 
+    /// Ends what lasts beside a restart, if there is one, by which that can come to its end, and
+    /// goes on with it until it is over.
+    pub(super) async fn finish_undisturbed(&mut self) -> Result<(), ClusterError> {
+        if self.rolling.is_none() {
+            return Ok(());
+        }
+        let others = self.lasting.iter().filter(|(_, one)| !one.fault.rolls());
+        let others: Vec<(usize, Scheduled)> =
+            others.map(|(nth, one)| (*nth, one.clone())).collect();
+        for (nth, one) in others {
+            self.lasting.remove(&nth);
+            self.end(nth, &one).await?;
+            self.note(&one, false);
+        }
+        self.finish_rolling().await
+    }
+
     /// Goes on with a restart, if there is one, until it is over.
     pub(super) async fn finish_rolling(&mut self) -> Result<(), ClusterError> {
         while self.rolling.is_some() {
@@ -125,8 +142,11 @@ impl Nemesis {
             }
             (Step::Raising, since) => {
                 let is_whole = timeout_at(until, self.cluster.check_settled()).await;
-                if matches!(is_whole, Ok(Ok(()))) || since.elapsed() > RAISING {
+                if matches!(is_whole, Ok(Ok(()))) {
                     self.raise_level(since).await;
+                } else if since.elapsed() > SETTLE {
+                    // Other faults did not let it; whether it gets whole without them shows later.
+                    self.is_over(None);
                 }
                 Ok(())
             }
@@ -208,8 +228,8 @@ impl Nemesis {
             }),
             Err(_) => {
                 let others = self.lasting.len() > 1;
-                let patience = if others { self.patience } else { BACK };
-                Ok(!alone && since.elapsed() > patience)
+                let more = if others { 1 } else { UNDISTURBED };
+                Ok(!alone && since.elapsed() > self.patience * more)
             }
         }
     }
