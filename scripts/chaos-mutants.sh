@@ -78,10 +78,10 @@ differ='failure (of group [0-9]+ nodes|in key [0-9]+ .* read |node [0-9]+ has no
 stuck='failure (replicas are not level|.* cannot write to key|the cluster is not (whole|level)|transactions stay open)'
 proof_of_run() {
     case $1 in
-    ack-before-sync | commit-counts-unsynced)
+    ack-before-sync)
         echo "$lost|$differ" ;;
-    # A leader that goes on without what its followers have cannot go on with them.
-    leader-restore | truncation-skipped)
+    # Who has lost what others count on, or goes on without what they have, cannot go on with them.
+    commit-counts-unsynced | leader-restore | truncation-skipped)
         echo "$lost|$differ|$stuck" ;;
     # What was sent again is there twice, or who sends in sequence is told that it is not.
     window-not-replicated)
