@@ -21,6 +21,7 @@ mod ways;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -100,7 +101,7 @@ pub struct Killed {
     /// How many were running.
     pub count: usize,
     /// Who had ended by itself before, and how.
-    pub before: Vec<(u32, String)>,
+    pub before: Vec<(u32, ExitStatus)>,
 }
 
 /// The nodes; dropping them ends them.
@@ -264,9 +265,7 @@ impl Cluster {
             };
             let before = node.bury().map_err(while_doing("waiting for a node"))?;
             killed.count += usize::from(before.is_none());
-            killed
-                .before
-                .extend(before.map(|status| (*number, status.to_string())));
+            killed.before.extend(before.map(|status| (*number, status)));
             self.network.is_gone(*number);
         }
         Ok(killed)
@@ -291,12 +290,12 @@ impl Cluster {
     }
 
     /// Nodes that have ended although nobody asked them to, with how they ended.
-    pub fn ended(&mut self) -> Result<Vec<(u32, String)>, ClusterError> {
+    pub fn ended(&mut self) -> Result<Vec<(u32, ExitStatus)>, ClusterError> {
         let mut ended = Vec::new();
         for node in &mut self.nodes {
             if let Some(status) = node.ended().map_err(while_doing("looking at a node"))? {
                 self.network.is_gone(node.place.number);
-                ended.push((node.place.number, status.to_string()));
+                ended.push((node.place.number, status));
             }
         }
         Ok(ended)
@@ -339,6 +338,7 @@ impl Cluster {
         let began = Instant::now();
         loop {
             if let Some((number, how)) = self.ended()?.pop() {
+                let how = how.to_string();
                 return Err(ClusterError::Ended { number, how });
             }
             let Err(state) = self.check_settled().await else {
@@ -349,7 +349,13 @@ impl Cluster {
         }
     }
 
-    async fn check_settled(&self) -> Result<(), String> {
+    /// Whether every node hears all others, every partition has a leader, and no replica is missing
+    /// or on its way; what is missing, if not.
+    ///
+    /// # Cancel safety
+    ///
+    /// It only asks.
+    pub async fn check_settled(&self) -> Result<(), String> {
         for node in &self.nodes {
             let number = node.place.number;
             let status = self.status_of(number).await?;

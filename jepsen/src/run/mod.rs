@@ -46,7 +46,7 @@ const LIMIT: Duration = Duration::from_mins(20);
 pub struct Options {
     /// The binary whose nodes are run.
     pub trilog: PathBuf,
-    /// The build that nodes begin with, to be replaced by that one.
+    /// The build that nodes begin with, to be replaced by that one, if that is to happen.
     pub older: Option<PathBuf>,
     /// Where the history and the nodes' files go.
     pub dir: PathBuf,
@@ -180,7 +180,10 @@ async fn run_for(
     skipped.extend(without_time(&faults, &scheduled));
     announce(options, &scheduled, &skipped, say);
 
-    let cluster = begin(options, &nodes, own_disks).await?;
+    // Nodes would run the older build to the end otherwise.
+    let upgrades = scheduled.iter().any(|one| one.fault == Fault::Upgrade);
+    let older = options.older.as_deref().filter(|_| upgrades);
+    let cluster = begin(options, older, &nodes, own_disks).await?;
     phases.over("start");
     let history = options.dir.join("history.jsonl");
     let recorder = Recorder::create(&history, &header(options))
@@ -227,11 +230,16 @@ async fn run_for(
 }
 
 /// A cluster that is whole, with the topic.
-async fn begin(options: &Options, nodes: &Path, own_disks: bool) -> anyhow::Result<Cluster> {
-    let first = options.older.as_ref().unwrap_or(&options.trilog);
+async fn begin(
+    options: &Options,
+    older: Option<&Path>,
+    nodes: &Path,
+    own_disks: bool,
+) -> anyhow::Result<Cluster> {
+    let first = older.unwrap_or(&options.trilog);
     let (count, seed, medium) = (options.nodes, options.seed, &options.medium);
     let mut cluster = Cluster::prepare(first, nodes, count, seed, medium, own_disks).await?;
-    cluster.newer = options.older.is_some().then(|| options.trilog.clone());
+    cluster.newer = older.is_some().then(|| options.trilog.clone());
     cluster.boot_all()?;
     if let Err(error) = cluster.await_start(START).await {
         bail!("{error}\n{}", cluster.last_words());
