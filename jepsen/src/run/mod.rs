@@ -387,6 +387,7 @@ fn header(options: &Options) -> Header {
 fn load(options: &Options) -> Load {
     Load {
         keys: options.keys,
+        world: None,
         python: options.python.clone(),
         kcat: options.kcat.clone(),
         operations: options.operations,

@@ -23,6 +23,7 @@ async fn nemesis(dir: &Path) -> Nemesis {
     let recorder = Recorder::create(&dir.join("history.jsonl"), &Header::default()).unwrap();
     let load = Load {
         keys: 1,
+        world: None,
         python: None,
         kcat: None,
         operations: 0,
