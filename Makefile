@@ -33,8 +33,9 @@ sim: rocksdb ## Disks, links and whole clusters under SEEDS=200 (or 200..400) di
 
 # One seed after the other, each with a report under target/chaos/SEED; without HOURS two of them.
 # CAMPAIGN=power-loss,corruption,leader-kill,rolling-restart,mixes (or some of them) is COUNT=100 short
-# ones of each on NODES=3 in MINUTES=240 at most, and a line of docs/proof.tsv for each. OLDER is a build
-# of trilog for upgrades to begin with; PYTHON one that has confluent_kafka, for clients of librdkafka.
+# ones of each on NODES=3 in MINUTES=240 at most, and a line of docs/proof.tsv for each; with DENSE=1 of
+# several times as many operations. OLDER is a build of trilog for upgrades to begin with; PYTHON one
+# that has confluent_kafka, for clients of librdkafka.
 HOURS ?= 0
 SEED ?=
 CAMPAIGN ?=
@@ -42,9 +43,10 @@ COUNT ?= 100
 MINUTES ?= 240
 NODES ?= 3
 OLDER ?=
+DENSE ?=
 chaos: rocksdb ## Real nodes mistreated while clients work, the history judged; HOURS=8, SEED=1
 	$(CARGO) build --release --locked -p trilog-server -p trilog-jepsen --bins
-	NODES="$(NODES)" OLDER="$(OLDER)" PYTHON="$(PYTHON)" \
+	NODES="$(NODES)" OLDER="$(OLDER)" PYTHON="$(PYTHON)" DENSE="$(DENSE)" \
 		$(if $(CAMPAIGN),scripts/campaign.sh "$(CAMPAIGN)" "$(COUNT)" "$(MINUTES)" "$(SEED)", \
 		scripts/chaos.sh "$(HOURS)" "$(SEED)")
 
@@ -53,16 +55,11 @@ BUGS ?=
 chaos-mutants: rocksdb ## Bugs planted on purpose: which simulation and which run notices each
 	CARGO="$(CARGO)" scripts/chaos-mutants.sh $(BUGS)
 
-# On the pinned compiler, hence without a sanitizer: what is fuzzed has no `unsafe` code.
+# Each target for SECONDS=60, or RUNS=1000000 times; PROOF=docs/proof.tsv has a line there for each.
 fuzz: setup ## Everything that reads foreign bytes, SECONDS=60 on each
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz
-	@cp Cargo.lock tests/fuzz/Cargo.lock
-	@for target in $$($(CARGO) fuzz list --fuzz-dir tests/fuzz); do \
-		found=tests/fuzz/target/found/$$target; mkdir -p $$found; \
-		$(CARGO) fuzz run --fuzz-dir tests/fuzz --sanitizer none $$target \
-			$$found tests/fuzz/corpus/$$target -- -max_total_time=$(SECONDS) -timeout=20 \
-			-rss_limit_mb=2048 -print_final_stats=1 || exit 1; \
-	done
+	CARGO="$(CARGO)" SECONDS_EACH="$(SECONDS)" PROOF="$(PROOF)" \
+		RUNS="$(if $(filter command environment,$(origin RUNS)),$(RUNS))" scripts/fuzz.sh
 
 # PYTHON is one that has the packages of tests/interop/kafka/requirements.txt; what it has not is
 # skipped, and said so.

@@ -5,7 +5,8 @@
 #   scripts/campaign.sh AIM[,AIM...] COUNT MINUTES [FIRST_SEED]
 #
 # NODES (3) is how many nodes there are; OLDER a build of trilog that is older, for upgrades; PYTHON
-# one that has confluent_kafka, for more kinds of clients.
+# one that has confluent_kafka, for more kinds of clients. With DENSE histories have several times as
+# many operations.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -19,7 +20,7 @@ for aim in $(echo "$1" | tr , ' '); do
     code=0
     "$programs/trilog-jepsen" campaign "$aim" --trilog "$programs/trilog" \
         --dir "$target/chaos/$aim-${NODES:-3}" --count "$2" --minutes "$3" ${4:+--seed "$4"} \
-        --nodes "${NODES:-3}" ${OLDER:+--older "$OLDER"} ${PYTHON:+--python "$PYTHON"} \
+        --nodes "${NODES:-3}" ${DENSE:+--dense} ${OLDER:+--older "$OLDER"} ${PYTHON:+--python "$PYTHON"} \
         --commit "$commit" --proof docs/proof.tsv || code=$?
     # 1 is worse than 2, and that worse than 3: something is wrong, not made, not proven.
     case "$worst,$code" in

@@ -15,7 +15,7 @@ cargo=${CARGO:-cargo}
 seeds=${1:-200}
 proof=${2:-}
 share=${TRILOG_SIM_NODES:-10}
-out=${CARGO_TARGET_DIR:-target}/sim
+out=${CARGO_TARGET_DIR:-target}/figures
 case $seeds in
 *..*) first=${seeds%..*} end=${seeds#*..} ;;
 *) first=0 end=$seeds ;;
@@ -32,17 +32,17 @@ simulate() {
     package=$1 seeds=$2
     shift 2
     TRILOG_SEEDS=$seeds TRILOG_FIGURES=$out/$package.tsv \
-        $cargo test --locked -p "trilog-$package" "$@" || failed=1
+        $cargo test --locked --profile sim -p "trilog-$package" "$@" || failed=1
 }
 
-# Debug assertions stay on: what a simulation is for is to trip over them.
+# The profile has debug assertions: what a simulation is for is to trip over them.
 simulate storage "$count" --lib -- nothing_acknowledged any_crash promises_hold double_crash seed
 simulate raft "$first..$end" --lib -- nothing_acknowledged nobody_rests seed replicas_are_equal
 simulate server "$of_nodes" --test admission --test simulated
 
 commit=$(git rev-parse --short HEAD)
 # What is not committed is not what the commit names.
-[ -z "$(git status --porcelain -- Cargo.lock Cargo.toml storage raft server)" ] ||
+[ -z "$(git status --porcelain -- Cargo.lock Cargo.toml storage raft server client jepsen)" ] ||
     commit=$commit+changes
 for figures in "$out"/*.tsv; do
     [ -e "$figures" ] || continue

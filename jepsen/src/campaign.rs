@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::check::Validity;
 use crate::cluster::disk;
-use crate::nemesis::{Done, Fault, Means};
+use crate::nemesis::{Fault, Means};
 use crate::report::{Summary, percentile};
 use crate::run::{self, Options, Outcome};
 
@@ -70,6 +70,8 @@ fn nth(aim: Aim, base: &Options, number: u64, kinds: &[Fault]) -> Option<Options
     options.seed = base.seed.wrapping_add(number);
     options.length = aim.length();
     options.calm = false;
+    // A history in which one of its faults did not come counts as none.
+    options.by_name = true;
     // By the seed, so that the campaign after this one goes on where it ends.
     let seed = options.seed;
     let turn = |of: usize| usize::try_from(seed % of.max(1) as u64).unwrap_or(0);
@@ -153,7 +155,7 @@ impl Found {
     fn take(&mut self, options: &Options, outcome: &Outcome, summary: &Summary) {
         self.runs += 1;
         self.going = None;
-        match proven(options, outcome.validity(), &outcome.done) {
+        match outcome.validity() {
             Validity::Valid => self.valid += 1,
             Validity::Unknown => {
                 self.unknown.push(options.seed);
@@ -271,15 +273,6 @@ impl Found {
     }
 }
 
-/// What a run proves towards an aim: nothing, if one of its kinds of faults never came about.
-fn proven(options: &Options, validity: Validity, done: &[Done]) -> Validity {
-    let came = |fault: &Fault| done.iter().any(|one| one.fault == *fault);
-    match validity {
-        Validity::Valid if !options.faults.iter().all(came) => Validity::Unknown,
-        validity => validity,
-    }
-}
-
 /// In a line: a kind of anomaly, or else what no history shows.
 fn what_is_wrong(outcome: &Outcome) -> String {
     let tally = outcome.verdict.tally.iter();
@@ -324,7 +317,7 @@ pub async fn carry_out(
             found.shown(plan.aim),
             plan.count,
             options.seed,
-            proven(&options, outcome.validity(), &outcome.done),
+            outcome.validity(),
             outcome.verdict.counts.operations,
             outcome.done.len(),
             outcome.phases
@@ -379,6 +372,7 @@ mod tests {
             keys: 1,
             pace: Duration::ZERO,
             faults: Vec::new(),
+            by_name: false,
             calm: false,
         }
     }
@@ -514,26 +508,5 @@ mod tests {
         assert_eq!(found.validity(&plan), Validity::Invalid);
         let row = found.row(&plan, "abc", Some("and more"));
         assert!(row.ends_with("\tinvalid, seed 42: lost-write"), "{row}");
-    }
-
-    #[test]
-    fn a_history_counts_only_if_all_its_faults_came_about() {
-        let mut options = base();
-        options.faults = vec![Fault::Truncate, Fault::Kill];
-        let done = |fault| Done {
-            fault,
-            nodes: vec![1],
-            what: String::new(),
-        };
-        let kill = [done(Fault::Kill), done(Fault::Kill)];
-        let both = [done(Fault::Kill), done(Fault::Truncate)];
-        for (done, validity, counts) in [
-            (&both, Validity::Valid, Validity::Valid),
-            (&kill, Validity::Valid, Validity::Unknown),
-            (&kill, Validity::Invalid, Validity::Invalid),
-            (&both, Validity::Unknown, Validity::Unknown),
-        ] {
-            assert_eq!(proven(&options, validity, done), counts);
-        }
     }
 }

@@ -1,7 +1,9 @@
 //! `trilog-jepsen`: mistreats clusters, judges histories, and makes valid ones.
 
+mod words;
+
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, IsTerminal, Write};
+use std::io::{self, BufReader, BufWriter, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,15 +12,16 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
 use trilog_jepsen::campaign::{self, Aim};
-use trilog_jepsen::check::{Anomaly, Checker, Kind, Slice, Tally, Validity, Verdict};
+use trilog_jepsen::check::{Anomaly, Checker, Slice, Validity, Verdict};
 use trilog_jepsen::cluster::Medium;
 use trilog_jepsen::cluster::spaces::{self, Right};
 use trilog_jepsen::generate::{Plan, generate};
 use trilog_jepsen::history::json::{self, Reader};
 use trilog_jepsen::history::{Event, Header};
 use trilog_jepsen::nemesis::Fault;
-use trilog_jepsen::report::{Summary, figures, page, summarize};
+use trilog_jepsen::report::{Summary, figures, found, page, summarize};
 use trilog_jepsen::run::{self, Options, Outcome};
+use words::{as_json, proofs, text};
 
 /// Checks what clients of a log saw while it was mistreated.
 #[derive(Debug, Parser)]
@@ -63,6 +66,11 @@ enum Command {
         #[arg(long)]
         allowed: bool,
     },
+    /// Says what the report of a run has found, a line each, for scripts.
+    Found {
+        /// `report.json` of a run.
+        report: PathBuf,
+    },
     /// Makes a valid history, to measure and to try things out with.
     Generate {
         /// Where to write it.
@@ -82,12 +90,10 @@ struct RunArgs {
     /// How long clients work, in seconds.
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// Kinds of faults, with commas; `none`, or `all` that this machine can do.
-    #[arg(
-        long,
-        default_value = "kill,pause,isolate,cut-one-way,partial,bandwidth,transfer"
-    )]
-    faults: String,
+    /// Kinds of faults, with commas, which all have to happen; `none`, or `all` that this machine
+    /// can do. Without them the usual ones, as far as it can.
+    #[arg(long)]
+    faults: Option<String>,
     /// Every fault comes alone and strikes one node if it can, when everything is whole.
     #[arg(long)]
     calm: bool,
@@ -138,21 +144,30 @@ struct BaseArgs {
     /// Operations at most.
     #[arg(long, default_value_t = 1_000_000)]
     operations: u64,
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=64))]
-    workers: u32,
+    /// Clients; 8, or 32 with `--dense`.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
+    workers: Option<u32>,
     /// A Python that has `confluent_kafka`, for stock clients among the workers.
     #[arg(long)]
     python: Option<PathBuf>,
     /// A kcat, for more of them; without it the one that is installed, if there is one.
     #[arg(long)]
     kcat: Option<PathBuf>,
-    /// Partitions of the topic.
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
-    keys: u32,
-    /// What a client rests after an operation at most, in milliseconds.
-    #[arg(long, default_value_t = 10)]
-    pace: u64,
+    /// Partitions of the topic; 4, or 8 with `--dense`.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
+    keys: Option<u32>,
+    /// What a client rests after an operation at most, in milliseconds; 10, or 1 with `--dense`.
+    #[arg(long)]
+    pace: Option<u64>,
+    /// Several times as many operations in the same time: what happens at once is what goes wrong.
+    #[arg(long)]
+    dense: bool,
 }
+
+/// How many clients there are, on how many keys, and how many milliseconds they rest at most, where
+/// nothing else is asked for.
+const LOAD: (u32, u32, u64) = (8, 4, 10);
+const DENSE: (u32, u32, u64) = (32, 8, 1);
 
 /// Of so many runs of a campaign that prove nothing it is kept what nodes wrote, which is large.
 const UNKNOWN_KEPT: u32 = 3;
@@ -233,6 +248,12 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             .context("cannot write the verdict")?;
             Ok(exit_code(verdict.validity))
         }
+        Command::Found { report } => {
+            for line in read_report(&report)? {
+                say(&line);
+            }
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Generate {
             file,
             seed,
@@ -252,15 +273,28 @@ fn exit_code(validity: Validity) -> ExitCode {
     })
 }
 
-fn faults(text: &str) -> anyhow::Result<Vec<Fault>> {
-    match text {
-        "none" => Ok(Vec::new()),
-        "all" => Ok(Fault::ALL.to_vec()),
-        names => names
-            .split(',')
-            .map(|name| Fault::named(name).with_context(|| format!("{name} is no fault")))
-            .collect(),
-    }
+/// What strikes if nothing was asked for.
+const USUAL: [Fault; 7] = [
+    Fault::Kill,
+    Fault::Pause,
+    Fault::Isolate,
+    Fault::CutOneWay,
+    Fault::Partial,
+    Fault::Bandwidth,
+    Fault::Transfer,
+];
+
+/// The kinds of faults that were asked for, and whether by their names.
+fn faults(text: Option<&str>) -> anyhow::Result<(Vec<Fault>, bool)> {
+    let names = match text {
+        None => return Ok((USUAL.to_vec(), false)),
+        Some("none") => return Ok((Vec::new(), false)),
+        Some("all") => return Ok((Fault::ALL.to_vec(), false)),
+        Some(names) => names.split(','),
+    };
+    let faults =
+        names.map(|name| Fault::named(name).with_context(|| format!("{name} is no fault")));
+    Ok((faults.collect::<anyhow::Result<_>>()?, true))
 }
 
 fn beside_this_program(name: &str) -> anyhow::Result<PathBuf> {
@@ -300,6 +334,7 @@ fn base(args: BaseArgs) -> anyhow::Result<(Options, bool)> {
         None => beside_this_program("trilog")?,
     };
     let kept = args.dir.is_some();
+    let (workers, keys, pace) = if args.dense { DENSE } else { LOAD };
     let dir = match args.dir {
         Some(dir) => dir,
         None => tempfile::Builder::new()
@@ -316,12 +351,13 @@ fn base(args: BaseArgs) -> anyhow::Result<(Options, bool)> {
         medium,
         length: Duration::ZERO,
         operations: args.operations,
-        workers: args.workers,
+        workers: args.workers.unwrap_or(workers),
         python: args.python,
         kcat: args.kcat.or_else(|| installed("kcat")),
-        keys: args.keys,
-        pace: Duration::from_millis(args.pace),
+        keys: args.keys.unwrap_or(keys),
+        pace: Duration::from_millis(args.pace.unwrap_or(pace)),
         faults: Vec::new(),
+        by_name: false,
         calm: false,
     };
     Ok((options, kept))
@@ -348,11 +384,12 @@ fn say(line: &str) {
 }
 
 fn run_cluster(args: RunArgs) -> anyhow::Result<ExitCode> {
-    let faults = faults(&args.faults)?;
+    let (faults, by_name) = faults(args.faults.as_deref())?;
     let (base, kept) = base(args.base)?;
     let options = Options {
         length: Duration::from_secs(args.seconds),
         faults,
+        by_name,
         calm: args.calm,
         ..base
     };
@@ -493,6 +530,9 @@ fn conclude(options: &Options, outcome: &Outcome) -> anyhow::Result<()> {
     for (fault, count) in run::tally(&outcome.done) {
         writeln!(out, "ran {count:>3} x {fault}")?;
     }
+    for skipped in &outcome.skipped {
+        writeln!(out, "SKIPPED {}: {}", skipped.fault, skipped.why)?;
+    }
     for line in figures(&summary) {
         writeln!(out, "{line}")?;
     }
@@ -552,7 +592,7 @@ fn write_report(
         ("What could not be looked at", outcome.gaps.clone()),
         ("What was looked at", outcome.notes.clone()),
         ("Faults that were carried out", done.clone()),
-        ("Faults that this machine cannot do", skipped.clone()),
+        ("Faults that did not come", skipped.clone()),
         (
             "The schedule",
             outcome.schedule.iter().map(ToString::to_string).collect(),
@@ -574,6 +614,9 @@ fn write_report(
         "nodes": options.nodes,
         "network": options.medium.about(),
         "seconds": options.length.as_secs(),
+        "workers": options.workers,
+        "keys": options.keys,
+        "pace_ms": options.pace.as_millis(),
         "validity": validity,
         "faults_run": tally.into_iter().collect::<std::collections::BTreeMap<_, _>>(),
         "faults": done,
@@ -587,6 +630,14 @@ fn write_report(
     });
     write("report.json", serde_json::to_string_pretty(&json)?)?;
     Ok(summary)
+}
+
+/// What a report has found, line by line.
+fn read_report(file: &Path) -> anyhow::Result<Vec<String>> {
+    let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let report = serde_json::from_slice(&text).ok();
+    let lines = report.and_then(|report| found(&report));
+    lines.with_context(|| format!("{} is no report", file.display()))
 }
 
 fn open(file: &Path) -> anyhow::Result<Reader<BufReader<File>>> {
@@ -628,126 +679,4 @@ fn write_history(file: &Path, plan: &Plan) -> anyhow::Result<()> {
     written
         .and_then(|()| out.flush())
         .with_context(|| format!("cannot write {}", file.display()))
-}
-
-fn text(
-    out: &mut impl Write,
-    file: &Path,
-    header: &Header,
-    verdict: &Verdict,
-    slice: &Slice,
-) -> io::Result<()> {
-    let counts = &verdict.counts;
-    let bold = |text: &str| {
-        if io::stdout().is_terminal() {
-            format!("\x1b[1m{text}\x1b[0m")
-        } else {
-            text.to_owned()
-        }
-    };
-    let validity = bold(&verdict.validity.to_string().to_uppercase());
-    writeln!(out, "{validity}  {}", file.display())?;
-    writeln!(
-        out,
-        "{} operations ({} ok, {} fail, {} info) on {} keys, {} values sent, {} records polled",
-        counts.operations,
-        counts.ok,
-        counts.fail,
-        counts.info,
-        counts.keys,
-        counts.sent,
-        counts.polled
-    )?;
-    let lag = &verdict.realtime_lag;
-    writeln!(
-        out,
-        "realtime lag p50 {} ms, p99 {} ms, worst {} ms",
-        millis(lag.p50_ns),
-        millis(lag.p99_ns),
-        millis(lag.worst_ns)
-    )?;
-    if verdict.validity == Validity::Unknown {
-        writeln!(
-            out,
-            "not everything was read back, so what is missing is not known"
-        )?;
-    }
-    if !verdict.tally.is_empty() {
-        writeln!(
-            out,
-            "\n{:<22} {:>10} {:>10}",
-            "anomaly", "errors", "permitted"
-        )?;
-    }
-    for (kind, Tally { errors, allowed }) in &verdict.tally {
-        writeln!(out, "{kind:<22} {errors:>10} {allowed:>10}")?;
-    }
-    for blind in &verdict.not_judged {
-        writeln!(out, "not judged, {blind}")?;
-    }
-    for anomaly in &verdict.anomalies {
-        describe(out, header, anomaly, slice, &bold(anomaly.kind.name()))?;
-    }
-    Ok(())
-}
-
-fn millis(ns: u64) -> String {
-    format!("{}.{:03}", ns / 1_000_000, ns / 1_000 % 1_000)
-}
-
-fn describe(
-    out: &mut impl Write,
-    header: &Header,
-    anomaly: &Anomaly,
-    slice: &Slice,
-    kind: &str,
-) -> io::Result<()> {
-    let permitted = if anomaly.allowed { " (permitted)" } else { "" };
-    write!(out, "\n{kind}{permitted}")?;
-    if let Some(key) = anomaly.key {
-        let name = header.keys.get(key.0 as usize);
-        let name = name.map_or(String::new(), |name| format!(" ({name})"));
-        write!(out, " in key {}{name}", key.0)?;
-    }
-    writeln!(out, ": {}", anomaly.message)?;
-    for event in slice.events(anomaly) {
-        writeln!(out, "    {}", json::line(&event)?)?;
-    }
-    Ok(())
-}
-
-/// The verdict, with the slice of each anomaly.
-#[derive(Debug, serde::Serialize)]
-struct Report<'a> {
-    #[serde(flatten)]
-    verdict: &'a Verdict,
-    /// For each anomaly, the events that prove it.
-    slices: Vec<Proof>,
-}
-
-#[derive(Debug, serde::Serialize)]
-struct Proof {
-    kind: Kind,
-    events: Vec<serde_json::Value>,
-}
-
-fn as_json(out: &mut impl Write, verdict: &Verdict, slice: &Slice) -> io::Result<()> {
-    let slices = proofs(verdict, slice)?;
-    serde_json::to_writer_pretty(&mut *out, &Report { verdict, slices })?;
-    writeln!(out)
-}
-
-/// For each anomaly what proves it.
-fn proofs(verdict: &Verdict, slice: &Slice) -> io::Result<Vec<Proof>> {
-    let proof = |anomaly: &Anomaly| -> io::Result<Proof> {
-        let lines = slice.events(anomaly);
-        let lines = lines
-            .iter()
-            .map(|event| serde_json::from_str(&json::line(event)?));
-        Ok(Proof {
-            kind: anomaly.kind,
-            events: lines.collect::<Result<_, _>>()?,
-        })
-    };
-    verdict.anomalies.iter().map(proof).collect()
 }

@@ -118,6 +118,18 @@ fn what_is_no_history_ends_with_two_and_says_where() {
 }
 
 #[test]
+fn what_is_no_report_has_found_nothing_and_ends_with_two() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("report.json");
+    std::fs::write(&file, r#"{"validity": "valid"}"#).unwrap();
+    for report in [file.to_str().unwrap(), "/nowhere/report.json"] {
+        let found = jepsen(&["found", report]);
+        assert_eq!(found.status.code(), Some(2), "{report}");
+        assert!(found.stdout.is_empty(), "{report}");
+    }
+}
+
+#[test]
 fn a_run_of_what_is_not_there_ends_with_two() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().to_str().unwrap();

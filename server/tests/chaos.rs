@@ -29,6 +29,7 @@ async fn what_clients_saw_while_nodes_were_killed_and_paused_is_valid() {
         keys: 4,
         pace: Duration::from_millis(10),
         faults: vec![Fault::Kill, Fault::Pause],
+        by_name: true,
         calm: false,
     };
     let outcome = run(&options, &mut |line| eprintln!("{line}"))

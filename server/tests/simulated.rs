@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
+#[expect(dead_code, reason = "each test file uses a part of it")]
 mod machines;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -14,6 +14,8 @@ use std::time::Duration;
 use rustix::ioctl::{Setter, ioctl, opcode};
 use tokio::time::{Instant, sleep};
 
+use super::keeper::Keeper;
+
 /// `EXT4_IOC_SHUTDOWN`, and the way of it that writes nothing more, not even its journal.
 const SHUTDOWN: rustix::ioctl::Opcode = opcode::read::<u32>(b'X', 125);
 const NO_LOG_FLUSH: u32 = 2;
@@ -31,10 +33,11 @@ pub struct Disk {
     at: PathBuf,
 }
 
-fn run(program: &str, arguments: &[&Path]) -> io::Result<()> {
+/// What it said, if it succeeded.
+fn run(program: &str, arguments: &[&Path]) -> io::Result<String> {
     let output = Command::new(program).args(arguments).output()?;
     if output.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned());
     }
     let errors = String::from_utf8_lossy(&output.stderr);
     Err(io::Error::other(format!("{program}: {}", errors.trim())))
@@ -64,9 +67,18 @@ impl Disk {
         Ok(disk)
     }
 
+    /// On a loop device of its own each time. A name space that somebody made meanwhile may still
+    /// have the former mount, and so keep the device and the file system on it, which may be cut off;
+    /// mount(8) by itself would take that device again.
     fn mount(&self) -> io::Result<()> {
-        let options = ["-o", "loop,noatime"].map(Path::new);
-        run("mount", &[&options[..], &[&self.image, &self.at]].concat())
+        let options = ["--find", "--show"].map(Path::new);
+        let device = run("losetup", &[&options[..], &[&self.image]].concat())?;
+        let device = Path::new(&device);
+        let options = ["-o", "noatime"].map(Path::new);
+        let mounted = run("mount", &[&options[..], &[device, &self.at]].concat());
+        // It goes when nobody has it mounted any more.
+        run("losetup", &[Path::new("--detach"), device])?;
+        mounted.map(drop)
     }
 
     /// Its own directory, and surely not one of the disk below it.
@@ -169,14 +181,24 @@ pub fn clear_all(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether a disk can be made here, cut off and had again; why not, if not.
+/// Whether a disk can be made here, cut off and had again, and is taken away when this program is
+/// gone; why not, if not.
 pub async fn probe(dir: &Path) -> Result<(), String> {
     let probing = async {
-        let disk = Disk::make(&dir.join("probe.img"), &dir.join("probe"), 8 << 20)?;
+        let at = dir.join("probe");
+        let mut keeper = Keeper::start()?;
+        keeper.keep(&at)?;
+        let disk = Disk::make(&dir.join("probe.img"), &at, 8 << 20)?;
         disk.freeze()?;
         disk.thaw()?;
         disk.cut_off()?;
-        disk.mount_again().await
+        disk.mount_again().await?;
+        disk.freeze()?;
+        drop(keeper);
+        match disk.open() {
+            Ok(_) => Err(io::Error::other("what is mounted stays so (no fsfreeze?)")),
+            Err(_) => Ok(()),
+        }
     };
     let probed = probing.await.map_err(|error| error.to_string());
     let _removed = fs::remove_file(dir.join("probe.img"));
@@ -219,6 +241,80 @@ mod tests {
         assert!(more.is_err());
         disk.make_room().unwrap();
         fs::write(at.join("more"), [1; 8_000]).unwrap();
+    }
+
+    #[tokio::test]
+    async fn disks_are_gone_with_the_program_also_if_they_stand_still_or_are_cut_off() {
+        let dir = tempfile::tempdir().unwrap();
+        if let Err(why) = probe(dir.path()).await {
+            eprintln!("SKIPPED: disks of a node's own: {why}");
+            return;
+        }
+        let mut keeper = Keeper::start().unwrap();
+        let mut images = Vec::new();
+        for (nth, name) in ["well", "frozen", "off", "frozen and off"]
+            .iter()
+            .enumerate()
+        {
+            let (image, at) = (dir.path().join(format!("{nth}.img")), dir.path().join(name));
+            keeper.keep(&at).unwrap();
+            // Nobody drops it, as when this program is killed.
+            let disk = std::mem::ManuallyDrop::new(Disk::make(&image, &at, 8 << 20).unwrap());
+            if name.contains("frozen") {
+                disk.freeze().unwrap();
+            }
+            if name.contains("off") {
+                disk.cut_off().unwrap();
+            }
+            images.push(image);
+        }
+        drop(keeper);
+        let mounts = fs::read_to_string("/proc/mounts").unwrap();
+        let dir = dir.path().to_str().unwrap();
+        assert!(!mounts.contains(dir), "{mounts}");
+        // The kernel lets go of it when it has written what is left.
+        let deadline = Instant::now() + LET_GO;
+        for image in images {
+            let held = || {
+                Command::new("losetup")
+                    .arg("-j")
+                    .arg(&image)
+                    .output()
+                    .unwrap()
+            };
+            while !held().stdout.is_empty() {
+                assert!(Instant::now() < deadline, "{image:?} is held");
+                sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+
+    /// As a container, or a service with mounts of its own, does that starts at the wrong moment.
+    #[tokio::test]
+    async fn a_disk_is_had_again_though_another_name_space_has_it_mounted() {
+        let dir = tempfile::tempdir().unwrap();
+        if let Err(why) = probe(dir.path()).await {
+            eprintln!("SKIPPED: disks of a node's own: {why}");
+            return;
+        }
+        let at = dir.path().join("at");
+        let disk = Disk::make(&dir.path().join("image"), &at, 16 << 20).unwrap();
+        let mut other = Command::new("unshare")
+            .args(["--mount", "--propagation", "private", "cat"])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It answers, so it has its name space.
+        let (mut to, mut from) = (other.stdin.take().unwrap(), other.stdout.take().unwrap());
+        to.write_all(b"!").unwrap();
+        std::io::Read::read_exact(&mut from, &mut [0]).unwrap();
+        disk.cut_off().unwrap();
+        disk.mount_again().await.unwrap();
+        let written = fs::write(at.join("file"), [1; 100]);
+        drop(to);
+        other.wait().unwrap();
+        written.unwrap();
     }
 
     #[tokio::test]

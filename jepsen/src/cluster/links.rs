@@ -24,6 +24,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::sleep;
 
 use super::sockets::{Pids, Sockets};
+use super::ways::{Pair, Way};
 
 /// The most that is read before it is passed on.
 const CHUNK: usize = 256 << 10;
@@ -32,30 +33,21 @@ const RETRANSMISSION: Duration = Duration::from_millis(200);
 /// How often it is looked whether somebody listens at a port again.
 const KNOCK: Duration = Duration::from_millis(15);
 
-/// How what one node says to another gets there.
+/// A way, and how often every connection by it was ended: counting up ends those that there are.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Way {
-    /// Nothing passes, and nobody is told.
-    pub cut: bool,
-    pub delay: Duration,
-    /// Up to so much more, drawn for each piece.
-    pub jitter: Duration,
-    /// How likely a piece is lost once, and sent again later.
-    pub loss: f64,
-    /// Bytes a second; nothing is no limit.
-    pub rate: Option<u32>,
-    /// Counted up to end every connection that there is.
-    pub resets: u32,
+struct State {
+    way: Way,
+    resets: u32,
 }
 
-/// Ways by who says something to whom; none is a good one.
-type Ways = BTreeMap<(u32, u32), Way>;
+/// By who says something to whom; none is a good one that never was another.
+type States = BTreeMap<Pair, State>;
 
 /// All links; dropping them ends them. They have a thread of their own: what clients and checkers
 /// are busy with must not look like a bad network.
 #[derive(Debug)]
 pub struct Links {
-    ways: watch::Sender<Ways>,
+    states: watch::Sender<States>,
     pids: watch::Sender<Pids>,
     _stop: oneshot::Sender<()>,
 }
@@ -63,7 +55,7 @@ pub struct Links {
 impl Links {
     /// Serves each node's port: its number, where others reach it, and where it listens.
     pub async fn start(nodes: &[(u32, u16, u16)], seed: u64) -> io::Result<Self> {
-        let (ways, watched) = watch::channel(Ways::new());
+        let (states, watched) = watch::channel(States::new());
         let (pids, known) = watch::channel(Pids::new());
         let sockets = Arc::new(Sockets::default());
         let mut doors = Vec::new();
@@ -74,7 +66,7 @@ impl Links {
                 number,
                 outside,
                 inside,
-                ways: watched.clone(),
+                states: watched.clone(),
                 pids: known.clone(),
                 sockets: Arc::clone(&sockets),
                 seed: seed ^ u64::from(number),
@@ -96,7 +88,7 @@ impl Links {
             .name("links".to_owned())
             .spawn(serve)?;
         Ok(Self {
-            ways,
+            states,
             pids,
             _stop: stop,
         })
@@ -116,26 +108,16 @@ impl Links {
         });
     }
 
-    /// Changes how what `from` says gets to `to`.
-    pub fn change(&self, from: u32, to: u32, change: impl FnOnce(&mut Way)) {
-        self.ways
-            .send_modify(|ways| change(ways.entry((from, to)).or_default()));
-    }
-
-    /// Makes all links good again; with `reset` what was on its way is lost with its connection.
-    pub fn heal(&self, reset: bool) {
-        self.ways.send_modify(|ways| {
-            for way in ways.values_mut() {
-                let bad = *way
-                    != Way {
-                        resets: way.resets,
-                        ..Way::default()
-                    };
-                let resets = way.resets + u32::from(reset && bad);
-                *way = Way {
-                    resets,
-                    ..Way::default()
-                };
+    /// Has all links be as these say, and all others good. What was on its way by those of `reset`
+    /// is lost with its connection.
+    pub fn set(&self, ways: &BTreeMap<Pair, Way>, reset: &[Pair]) {
+        self.states.send_modify(|states| {
+            for pair in ways.keys().chain(reset) {
+                states.entry(*pair).or_default();
+            }
+            for (pair, state) in states {
+                state.way = ways.get(pair).copied().unwrap_or_default();
+                state.resets += u32::from(reset.contains(pair));
             }
         });
     }
@@ -148,7 +130,7 @@ struct Door {
     /// The port that others are told, and the one behind it.
     outside: u16,
     inside: u16,
-    ways: watch::Receiver<Ways>,
+    states: watch::Receiver<States>,
     pids: watch::Receiver<Pids>,
     sockets: Arc<Sockets>,
     seed: u64,
@@ -179,7 +161,7 @@ impl Door {
                     true
                 }
                 known = self.pids.changed() => known.is_ok(),
-                changed = self.ways.changed() => changed.is_ok(),
+                changed = self.states.changed() => changed.is_ok(),
                 accepted = listener.accept() => {
                     if let Ok((stream, address)) = accepted {
                         self.seed = self.seed.wrapping_add(0x9E37_79B9);
@@ -202,8 +184,8 @@ impl Door {
     }
 
     fn is_cut(&self) -> bool {
-        let (ways, node) = (self.ways.borrow(), self.number);
-        let mut cut = ways.iter().filter(|(_, way)| way.cut);
+        let (states, node) = (self.states.borrow(), self.number);
+        let mut cut = states.iter().filter(|(_, state)| state.way.cut);
         cut.any(|((from, to), _)| *from == node || *to == node)
     }
 
@@ -232,7 +214,7 @@ impl Door {
 
     fn way(&self, from: u32, to: u32) -> Watched {
         Watched {
-            ways: self.ways.clone(),
+            states: self.states.clone(),
             pair: (from, to),
             rng: SmallRng::seed_from_u64(self.seed ^ u64::from(from) << 8 ^ u64::from(to) << 16),
         }
@@ -241,35 +223,35 @@ impl Door {
 
 /// One direction of one connection.
 struct Watched {
-    ways: watch::Receiver<Ways>,
-    pair: (u32, u32),
+    states: watch::Receiver<States>,
+    pair: Pair,
     rng: SmallRng,
 }
 
 impl Watched {
-    fn now(&mut self) -> Way {
-        let ways = self.ways.borrow_and_update();
-        ways.get(&self.pair).copied().unwrap_or_default()
+    fn now(&mut self) -> State {
+        let states = self.states.borrow_and_update();
+        states.get(&self.pair).copied().unwrap_or_default()
     }
 
     /// Waits until something may pass; false if the connection is to end.
     async fn open(&mut self, resets: u32) -> Option<Way> {
         loop {
-            let way = self.now();
-            if way.resets != resets {
+            let State { way, resets: ended } = self.now();
+            if ended != resets {
                 return None;
             }
             if !way.cut {
                 return Some(way);
             }
-            self.ways.changed().await.ok()?;
+            self.states.changed().await.ok()?;
         }
     }
 
     /// Waits until the connection is to end.
-    async fn reset(mut ways: watch::Receiver<Ways>, pair: (u32, u32), resets: u32) {
-        let gone = |ways: &Ways| ways.get(&pair).is_some_and(|way| way.resets != resets);
-        let _ended = ways.wait_for(gone).await;
+    async fn reset(mut states: watch::Receiver<States>, pair: Pair, resets: u32) {
+        let gone = |states: &States| states.get(&pair).is_some_and(|now| now.resets != resets);
+        let _ended = states.wait_for(gone).await;
     }
 
     fn cost(&mut self, way: &Way, bytes: usize) -> Duration {
@@ -287,7 +269,7 @@ impl Watched {
 
 async fn pump(mut way: Watched, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
     let resets = way.now().resets;
-    let reset = Watched::reset(way.ways.clone(), way.pair, resets);
+    let reset = Watched::reset(way.states.clone(), way.pair, resets);
     let passing = async {
         let mut bytes = vec![0; CHUNK];
         loop {
@@ -295,7 +277,7 @@ async fn pump(mut way: Watched, mut from: OwnedReadHalf, mut to: OwnedWriteHalf)
                 return;
             }
             // What is limited goes in small pieces, so that a limit is no stop.
-            let most = if way.now().rate.is_some() {
+            let most = if way.now().way.rate.is_some() {
                 16 << 10
             } else {
                 CHUNK
@@ -339,6 +321,18 @@ mod tests {
         let links = Links::start(&[(2, outside, inside)], 1).await.unwrap();
         links.is_process(1, std::process::id());
         (links, outside, inside)
+    }
+
+    const CUT: Way = Way {
+        cut: true,
+        delay: Duration::ZERO,
+        jitter: Duration::ZERO,
+        loss: 0.0,
+        rate: None,
+    };
+
+    fn good() -> BTreeMap<Pair, Way> {
+        BTreeMap::new()
     }
 
     /// Answers each byte with itself, as long as it is not dropped.
@@ -415,12 +409,12 @@ mod tests {
     async fn a_cut_hides_that_nobody_listens() {
         let (links, outside, _) = link().await;
         await_refusal(outside).await;
-        links.change(2, 1, |way| way.cut = true);
+        links.set(&BTreeMap::from([((2, 1), CUT)]), &[]);
         let mut stream = connect(outside).await;
         stream.write_all(&[7]).await.unwrap();
         let silent = timeout(Duration::from_millis(200), stream.read_u8()).await;
         assert!(silent.is_err());
-        links.heal(false);
+        links.set(&good(), &[]);
         assert!(timeout(PATIENCE, stream.read_u8()).await.unwrap().is_err());
         await_refusal(outside).await;
     }
@@ -436,11 +430,11 @@ mod tests {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         assert_eq!(echo(&mut stream, 1).await.unwrap(), 1);
         for pair in [(1, 2), (2, 1)] {
-            links.change(pair.0, pair.1, |way| way.cut = true);
+            links.set(&BTreeMap::from([(pair, CUT)]), &[]);
             stream.write_all(&[7]).await.unwrap();
             let silent = timeout(Duration::from_millis(200), stream.read_u8()).await;
             assert!(silent.is_err(), "{pair:?}");
-            links.heal(false);
+            links.set(&good(), &[]);
             assert_eq!(
                 timeout(PATIENCE, stream.read_u8()).await.unwrap().unwrap(),
                 7
@@ -453,9 +447,9 @@ mod tests {
         let (links, port, _node) = stage().await;
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         assert_eq!(echo(&mut stream, 1).await.unwrap(), 1);
-        links.change(1, 2, |way| way.cut = true);
+        links.set(&BTreeMap::from([((1, 2), CUT)]), &[]);
         stream.write_all(&[7]).await.unwrap();
-        links.heal(true);
+        links.set(&good(), &[(1, 2)]);
         assert!(timeout(PATIENCE, stream.read_u8()).await.unwrap().is_err());
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         assert_eq!(echo(&mut stream, 2).await.unwrap(), 2);
@@ -466,7 +460,11 @@ mod tests {
         let (links, port, _node) = stage().await;
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         let delay = Duration::from_millis(150);
-        links.change(1, 2, |way| way.delay = delay);
+        let slow = Way {
+            delay,
+            ..Way::default()
+        };
+        links.set(&BTreeMap::from([((1, 2), slow)]), &[]);
         let began = Instant::now();
         assert_eq!(echo(&mut stream, 1).await.unwrap(), 1);
         assert!(began.elapsed() >= delay);

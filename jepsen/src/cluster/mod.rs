@@ -9,16 +9,19 @@
 //! Owns the processes; it knows nothing of why they are started or killed.
 
 pub mod disk;
+mod keeper;
 mod links;
 mod network;
 mod node;
 mod ports;
 mod sockets;
 pub mod spaces;
+mod ways;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -28,12 +31,14 @@ use trilog_client::proto::StatusResponse;
 use trilog_client::{Client, ClientConfig};
 
 pub use disk::Disk;
-pub use links::{Links, Way};
+use keeper::Keeper;
+pub use links::Links;
 pub use network::{Medium, Network};
 #[cfg(test)]
 pub(crate) use node::shell_program;
 pub use node::{Node, Place, verify};
 pub use ports::Ports;
+pub use ways::{Pair, Way};
 
 use crate::kafka::{self, Lives};
 
@@ -96,7 +101,7 @@ pub struct Killed {
     /// How many were running.
     pub count: usize,
     /// Who had ended by itself before, and how.
-    pub before: Vec<(u32, String)>,
+    pub before: Vec<(u32, ExitStatus)>,
 }
 
 /// The nodes; dropping them ends them.
@@ -110,6 +115,8 @@ pub struct Cluster {
     pub newer: Option<PathBuf>,
     lives: Lives,
     _ports: Ports,
+    /// Dropped after the disks.
+    _keeper: Option<Keeper>,
 }
 
 impl Cluster {
@@ -135,12 +142,20 @@ impl Cluster {
             .await
             .map_err(while_doing("laying out a network"))?;
         let seeds: Vec<String> = places.iter().map(Place::reached_at).collect();
+        let mut keeper = if own_disks {
+            Some(Keeper::start().map_err(while_doing("starting a shell"))?)
+        } else {
+            None
+        };
         let mut disks = BTreeMap::new();
         let mut nodes = Vec::new();
         for place in places {
-            if own_disks {
+            if let Some(keeper) = &mut keeper {
                 let image = dir.join(format!("disk-{}.img", place.number));
-                let disk = Disk::make(&image, &Node::disk_of(dir, &place), DISK_BYTES);
+                let at = Node::disk_of(dir, &place);
+                let kept = keeper.keep(&at);
+                kept.map_err(while_doing("having a disk looked after"))?;
+                let disk = Disk::make(&image, &at, DISK_BYTES);
                 disks.insert(place.number, disk.map_err(while_doing("making a disk"))?);
             }
             let space = network.space(place.number);
@@ -156,6 +171,7 @@ impl Cluster {
             disks,
             newer: None,
             _ports: ports,
+            _keeper: keeper,
         })
     }
 
@@ -249,9 +265,7 @@ impl Cluster {
             };
             let before = node.bury().map_err(while_doing("waiting for a node"))?;
             killed.count += usize::from(before.is_none());
-            killed
-                .before
-                .extend(before.map(|status| (*number, status.to_string())));
+            killed.before.extend(before.map(|status| (*number, status)));
             self.network.is_gone(*number);
         }
         Ok(killed)
@@ -276,12 +290,12 @@ impl Cluster {
     }
 
     /// Nodes that have ended although nobody asked them to, with how they ended.
-    pub fn ended(&mut self) -> Result<Vec<(u32, String)>, ClusterError> {
+    pub fn ended(&mut self) -> Result<Vec<(u32, ExitStatus)>, ClusterError> {
         let mut ended = Vec::new();
         for node in &mut self.nodes {
             if let Some(status) = node.ended().map_err(while_doing("looking at a node"))? {
                 self.network.is_gone(node.place.number);
-                ended.push((node.place.number, status.to_string()));
+                ended.push((node.place.number, status));
             }
         }
         Ok(ended)
@@ -324,6 +338,7 @@ impl Cluster {
         let began = Instant::now();
         loop {
             if let Some((number, how)) = self.ended()?.pop() {
+                let how = how.to_string();
                 return Err(ClusterError::Ended { number, how });
             }
             let Err(state) = self.check_settled().await else {
@@ -334,7 +349,13 @@ impl Cluster {
         }
     }
 
-    async fn check_settled(&self) -> Result<(), String> {
+    /// Whether every node hears all others, every partition has a leader, and no replica is missing
+    /// or on its way; what is missing, if not.
+    ///
+    /// # Cancel safety
+    ///
+    /// It only asks.
+    pub async fn check_settled(&self) -> Result<(), String> {
         for node in &self.nodes {
             let number = node.place.number;
             let status = self.status_of(number).await?;

@@ -27,7 +27,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::links::Way;
+use super::ways::{Pair, Way};
 
 /// Says to this program, run again, which name space it was in, and by which right it left it. Nodes
 /// take variables that begin as theirs do for settings.
@@ -302,7 +302,7 @@ pub(super) fn make_ready() -> io::Result<()> {
     ip(None, OWN_LOOPBACK, false)
 }
 
-type Ways = BTreeMap<(u32, u32), Way>;
+type Ways = BTreeMap<Pair, Way>;
 
 /// A name space for each node; dropping it takes the wires away.
 #[derive(Debug)]
@@ -338,26 +338,17 @@ impl Spaces {
         Some(self.spaces.get(&number)?.path())
     }
 
-    /// Changes how what the first of each pair says gets to the second.
-    pub fn change(&mut self, pairs: &[(u32, u32)], change: impl Fn(&mut Way)) -> io::Result<()> {
-        let before = self.ways.clone();
-        for pair in pairs {
-            let way = self.ways.entry(*pair).or_default();
-            change(way);
-            if way.loss > 0.0 || !(way.delay + way.jitter).is_zero() {
-                return Err(io::Error::other("wires neither lose nor delay anything"));
-            }
+    /// Has all wires be as these say, and all others good.
+    pub fn set(&mut self, ways: BTreeMap<Pair, Way>) -> io::Result<()> {
+        let lossy = |way: &Way| way.loss > 0.0 || !(way.delay + way.jitter).is_zero();
+        if ways.values().any(lossy) {
+            return Err(io::Error::other("wires neither lose nor delay anything"));
         }
+        let before = std::mem::replace(&mut self.ways, ways);
         for (from, space) in &self.spaces {
             self.apply(&before, *from, &space.path())?;
         }
         Ok(())
-    }
-
-    /// Makes all wires good again.
-    pub fn heal(&mut self) -> io::Result<()> {
-        let pairs: Vec<(u32, u32)> = self.ways.keys().copied().collect();
-        self.change(&pairs, |way| *way = Way::default())
     }
 
     /// Does what has changed of what one node says.
@@ -434,26 +425,34 @@ pub fn try_out() -> anyhow::Result<()> {
     };
     expect(&from_node(1, 2, &spaces)?, Knock::Heard, "a node")?;
     for cut in [(1, 2), (2, 1)] {
-        spaces.change(&[cut], |way| way.cut = true)?;
+        let way = Way {
+            cut: true,
+            ..Way::default()
+        };
+        spaces.set(BTreeMap::from([(cut, way)]))?;
         expect(
             &from_node(1, 2, &spaces)?,
             Knock::Silent,
             "a node behind a cut",
         )?;
-        spaces.heal()?;
+        spaces.set(BTreeMap::new())?;
         expect(
             &from_node(1, 2, &spaces)?,
             Knock::Heard,
             "a node behind no cut",
         )?;
     }
-    spaces.change(&[(1, 2)], |way| way.rate = Some(1_000_000))?;
+    let limited = Way {
+        rate: Some(1_000_000),
+        ..Way::default()
+    };
+    spaces.set(BTreeMap::from([((1, 2), limited)]))?;
     expect(
         &from_node(1, 2, &spaces)?,
         Knock::Heard,
         "a node behind a limit",
     )?;
-    spaces.heal()?;
+    spaces.set(BTreeMap::new())?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

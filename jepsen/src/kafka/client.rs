@@ -15,6 +15,7 @@ use kafka_protocol::protocol::{Decodable, Encodable};
 use tokio::time::{Instant, sleep};
 
 use super::conn::{Complaints, Conn, Fault, text};
+use super::world::World;
 use crate::history::Key;
 
 /// How long a connection may take to come up.
@@ -50,6 +51,8 @@ pub struct Seen {
 pub struct Client {
     pub(super) topic: TopicName,
     nodes: Vec<Node>,
+    /// Where the nodes are, if they are no processes.
+    world: Option<Arc<dyn World>>,
     lives: Lives,
     conns: BTreeMap<u32, Conn>,
     leaders: BTreeMap<Key, u32>,
@@ -65,6 +68,7 @@ impl Client {
         Self {
             topic: TopicName(text(topic)),
             nodes,
+            world: None,
             lives,
             conns: BTreeMap::new(),
             leaders: BTreeMap::new(),
@@ -81,6 +85,19 @@ impl Client {
         self
     }
 
+    /// Goes by the nodes' numbers, in that world, if it is in one.
+    #[must_use]
+    pub fn within(mut self, world: Option<Arc<dyn World>>) -> Self {
+        self.world = world;
+        self
+    }
+
+    /// What time records are said to be of, in milliseconds since 1970.
+    pub(super) fn now_millis(&self) -> i64 {
+        let world = self.world.as_ref();
+        world.map_or_else(now_millis, |world| world.now_millis())
+    }
+
     fn life(&self, node: u32) -> Option<u32> {
         let place = usize::try_from(node).ok()?.checked_sub(1)?;
         Some(self.lives.get(place)?.load(Ordering::SeqCst))
@@ -93,7 +110,10 @@ impl Client {
                 .ok_or_else(|| Fault::Not(format!("there is no node {node}")))?
                 .address;
             let before = self.life(node);
-            let mut conn = Conn::open(address, CONNECT).await?;
+            let mut conn = match &self.world {
+                None => Conn::open(address, CONNECT).await?,
+                Some(world) => Conn::open_in(&**world, node, CONNECT).await?,
+            };
             conn.boot = before.filter(|before| self.life(node) == Some(*before));
             self.conns.insert(node, conn);
         }
@@ -217,4 +237,13 @@ impl Client {
             sleep(PAUSE).await;
         }
     }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "records bear the time of day, which the run does not depend on"
+)]
+fn now_millis() -> i64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |now| i64::try_from(now.as_millis()).unwrap_or(i64::MAX))
 }

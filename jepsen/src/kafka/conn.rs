@@ -1,5 +1,6 @@
 //! A connection to a node's Kafka port: one request after the other, each with an end to patience.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,8 +12,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::world::{Line, World};
+
 /// The longest answer that is taken.
 const ANSWER_MAX: usize = 64 << 20;
+/// Of the length that stands before everything on the wire.
+const LENGTH: usize = 4;
 /// So many complaints are kept.
 const COMPLAINTS_MAX: usize = 32;
 
@@ -81,9 +86,35 @@ pub fn framed<M: Encodable>(key: ApiKey, version: i16, id: i32, message: &M) -> 
     Some(out.freeze())
 }
 
+/// What a connection is made of.
+#[derive(Debug)]
+enum Link {
+    Socket(TcpStream),
+    Line(Box<dyn Line>),
+}
+
+impl Link {
+    /// Says a request, and hears the answer; nothing if that is longer than any is.
+    async fn exchange(&mut self, request: Bytes) -> io::Result<Option<Bytes>> {
+        let stream = match self {
+            Self::Socket(stream) => stream,
+            Self::Line(line) => return line.exchange(request.slice(LENGTH..)).await.map(Some),
+        };
+        stream.write_all(&request).await?;
+        let len = stream.read_u32().await?;
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        if len > ANSWER_MAX {
+            return Ok(None);
+        }
+        let mut answer = BytesMut::zeroed(len);
+        stream.read_exact(&mut answer).await?;
+        Ok(Some(answer.freeze()))
+    }
+}
+
 #[derive(Debug)]
 pub struct Conn {
-    stream: TcpStream,
+    link: Link,
     correlation_id: i32,
     /// Which life of the node it leads to, if that is known.
     pub boot: Option<u32>,
@@ -100,12 +131,25 @@ impl Conn {
             Err(_) => return Err(Fault::Not("connecting takes too long".to_owned())),
         };
         let _small = stream.set_nodelay(true);
-        Ok(Self {
-            stream,
+        Ok(Self::over(Link::Socket(stream)))
+    }
+
+    /// A connection to a node of a simulation.
+    pub async fn open_in(world: &dyn World, node: u32, patience: Duration) -> Result<Self, Fault> {
+        match timeout(patience, world.connect(node)).await {
+            Ok(Ok(line)) => Ok(Self::over(Link::Line(line))),
+            Ok(Err(error)) => Err(Fault::Not(format!("connecting: {error}"))),
+            Err(_) => Err(Fault::Not("connecting takes too long".to_owned())),
+        }
+    }
+
+    fn over(link: Link) -> Self {
+        Self {
+            link,
             correlation_id: 0,
             boot: None,
             is_absurd: false,
-        })
+        }
     }
 
     /// Asks, and waits for the answer. After an error nothing can be asked any more.
@@ -120,18 +164,7 @@ impl Conn {
         let request = framed(key, version, self.correlation_id, message);
         let request =
             request.ok_or_else(|| Fault::Not(format!("{key:?} {version} cannot be written")))?;
-        let exchange = async {
-            self.stream.write_all(&request).await?;
-            let len = self.stream.read_u32().await?;
-            let len = usize::try_from(len).unwrap_or(usize::MAX);
-            if len > ANSWER_MAX {
-                return Ok(None);
-            }
-            let mut answer = BytesMut::zeroed(len);
-            self.stream.read_exact(&mut answer).await?;
-            std::io::Result::Ok(Some(answer.freeze()))
-        };
-        let answer = match timeout(patience, exchange).await {
+        let answer = match timeout(patience, self.link.exchange(request)).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => return Err(Fault::Unknown(format!("{key:?}: {error}"))),
             Err(_) => return Err(Fault::Unknown(format!("{key:?}: no answer in time"))),

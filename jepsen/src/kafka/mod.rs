@@ -5,6 +5,8 @@
 //! ```text
 //! conn ──> client ──> produce, fetch, txn, group       one connection │ who leads │ what is asked
 //! ```
+//!
+//! A connection is a socket, or leads into the world of a simulation.
 
 mod client;
 mod conn;
@@ -12,12 +14,14 @@ mod fetch;
 mod group;
 mod produce;
 mod txn;
+mod world;
 
 pub use client::{Client, Lives, Node, Seen};
 pub use conn::{Complaints, Conn, Fault, framed, text};
 pub use fetch::{Fetched, UNCOMMITTED};
 pub use group::Member;
 pub use produce::{Identity, payload, value_of};
+pub use world::{Line, World};
 
 /// Codes that are acted on, by their names in Kafka's protocol.
 pub mod code {

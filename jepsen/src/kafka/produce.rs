@@ -61,13 +61,11 @@ pub fn value_of(bytes: Option<&[u8]>) -> u64 {
     }
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "records bear the time of day, which the run does not depend on"
-)]
-fn now_millis() -> i64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    now.map_or(0, |now| i64::try_from(now.as_millis()).unwrap_or(i64::MAX))
+/// A value on its way, and the time that its record bears.
+struct Sent {
+    key: Key,
+    value: u64,
+    at: i64,
 }
 
 /// What one attempt to append came to.
@@ -136,7 +134,12 @@ impl Client {
             epoch: identity.epoch,
             sequence,
         };
-        let request = produce(&self.topic, transactional, key, value, producer)?;
+        let sent = Sent {
+            key,
+            value,
+            at: self.now_millis(),
+        };
+        let request = produce(&self.topic, transactional, &sent, producer)?;
         let mut unknown = None;
         loop {
             let leader = self.find_leader(key, deadline).await;
@@ -224,8 +227,7 @@ fn fate(unknown: Option<String>, why: String) -> Fault {
 fn produce(
     topic: &kafka_protocol::messages::TopicName,
     transactional: Option<&str>,
-    key: Key,
-    value: u64,
+    sent: &Sent,
     producer: ProducerState,
 ) -> Result<ProduceRequest, Fault> {
     let mut batch = BatchBuilder::new(Compression::None);
@@ -235,11 +237,11 @@ fn produce(
     }
     let unbuilt = |error: trilog_model::batch::BuildError| Fault::Not(error.to_string());
     batch
-        .push(now_millis(), None, Some(&payload(value)), &[])
+        .push(sent.at, None, Some(&payload(sent.value)), &[])
         .map_err(unbuilt)?;
     let records = batch.build().map_err(unbuilt)?;
     let partition = PartitionProduceData::default()
-        .with_index(key.0.cast_signed())
+        .with_index(sent.key.0.cast_signed())
         .with_records(Some(records));
     let topic = TopicProduceData::default()
         .with_name(topic.clone())

@@ -141,21 +141,20 @@ impl Fault {
         matches!(self, Self::FlipBits | Self::Truncate | Self::StaleChunks)
     }
 
-    /// Whether it takes copies of what was acknowledged away, or makes fewer of them. One such
-    /// begins only when everything is whole, and nothing else happens meanwhile: a majority of
-    /// good copies is what the promise rests on. So does what a node has to notice by its own
-    /// work.
+    /// Whether it takes copies of what was acknowledged away. One such begins only when everything
+    /// is whole, and nothing else happens meanwhile: a majority of good copies is what the promise
+    /// rests on. So does what a node has to notice by its own work.
     pub fn is_alone(self) -> bool {
         match self {
+            Self::Wipe | Self::FlipBits | Self::Truncate | Self::StaleChunks | Self::FailedSync => {
+                true
+            }
+            // Nodes that are restarted keep what they have, and replicas that move are there until
+            // others have what they had.
             Self::Membership
             | Self::RollingRestart
             | Self::Upgrade
-            | Self::Wipe
-            | Self::FlipBits
-            | Self::Truncate
-            | Self::StaleChunks
-            | Self::FailedSync => true,
-            Self::Kill
+            | Self::Kill
             | Self::KillAll
             | Self::Pause
             | Self::PauseMost
@@ -171,6 +170,35 @@ impl Fault {
             | Self::PowerLoss
             | Self::ClockJump => false,
         }
+    }
+
+    /// Whether it restarts all nodes, one after the other, for as long as that takes.
+    pub fn rolls(self) -> bool {
+        matches!(self, Self::RollingRestart | Self::Upgrade)
+    }
+
+    /// Whether one may last while the other does, so that the verdict still says something.
+    pub fn may_overlap(self, other: Self) -> bool {
+        let forbids = |one: Self, other: Self| match one {
+            // A node stops once; and without room for what it has to write, nobody can say that it
+            // should have stopped in order.
+            Self::RollingRestart | Self::Upgrade => other.rolls() || other == Self::DiskFull,
+            // What one move has begun the other would take back.
+            Self::Membership => other == Self::Membership,
+            one => one.is_alone(),
+        };
+        !forbids(self, other) && !forbids(other, self)
+    }
+
+    /// Whether both keep a node from the same, so that it goes on when both are over.
+    pub fn holds_as(self, other: Self) -> bool {
+        let hold = |fault: Self| match fault {
+            Self::Kill | Self::KillAll | Self::PowerLoss => Some("dead"),
+            Self::Pause | Self::PauseMost => Some("still"),
+            Self::DiskFull => Some("full"),
+            _ => None,
+        };
+        hold(self).is_some_and(|held| hold(other) == Some(held))
     }
 }
 
@@ -222,14 +250,23 @@ pub struct Plan {
 /// Before the first fault, so that there is something to lose.
 const CALM: Duration = Duration::from_millis(2_500);
 
+/// How often the next fault comes while another lasts, where there are others to come.
+const OVERLAP: f64 = 0.5;
+const OVERLAP_OF_ONE: f64 = 0.25;
+
 /// What happens and when.
 pub fn schedule(plan: &Plan) -> Vec<Scheduled> {
     let mut rng = SmallRng::seed_from_u64(plan.seed ^ 0x6e65_6d65_7369_7300);
     let fragile: Vec<u32> = plan.nodes.choose(&mut rng).copied().into_iter().collect();
+    let overlap = if plan.faults.len() > 1 {
+        OVERLAP
+    } else {
+        OVERLAP_OF_ONE
+    };
     let mut all: Vec<Scheduled> = Vec::new();
     let mut at = CALM;
-    // When everything that was begun is over.
-    let mut over = CALM;
+    // When each that was begun is over, with a rest after it.
+    let mut over: Vec<(Fault, Duration)> = Vec::new();
     // Each kind comes once before any comes again, as far as there is time.
     let mut due: Vec<Fault> = Vec::new();
     while at < plan.length && !plan.faults.is_empty() {
@@ -238,10 +275,11 @@ pub fn schedule(plan: &Plan) -> Vec<Scheduled> {
         }
         let fault = due.swap_remove(rng.random_range(0..due.len()));
         let alone = plan.calm || fault.is_alone();
-        if alone {
-            at = over.max(at);
-        }
-        let lasts = lasting(fault, &mut rng);
+        let forbidden = over
+            .iter()
+            .filter(|(other, _)| alone || !fault.may_overlap(*other));
+        at = forbidden.fold(at, |at, (_, end)| at.max(*end));
+        let lasts = lasting(fault, alone, &mut rng);
         all.push(Scheduled {
             at,
             lasts,
@@ -254,10 +292,9 @@ pub fn schedule(plan: &Plan) -> Vec<Scheduled> {
             alone,
             seed: rng.random(),
         });
-        over = over.max(at + lasts + rest(&mut rng));
-        // A quarter of the time the next one comes while this one lasts.
-        at = if alone || rng.random_bool(0.75) {
-            over
+        over.push((fault, at + lasts + rest(&mut rng)));
+        at = if alone || !rng.random_bool(overlap) {
+            over.iter().fold(at, |at, (_, end)| at.max(*end))
         } else {
             at + lasts.mul_f64(rng.random_range(0.1..0.9))
         };
@@ -269,8 +306,10 @@ fn rest(rng: &mut SmallRng) -> Duration {
     Duration::from_millis(rng.random_range(600..2_500))
 }
 
-fn lasting(fault: Fault, rng: &mut SmallRng) -> Duration {
+fn lasting(fault: Fault, alone: bool, rng: &mut SmallRng) -> Duration {
     let millis = match fault {
+        // About what it takes to restart some nodes; it ends when all are.
+        Fault::RollingRestart | Fault::Upgrade if !alone => 3_000..8_000,
         Fault::Kill | Fault::KillAll | Fault::PowerLoss => 100..2_500,
         Fault::Pause | Fault::PauseMost => 300..4_000,
         Fault::Isolate | Fault::CutOneWay | Fault::Partial => 800..5_000,
@@ -368,8 +407,7 @@ mod tests {
                     after.is_none_or(|next| one.at + one.lasts <= next.at),
                     "{seed}: {one}"
                 );
-                let rolls = matches!(one.fault, Fault::RollingRestart | Fault::Upgrade);
-                assert!(rolls || one.nodes.len() == 1);
+                assert_eq!(one.nodes.len(), 1);
             }
             let mut damaged: Vec<_> = all
                 .iter()
@@ -378,6 +416,84 @@ mod tests {
                 .collect();
             damaged.dedup();
             assert_eq!(damaged.len(), 1, "{seed}: {damaged:?}");
+        }
+    }
+
+    /// Any two of a schedule that last at one time.
+    fn overlaps(all: &[Scheduled]) -> Vec<(&Scheduled, &Scheduled)> {
+        let mut found = Vec::new();
+        for (nth, one) in all.iter().enumerate() {
+            let after = all[nth + 1..].iter();
+            let within = after.filter(|other| other.at < one.at + one.lasts);
+            found.extend(within.map(|other| (one, other)));
+        }
+        found
+    }
+
+    #[test]
+    fn what_restarts_and_moves_comes_with_what_cuts_and_kills_and_nothing_forbidden_does() {
+        let mut seen = std::collections::BTreeSet::new();
+        for seed in 0..200 {
+            let all = schedule(&plan(seed, &Fault::ALL));
+            for (one, other) in overlaps(&all) {
+                let (one, other) = (one.fault, other.fault);
+                assert!(one.may_overlap(other), "{seed}: {one} and {other}");
+                seen.extend([(one, other), (other, one)]);
+            }
+        }
+        for slow in [Fault::RollingRestart, Fault::Upgrade, Fault::Membership] {
+            for other in [
+                Fault::Kill,
+                Fault::KillAll,
+                Fault::Pause,
+                Fault::PauseMost,
+                Fault::Isolate,
+                Fault::CutOneWay,
+                Fault::Partial,
+                Fault::Delay,
+                Fault::Loss,
+                Fault::Bandwidth,
+                Fault::Transfer,
+                Fault::StallDisk,
+                Fault::PowerLoss,
+            ] {
+                assert!(seen.contains(&(slow, other)), "{slow} never with {other}");
+            }
+        }
+        assert!(seen.contains(&(Fault::Membership, Fault::RollingRestart)));
+    }
+
+    #[test]
+    fn what_costs_copies_overlaps_with_nothing_and_nobody_is_stopped_twice() {
+        for one in Fault::ALL {
+            for other in Fault::ALL {
+                let may = one.may_overlap(other);
+                assert_eq!(may, other.may_overlap(one), "{one}, {other}");
+                assert!(!may || !one.is_alone() && !other.is_alone());
+                assert!(!may || !one.rolls() || !other.rolls() && other != Fault::DiskFull);
+            }
+        }
+        assert!(!Fault::Membership.may_overlap(Fault::Membership));
+        assert!(Fault::Kill.may_overlap(Fault::Kill));
+    }
+
+    #[test]
+    fn in_short_runs_of_two_kinds_that_may_overlap_half_of_them_do() {
+        for pair in [
+            [Fault::RollingRestart, Fault::Isolate],
+            [Fault::Membership, Fault::Kill],
+            [Fault::Upgrade, Fault::Partial],
+        ] {
+            let both = (0..200).filter(|seed| {
+                let all = schedule(&Plan {
+                    length: Duration::from_secs(20),
+                    ..plan(*seed, &pair)
+                });
+                let mixed = overlaps(&all);
+                mixed.iter().any(|(one, other)| one.fault != other.fault)
+            });
+            let both = both.count();
+            assert!(both >= 100, "{pair:?}: in {both} of 200");
         }
     }
 

@@ -1,21 +1,26 @@
 //! Carries a schedule out: begins and ends each fault at its time, and writes down that it did.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod roll;
+
+use std::collections::BTreeMap;
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep};
 use trilog_client::proto::MoveRequest;
 use trilog_client::{Client, ClientConfig};
 
 use super::damage::damage;
+use super::probe::Skipped;
 use super::schedule::{Fault, Scheduled};
 use crate::cluster::{Cluster, ClusterError, Killed, Way, while_doing};
 use crate::history::Note;
 use crate::workload::{Stage, TOPIC, await_level};
+use roll::Rolling;
 
 /// How long a cluster may take to be whole before and after what costs copies.
 const SETTLE: Duration = Duration::from_mins(2);
@@ -25,6 +30,8 @@ const ASKING: Duration = Duration::from_secs(8);
 const STOP: Duration = Duration::from_secs(40);
 /// How long a node may go on whose disk fails.
 const NOTICE: Duration = Duration::from_secs(20);
+/// How long the others of a rolling restart wait for a node while something else keeps it from them.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// How often files are damaged until it shows.
 const DRAWS: usize = 12;
 
@@ -43,6 +50,8 @@ pub struct Nemesis {
     pub cluster: Cluster,
     stage: Arc<Stage>,
     done: Vec<Done>,
+    /// What was begun, and nothing came of it.
+    in_vain: Vec<Skipped>,
     /// What went wrong with the cluster or with the faults themselves.
     pub troubles: Vec<String>,
     /// What was not done in time, which tells nothing if this program itself stood still.
@@ -50,12 +59,44 @@ pub struct Nemesis {
     /// Whether the cluster did not get well in time.
     late: bool,
     /// What was begun and not ended, by its place in the schedule.
-    lasting: BTreeSet<usize>,
+    lasting: BTreeMap<usize, Scheduled>,
+    /// A restart of all nodes that goes on beside other faults.
+    rolling: Option<Rolling>,
+    patience: Duration,
 }
 
 enum Turn {
     Begin(usize),
     End(usize),
+}
+
+/// Why a fault that was begun came to nothing, where it can.
+fn why_nothing(fault: Fault) -> &'static str {
+    match fault {
+        Fault::Transfer => "no leadership was handed over",
+        Fault::Membership => "no replica could be moved",
+        Fault::Upgrade => "the feature level was not raised",
+        Fault::FlipBits | Fault::Truncate | Fault::StaleChunks => {
+            "nothing was changed that can be noticed"
+        }
+        Fault::FailedSync => "no node ended by a disk that failed",
+        Fault::ClockJump => "a node has no clock of its own to set",
+        Fault::Kill
+        | Fault::KillAll
+        | Fault::Pause
+        | Fault::PauseMost
+        | Fault::PowerLoss
+        | Fault::Isolate
+        | Fault::CutOneWay
+        | Fault::Partial
+        | Fault::Delay
+        | Fault::Loss
+        | Fault::Bandwidth
+        | Fault::RollingRestart
+        | Fault::Wipe
+        | Fault::DiskFull
+        | Fault::StallDisk => "nobody ran that it was to strike",
+    }
 }
 
 impl Nemesis {
@@ -64,10 +105,13 @@ impl Nemesis {
             cluster,
             stage: Arc::clone(stage),
             done: Vec::new(),
+            in_vain: Vec::new(),
             troubles: Vec::new(),
             overdue: Vec::new(),
             late: false,
-            lasting: BTreeSet::new(),
+            lasting: BTreeMap::new(),
+            rolling: None,
+            patience: PATIENCE,
         }
     }
 
@@ -85,20 +129,24 @@ impl Nemesis {
         let mut turns: BTreeMap<(Duration, usize), Turn> = BTreeMap::new();
         for (nth, one) in schedule.iter().enumerate() {
             turns.insert((one.at, 2 * nth), Turn::Begin(nth));
-            turns.insert((one.at + one.lasts, 2 * nth + 1), Turn::End(nth));
+            // What goes on by itself ends by itself, unless nothing else is to happen meanwhile.
+            if one.alone || !one.fault.rolls() {
+                turns.insert((one.at + one.lasts, 2 * nth + 1), Turn::End(nth));
+            }
         }
         for ((at, _), turn) in turns {
             let due = began + at + put_off;
             put_off += Instant::now().saturating_duration_since(due);
-            sleep_until(due).await;
-            if began.elapsed() > limit && matches!(turn, Turn::Begin(_)) {
+            let rolled = self.roll_until(due).await;
+            self.unless_late(rolled)?;
+            if self.late || began.elapsed() > limit && matches!(turn, Turn::Begin(_)) {
                 break;
             }
             self.look_for_deaths()?;
             match turn {
                 Turn::Begin(nth) => self.begin_noted(nth, &schedule[nth]).await?,
-                Turn::End(nth) if self.lasting.remove(&nth) => {
-                    let ended = self.end(&schedule[nth]).await;
+                Turn::End(nth) if self.lasting.remove(&nth).is_some() => {
+                    let ended = self.end(nth, &schedule[nth]).await;
                     self.unless_late(ended)?;
                     self.note(&schedule[nth], false);
                 }
@@ -110,6 +158,10 @@ impl Nemesis {
                 break;
             }
         }
+        if !self.late {
+            let rolled = self.finish_undisturbed().await;
+            self.unless_late(rolled)?;
+        }
         Ok(())
     }
 
@@ -118,6 +170,13 @@ impl Nemesis {
         // Nodes are dead before it is said that they are: what is done from then on is done by
         // others.
         let ends_nodes = matches!(one.fault, Fault::Kill | Fault::KillAll);
+        let going = self.rolling.as_ref().map(Rolling::fault);
+        if going.is_some_and(|going| one.alone || !one.fault.may_overlap(going)) {
+            let rolled = self.finish_undisturbed().await;
+            if self.unless_late(rolled)?.is_none() {
+                return Ok(());
+            }
+        }
         if one.alone {
             self.cluster.boot_all()?;
             let settled = self.cluster.await_settled(SETTLE).await;
@@ -130,26 +189,53 @@ impl Nemesis {
             }
         }
         if one.fault.needs_life() && !self.is_anybody_there(&one.nodes) {
+            self.came_to_nothing(one.fault);
             return Ok(());
+        }
+        if one.fault.rolls() {
+            return self.begin_rolling(nth, one).await;
         }
         if !ends_nodes {
             self.note(one, true);
-            self.lasting.insert(nth);
+            self.lasting.insert(nth, one.clone());
         }
-        let began = self.begin(one).await;
+        let began = self.begin(nth, one).await;
         let Some(what) = self.unless_late(began)? else {
             return Ok(());
         };
         if ends_nodes && what.is_some() {
             self.note(one, true);
-            self.lasting.insert(nth);
+            self.lasting.insert(nth, one.clone());
         }
-        self.done.extend(what.map(|what| Done {
+        self.came(one, what);
+        Ok(())
+    }
+
+    /// Begins a restart of all nodes; if nothing else is to happen meanwhile, carries it out.
+    async fn begin_rolling(&mut self, nth: usize, one: &Scheduled) -> Result<(), ClusterError> {
+        self.start_rolling(nth, one)?;
+        if one.alone {
+            let rolled = self.finish_rolling().await;
+            self.unless_late(rolled)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps what became of a fault.
+    fn came(&mut self, one: &Scheduled, what: Option<String>) {
+        let Some(what) = what else {
+            return self.came_to_nothing(one.fault);
+        };
+        self.done.push(Done {
             fault: one.fault,
             nodes: one.nodes.clone(),
             what,
-        }));
-        Ok(())
+        });
+    }
+
+    fn came_to_nothing(&mut self, fault: Fault) {
+        let why = why_nothing(fault).to_owned();
+        self.in_vain.push(Skipped { fault, why });
     }
 
     fn is_anybody_there(&self, nodes: &[u32]) -> bool {
@@ -176,6 +262,10 @@ impl Nemesis {
         &self.done
     }
 
+    pub fn in_vain(&self) -> &[Skipped] {
+        &self.in_vain
+    }
+
     fn note(&self, one: &Scheduled, begins: bool) {
         let (fault, nodes) = (one.fault.name().to_owned(), one.nodes.clone());
         self.stage.recorder.note(if begins {
@@ -189,13 +279,15 @@ impl Nemesis {
     /// whoever looks after it would.
     fn look_for_deaths(&mut self) -> Result<(), ClusterError> {
         for (number, how) in self.cluster.ended()? {
-            self.ended_by_itself(number, &how);
+            if !self.has_stopped(number, how) {
+                self.ended_by_itself(number, how);
+            }
             self.cluster.boot(number, &[])?;
         }
         Ok(())
     }
 
-    fn ended_by_itself(&mut self, number: u32, how: &str) {
+    fn ended_by_itself(&mut self, number: u32, how: ExitStatus) {
         let words = self.cluster.node(number).map(|node| node.last_words(6));
         let words = words.unwrap_or_default();
         self.troubles
@@ -206,13 +298,15 @@ impl Nemesis {
     fn kill(&mut self, numbers: &[u32]) -> Result<Killed, ClusterError> {
         let killed = self.cluster.kill(numbers)?;
         for (number, how) in &killed.before {
-            self.ended_by_itself(*number, how);
+            if !self.has_stopped(*number, *how) {
+                self.ended_by_itself(*number, *how);
+            }
         }
         Ok(killed)
     }
 
-    /// What it came to; nothing if it could not be done after all.
-    async fn begin(&mut self, one: &Scheduled) -> Result<Option<String>, ClusterError> {
+    /// What number `nth` of the schedule came to; nothing if it could not be done after all.
+    async fn begin(&mut self, nth: usize, one: &Scheduled) -> Result<Option<String>, ClusterError> {
         let mut rng = SmallRng::seed_from_u64(one.seed);
         match one.fault {
             Fault::Kill | Fault::KillAll => {
@@ -235,11 +329,11 @@ impl Nemesis {
             | Fault::Partial
             | Fault::Delay
             | Fault::Loss
-            | Fault::Bandwidth => return self.spoil_links(one, &mut rng).map(Some),
+            | Fault::Bandwidth => return self.spoil_links(nth, one, &mut rng).map(Some),
             Fault::Transfer => return Ok(self.transfer().await),
             Fault::Membership => return Ok(self.move_replicas(one, &mut rng).await),
-            Fault::RollingRestart => self.roll(&one.nodes).await?,
-            Fault::Upgrade => return self.upgrade(&one.nodes).await,
+            // They go on by themselves.
+            Fault::RollingRestart | Fault::Upgrade => {}
             Fault::Wipe => {
                 self.kill(&one.nodes)?;
                 for number in &one.nodes {
@@ -266,13 +360,15 @@ impl Nemesis {
         Ok(Some(String::new()))
     }
 
-    async fn end(&mut self, one: &Scheduled) -> Result<(), ClusterError> {
+    async fn end(&mut self, nth: usize, one: &Scheduled) -> Result<(), ClusterError> {
         let mut rng = SmallRng::seed_from_u64(one.seed.rotate_left(17));
         match one.fault {
-            Fault::Kill | Fault::KillAll | Fault::PowerLoss => self.boot(&one.nodes, &[])?,
-            Fault::DiskFull => self.make_room(&one.nodes)?,
+            Fault::Kill | Fault::KillAll | Fault::PowerLoss => {
+                self.boot(&self.let_go(one), &[])?;
+            }
+            Fault::DiskFull => self.make_room(&self.let_go(one))?,
             Fault::Pause | Fault::PauseMost => {
-                self.signal(&one.nodes, false)?;
+                self.signal(&self.let_go(one), false)?;
             }
             Fault::Isolate
             | Fault::CutOneWay
@@ -280,14 +376,7 @@ impl Nemesis {
             | Fault::Delay
             | Fault::Loss
             | Fault::Bandwidth => {
-                let (reset, pairs) = (rng.random_bool(0.5), self.pairs(one));
-                let mended = self.cluster.network.change(&pairs, |way| {
-                    let resets = way.resets + u32::from(reset);
-                    *way = Way {
-                        resets,
-                        ..Way::default()
-                    };
-                });
+                let mended = self.cluster.network.mend(nth, rng.random_bool(0.5));
                 mended.map_err(while_doing("mending links"))?;
             }
             Fault::Wipe => {
@@ -298,12 +387,29 @@ impl Nemesis {
                 self.boot(&one.nodes, &[])?;
                 self.cluster.await_settled(SETTLE).await?;
             }
-            Fault::Membership | Fault::RollingRestart | Fault::Upgrade => {
+            Fault::Membership | Fault::RollingRestart | Fault::Upgrade if one.alone => {
                 self.cluster.await_settled(SETTLE).await?;
             }
-            Fault::Transfer | Fault::StallDisk | Fault::ClockJump => {}
+            // With others beside them, the first of these are over when everything is healed.
+            Fault::Membership
+            | Fault::RollingRestart
+            | Fault::Upgrade
+            | Fault::Transfer
+            | Fault::StallDisk
+            | Fault::ClockJump => {}
         }
         Ok(())
+    }
+
+    /// Those that nothing else holds as this fault did, which is over.
+    fn let_go(&self, one: &Scheduled) -> Vec<u32> {
+        let others = self.lasting.values();
+        let others: Vec<&Scheduled> = others
+            .filter(|other| other.fault.holds_as(one.fault))
+            .collect();
+        let mut nodes = one.nodes.clone();
+        nodes.retain(|node| !others.iter().any(|other| other.nodes.contains(node)));
+        nodes
     }
 
     /// Damages files of nodes until it shows: much of what lies in a directory is of the past, and
@@ -486,7 +592,12 @@ impl Nemesis {
         }
     }
 
-    fn spoil_links(&mut self, one: &Scheduled, rng: &mut SmallRng) -> Result<String, ClusterError> {
+    fn spoil_links(
+        &mut self,
+        nth: usize,
+        one: &Scheduled,
+        rng: &mut SmallRng,
+    ) -> Result<String, ClusterError> {
         let way = match one.fault {
             Fault::Delay => Way {
                 delay: Duration::from_millis(rng.random_range(5..120)),
@@ -507,12 +618,7 @@ impl Nemesis {
             },
         };
         let pairs = self.pairs(one);
-        let spoiled = self.cluster.network.change(&pairs, |now| {
-            *now = Way {
-                resets: now.resets,
-                ..way
-            };
-        });
+        let spoiled = self.cluster.network.spoil(nth, &pairs, way);
         spoiled.map_err(while_doing("spoiling links"))?;
         Ok(match one.fault {
             Fault::Delay => format!(
@@ -584,69 +690,15 @@ impl Nemesis {
         (!moved.is_empty()).then(|| moved.join(", "))
     }
 
-    /// Stops each node in order, and starts it again, when the others have it back.
-    async fn roll(&mut self, nodes: &[u32]) -> Result<(), ClusterError> {
-        for number in nodes {
-            if let Some(node) = self.cluster.node(*number) {
-                node.close();
-                let ended = node.await_end(STOP).await;
-                match ended.map_err(while_doing("waiting for a node"))? {
-                    Some(status) if status.success() => {}
-                    Some(status) => {
-                        self.troubles
-                            .push(format!("node {number} did not stop in order: {status}"));
-                    }
-                    None => {
-                        self.overdue
-                            .push(format!("node {number} did not stop in time"));
-                        self.cluster.kill(&[*number])?;
-                    }
-                }
-            }
-            self.cluster.network.is_gone(*number);
-            self.cluster.boot(*number, &[])?;
-            self.cluster.await_settled(SETTLE).await?;
-        }
-        Ok(())
-    }
-
-    /// Replaces the older build everywhere, node after node, and then has the cluster do what only
-    /// this one can. Nothing if that was done.
-    async fn upgrade(&mut self, nodes: &[u32]) -> Result<Option<String>, ClusterError> {
-        let Some(newer) = self.cluster.newer.take() else {
-            return Ok(None);
-        };
-        for number in nodes {
-            if let Some(node) = self.cluster.node(*number) {
-                node.runs(&newer);
-            }
-        }
-        self.roll(nodes).await?;
-        let Some(client) = self.client().await else {
-            return Ok(None);
-        };
-        match client.admin().upgrade(false).await {
-            Ok(answer) => {
-                let (before, after) = (answer.level_before, answer.level);
-                // Between two builds of one level there is nothing to upgrade.
-                Ok((before < after).then(|| format!("feature level {before} to {after}")))
-            }
-            Err(error) => {
-                let trouble = format!("the feature level cannot be raised: {error}");
-                self.troubles.push(trouble);
-                Ok(None)
-            }
-        }
-    }
-
     /// Ends whatever is going on: everybody runs and hears everybody.
     pub async fn heal(&mut self) -> Result<(), ClusterError> {
         self.late = false;
-        let healed = self.cluster.network.heal(true);
+        let healed = self.cluster.network.heal();
         healed.map_err(while_doing("mending links"))?;
         let numbers = self.cluster.numbers();
         self.make_room(&numbers)?;
         self.signal(&numbers, false)?;
+        self.give_up_rolling().await?;
         self.look_for_deaths()?;
         self.cluster.boot_all()?;
         let settled = self.cluster.await_settled(SETTLE).await;

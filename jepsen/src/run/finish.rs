@@ -13,7 +13,7 @@ use super::{Options, Phases};
 use crate::cluster::Cluster;
 use crate::history::{Key, Note};
 use crate::kafka::{Fault, Seen};
-use crate::nemesis::{Done, Nemesis};
+use crate::nemesis::{Done, Nemesis, Skipped};
 use crate::workload::{Auditor, Scan, Stage, Worker, await_level, placement};
 
 /// How long a cluster that is whole may take to acknowledge something in every key.
@@ -37,6 +37,8 @@ pub(super) struct Finish {
     pub(super) late: Vec<String>,
     pub(super) gaps: Vec<String>,
     pub(super) done: Vec<Done>,
+    /// Faults that were begun and that nothing came of.
+    pub(super) in_vain: Vec<Skipped>,
     /// What was looked at, for people.
     pub(super) notes: Vec<String>,
 }
@@ -45,6 +47,7 @@ impl Finish {
     /// What the nemesis has seen until now.
     pub(super) fn hear(&mut self, nemesis: &mut Nemesis) {
         self.done = nemesis.done().to_vec();
+        self.in_vain = nemesis.in_vain().to_vec();
         self.failures.append(&mut nemesis.troubles);
         self.late.append(&mut nemesis.overdue);
     }

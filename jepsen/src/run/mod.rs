@@ -46,7 +46,7 @@ const LIMIT: Duration = Duration::from_mins(20);
 pub struct Options {
     /// The binary whose nodes are run.
     pub trilog: PathBuf,
-    /// The build that nodes begin with, to be replaced by that one.
+    /// The build that nodes begin with, to be replaced by that one, if that is to happen.
     pub older: Option<PathBuf>,
     /// Where the history and the nodes' files go.
     pub dir: PathBuf,
@@ -67,6 +67,9 @@ pub struct Options {
     pub pace: Duration,
     /// The kinds of faults to draw from.
     pub faults: Vec<Fault>,
+    /// Whether each of them was asked for by its name: then a run without one of them is not the one
+    /// that was asked for. Otherwise they are as many of them as can be had.
+    pub by_name: bool,
     /// Whether every fault comes alone and strikes one node if it can, when everything is whole.
     pub calm: bool,
 }
@@ -84,6 +87,7 @@ pub struct Outcome {
     /// For how long this program itself stood still, if it was long.
     pub standstill: Option<Duration>,
     pub done: Vec<Done>,
+    /// Faults that did not come, and why not.
     pub skipped: Vec<Skipped>,
     pub schedule: Vec<Scheduled>,
     pub history: PathBuf,
@@ -164,18 +168,22 @@ async fn run_for(
         &options.faults,
     )
     .await;
-    let (faults, skipped) = means.sort(&options.faults);
+    let (faults, mut skipped) = means.sort(&options.faults);
     let own_disks = faults.iter().any(|fault| fault.needs_disks());
     let scheduled = schedule(&Plan {
         seed: options.seed,
         nodes: (1..=options.nodes).collect(),
         length: options.length,
-        faults,
+        faults: faults.clone(),
         calm: options.calm,
     });
+    skipped.extend(without_time(&faults, &scheduled));
     announce(options, &scheduled, &skipped, say);
 
-    let cluster = begin(options, &nodes, own_disks).await?;
+    // Nodes would run the older build to the end otherwise.
+    let upgrades = scheduled.iter().any(|one| one.fault == Fault::Upgrade);
+    let older = options.older.as_deref().filter(|_| upgrades);
+    let cluster = begin(options, older, &nodes, own_disks).await?;
     phases.over("start");
     let history = options.dir.join("history.jsonl");
     let recorder = Recorder::create(&history, &header(options))
@@ -200,7 +208,11 @@ async fn run_for(
     stage.recorder.close().context("cannot write the history")?;
     let verdict = judge(&history)?;
     phases.over("judge");
-    finish.gaps.extend(never_done(&scheduled, &finish.done));
+    if options.by_name {
+        finish.gaps.extend(not_as_asked(&skipped));
+    }
+    let never = never_done(&scheduled, &finish.done, &finish.in_vain);
+    finish.gaps.extend(never);
     let standstill = stood_still(&worst);
     finish.judge_lateness(standstill);
     Ok(Outcome {
@@ -218,11 +230,16 @@ async fn run_for(
 }
 
 /// A cluster that is whole, with the topic.
-async fn begin(options: &Options, nodes: &Path, own_disks: bool) -> anyhow::Result<Cluster> {
-    let first = options.older.as_ref().unwrap_or(&options.trilog);
+async fn begin(
+    options: &Options,
+    older: Option<&Path>,
+    nodes: &Path,
+    own_disks: bool,
+) -> anyhow::Result<Cluster> {
+    let first = older.unwrap_or(&options.trilog);
     let (count, seed, medium) = (options.nodes, options.seed, &options.medium);
     let mut cluster = Cluster::prepare(first, nodes, count, seed, medium, own_disks).await?;
-    cluster.newer = options.older.is_some().then(|| options.trilog.clone());
+    cluster.newer = older.is_some().then(|| options.trilog.clone());
     cluster.boot_all()?;
     if let Err(error) = cluster.await_start(START).await {
         bail!("{error}\n{}", cluster.last_words());
@@ -294,16 +311,40 @@ fn kinds(options: &Options) -> Vec<Kind> {
     kinds.into_iter().cycle().take(workers).collect()
 }
 
+/// Faults that there is no time for in this schedule.
+fn without_time(faults: &[Fault], scheduled: &[Scheduled]) -> Vec<Skipped> {
+    let comes = |fault: Fault| scheduled.iter().any(|one| one.fault == fault);
+    let missing = faults.iter().copied().filter(|fault| !comes(*fault));
+    let skipped = missing.map(|fault| Skipped {
+        fault,
+        why: "there is no time for it".to_owned(),
+    });
+    skipped.collect()
+}
+
+/// What was asked for by name and was not tried. Nobody who reads that a run is valid would think
+/// that it did something else.
+fn not_as_asked(skipped: &[Skipped]) -> Vec<String> {
+    let missing = skipped.iter();
+    missing
+        .map(|Skipped { fault, why }| format!("{fault} was asked for and did not happen: {why}"))
+        .collect()
+}
+
 /// Faults that were to happen, and that not once came about: nobody knows what they would have
 /// done.
-fn never_done(scheduled: &[Scheduled], done: &[Done]) -> Vec<String> {
+fn never_done(scheduled: &[Scheduled], done: &[Done], in_vain: &[Skipped]) -> Vec<String> {
     let mut due: Vec<Fault> = scheduled.iter().map(|one| one.fault).collect();
     due.sort_unstable();
     due.dedup();
     due.retain(|fault| !done.iter().any(|one| one.fault == *fault));
+    let why = |fault: Fault| {
+        let last = in_vain.iter().rev().find(|one| one.fault == fault);
+        last.map_or("the run did not come that far", |one| one.why.as_str())
+    };
     let never = due.iter();
     never
-        .map(|fault| format!("{fault} was to happen, and could not be done"))
+        .map(|fault| format!("{fault} was to happen and did not: {}", why(*fault)))
         .collect()
 }
 
@@ -346,6 +387,7 @@ fn header(options: &Options) -> Header {
 fn load(options: &Options) -> Load {
     Load {
         keys: options.keys,
+        world: None,
         python: options.python.clone(),
         kcat: options.kcat.clone(),
         operations: options.operations,
@@ -485,10 +527,35 @@ mod tests {
             what: String::new(),
         };
         let due = [Fault::Kill, Fault::Transfer, Fault::Kill].map(scheduled);
-        let told = never_done(&due, &[done(Fault::Kill)]);
-        assert_eq!(told.len(), 1);
-        assert!(told[0].starts_with("transfer "), "{told:?}");
+        let told = never_done(&due, &[done(Fault::Kill)], &[]);
+        assert_eq!(
+            told,
+            ["transfer was to happen and did not: the run did not come that far"]
+        );
+        let in_vain = ["first", "last"].map(|why| Skipped {
+            fault: Fault::Transfer,
+            why: why.to_owned(),
+        });
+        let told = never_done(&due, &[done(Fault::Kill)], &in_vain);
+        assert_eq!(told, ["transfer was to happen and did not: last"]);
         let all = [Fault::Transfer, Fault::Kill].map(done);
-        assert_eq!(never_done(&due, &all), Vec::<String>::new());
+        assert_eq!(never_done(&due, &all, &in_vain), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_was_asked_for_and_there_is_no_time_for_is_told() {
+        let scheduled = [Fault::Kill].map(|fault| Scheduled {
+            at: Duration::ZERO,
+            lasts: Duration::ZERO,
+            fault,
+            nodes: vec![1],
+            alone: false,
+            seed: 0,
+        });
+        let skipped = without_time(&[Fault::Kill, Fault::Pause], &scheduled);
+        assert_eq!(
+            not_as_asked(&skipped),
+            ["pause was asked for and did not happen: there is no time for it"]
+        );
     }
 }

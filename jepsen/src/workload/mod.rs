@@ -32,7 +32,7 @@ pub use recorder::Recorder;
 pub use worker::{Scan, Worker};
 
 use crate::history::{Key, Mop, Note, Op};
-use crate::kafka::{Client, Complaints, Lives, Node, Seen};
+use crate::kafka::{Client, Complaints, Lives, Node, Seen, World};
 
 /// The topic whose partitions are the keys.
 pub const TOPIC: &str = "chaos";
@@ -48,6 +48,8 @@ pub struct Stage {
     pub nodes: Vec<Node>,
     /// gRPC addresses.
     pub seeds: Vec<String>,
+    /// Where the nodes are, if they are no processes: Kafka's clients alone get there.
+    pub world: Option<Arc<dyn World>>,
     pub lives: Lives,
     /// What nodes said that they may not say.
     pub complaints: Complaints,
@@ -73,6 +75,8 @@ pub struct Stage {
 #[derive(Debug, Clone)]
 pub struct Load {
     pub keys: u32,
+    /// See [`Stage::world`].
+    pub world: Option<Arc<dyn World>>,
     pub python: Option<PathBuf>,
     pub kcat: Option<PathBuf>,
     pub operations: u64,
@@ -94,6 +98,7 @@ impl Stage {
             keys: load.keys,
             nodes,
             seeds,
+            world: load.world.clone(),
             lives,
             complaints: Complaints::default(),
             python: load.python.clone(),
@@ -111,7 +116,9 @@ impl Stage {
     /// A client of Kafka's protocol that asks this one of the nodes first.
     pub fn kafka_client(&self, first: usize) -> Client {
         let lives = Arc::clone(&self.lives);
-        Client::new(TOPIC, self.nodes.clone(), lives, first).complaining_to(&self.complaints)
+        Client::new(TOPIC, self.nodes.clone(), lives, first)
+            .within(self.world.clone())
+            .complaining_to(&self.complaints)
     }
 
     /// Writes down what a node said of a high watermark, perhaps as a proven leader.

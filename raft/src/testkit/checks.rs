@@ -39,6 +39,8 @@ struct Seen {
 struct State {
     leaders: BTreeMap<(GroupId, Term), ReplicaId>,
     entries: BTreeMap<(GroupId, LogIndex), Seen>,
+    /// The newest entry of each term.
+    newest: BTreeMap<(GroupId, Term), LogIndex>,
     progress: BTreeMap<(NodeId, GroupId), (Term, Option<LogIndex>)>,
     outcomes: BTreeMap<u64, Outcome>,
 }
@@ -61,6 +63,9 @@ impl Checks {
         };
         let mut state = self.0.lock();
         let place = (header.group, header.index);
+        let newest = state.newest.entry((header.group, header.term));
+        let newest = newest.or_insert(header.index);
+        *newest = (*newest).max(header.index);
         let first = *state.entries.entry(place).or_insert(seen);
         assert_eq!(
             first, seen,
@@ -91,12 +96,8 @@ impl Checks {
             );
         }
         if leadership.ready {
-            let newest_older = state
-                .entries
-                .range((group, LogIndex(0))..=(group, LogIndex(u64::MAX)))
-                .rev()
-                .find(|(_, seen)| seen.id.term < leadership.term)
-                .map(|((_, index), _)| *index);
+            let older = (group, Term(0))..(group, leadership.term);
+            let newest_older = state.newest.range(older).map(|(_, index)| *index).max();
             assert!(
                 high_watermark.applied >= newest_older,
                 "the leader of term {} is ready at {high_watermark:?} without entry {newest_older:?}",

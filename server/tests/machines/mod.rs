@@ -22,7 +22,7 @@ use trilog_server::cluster::Identity;
 use trilog_server::config::{ByteSize, Config, Duration as Span};
 use trilog_server::partition::{AppendError, Appended, Partition};
 use trilog_storage::env::Entropy;
-use trilog_storage::io::sim::SimDisk;
+use trilog_storage::io::sim::{PowerLoss, SimDisk};
 use trilog_storage::kv::MemoryKv;
 use trilog_storage::log::StoreConfig;
 use trilog_storage::store::Store;
@@ -119,6 +119,7 @@ impl Machines {
         let mut config = Config::default();
         config.node.id = number;
         config.node.data_dir = self.data_dir(number);
+        config.node.rack = Some(format!("rack-{number}"));
         config.cluster.seeds.clone_from(&self.seeds);
         let place = self
             .by_number
@@ -187,15 +188,24 @@ impl Machines {
 
     /// Ends a node's process where it stands.
     pub(crate) fn kill(&mut self, number: u32) {
+        self.end(number, Crash::Process, SimDisk::kill);
+    }
+
+    /// Pulls a node's plug: what its disk had not synced meets its fate.
+    pub(crate) fn power_loss(&mut self, number: u32) {
+        self.end(number, Crash::Machine, |disk| disk.crash(PowerLoss::Any));
+    }
+
+    fn end(&mut self, number: u32, how: Crash, disk: impl FnOnce(&SimDisk)) {
         let machine = self.by_number.get_mut(&number).unwrap();
         let Some(life) = machine.life.take() else {
             return;
         };
         life.start.abort();
         life.transport.abort();
-        machine.disk.kill();
+        disk(&machine.disk);
         machine.kv = machine.kv.crash();
-        self.net.crash(NodeId(number), Crash::Process);
+        self.net.crash(NodeId(number), how);
     }
 
     /// Kills a node and gives its machine another address, which the seeds of whoever starts from
@@ -253,6 +263,11 @@ impl Machines {
         let groups = store.groups().into_iter();
         let logs = groups.filter_map(|group| store.group(group));
         logs.map(|log| log.state().next_offset.get()).sum()
+    }
+
+    /// Whether there is a process on a machine, serving or not.
+    pub(crate) fn is_up(&self, number: u32) -> bool {
+        self.machine(number).life.is_some()
     }
 
     pub(crate) fn serves(&self, number: u32) -> bool {

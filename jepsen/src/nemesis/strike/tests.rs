@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::cluster::{Medium, shell_program};
+use crate::cluster::{Medium, Node, shell_program};
 use crate::history::json::Reader;
 use crate::history::{Header, What};
 use crate::workload::{Load, Recorder};
@@ -23,6 +23,7 @@ async fn nemesis(dir: &Path) -> Nemesis {
     let recorder = Recorder::create(&dir.join("history.jsonl"), &Header::default()).unwrap();
     let load = Load {
         keys: 1,
+        world: None,
         python: None,
         kcat: None,
         operations: 0,
@@ -84,6 +85,8 @@ async fn what_strikes_nobody_is_no_fault() {
             (Fault::PowerLoss, &[1, 2, 3][..])
         ]
     );
+    let in_vain: Vec<_> = nemesis.in_vain().iter().map(|one| one.fault).collect();
+    assert_eq!(in_vain, [Fault::PowerLoss, Fault::Kill, Fault::Pause]);
     let noted = noted(&nemesis, dir.path());
     let expected = [
         "kill [1, 3]",
@@ -112,6 +115,7 @@ async fn files_are_damaged_until_it_shows_and_what_never_does_is_no_fault() {
     lay_out(&mut nemesis, 0, 40_000);
     nemesis.begin_noted(0, &damage).await.unwrap();
     assert_eq!(done(&nemesis), []);
+    assert_eq!(nemesis.in_vain()[0].fault, Fault::FlipBits);
     let never = noted(&nemesis, dir.path());
     assert_eq!(never, ["flip-bits [1]"], "the node was killed for it");
 
@@ -129,4 +133,68 @@ async fn files_are_damaged_until_it_shows_and_what_never_does_is_no_fault() {
     std::fs::write(data.join("live"), b"other").unwrap();
     nemesis.begin_noted(2, &damage).await.unwrap();
     assert_eq!(nemesis.done().len(), 1);
+}
+
+#[tokio::test]
+async fn a_restart_goes_on_beside_other_faults_and_ends_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut nemesis = nemesis(dir.path()).await;
+    // Nobody ever has a shell back.
+    nemesis.patience = Duration::from_millis(200);
+    nemesis.cluster.boot_all().unwrap();
+    let lasting = |fault, nodes: &[u32], at, lasts| Scheduled {
+        at: Duration::from_millis(at),
+        lasts: Duration::from_millis(lasts),
+        ..scheduled(fault, nodes)
+    };
+    let schedule = [
+        lasting(Fault::Partial, &[1, 2], 0, 5_000),
+        lasting(Fault::RollingRestart, &[1, 2, 3], 10, 1),
+        lasting(Fault::Kill, &[2], 20, 100),
+        // It has to wait until nobody is told to stop any more.
+        lasting(Fault::DiskFull, &[1], 30, 10),
+    ];
+    nemesis
+        .run(&schedule, Duration::from_mins(2))
+        .await
+        .unwrap();
+    let boots: Vec<u32> = nemesis.cluster.nodes.iter().map(Node::boots).collect();
+    assert!(boots.iter().all(|boots| *boots >= 2), "{boots:?}");
+    let expected = [
+        (Fault::Partial, &[1, 2][..]),
+        (Fault::Kill, &[2][..]),
+        (Fault::RollingRestart, &[1, 2, 3][..]),
+        (Fault::DiskFull, &[1][..]),
+    ];
+    assert_eq!(done(&nemesis), expected);
+    let noted = noted(&nemesis, dir.path());
+    let place = |line: &str| noted.iter().position(|noted| noted == line).unwrap();
+    let restarted = place("no rolling-restart [1, 2, 3]");
+    assert!(place("kill [2]") < restarted, "{noted:?}");
+    assert!(restarted < place("disk-full [1]"), "{noted:?}");
+    assert_eq!(nemesis.troubles, Vec::<String>::new());
+    assert_eq!(nemesis.overdue, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn who_is_held_by_two_faults_is_let_go_by_the_last() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut nemesis = nemesis(dir.path()).await;
+    nemesis.cluster.boot_all().unwrap();
+    let [most, kill] = [
+        scheduled(Fault::PowerLoss, &[1, 2, 3]),
+        scheduled(Fault::Kill, &[2]),
+    ];
+    nemesis.begin_noted(0, &kill).await.unwrap();
+    nemesis.begin_noted(1, &most).await.unwrap();
+    nemesis.lasting.remove(&1);
+    nemesis.end(1, &most).await.unwrap();
+    let runs = |nemesis: &Nemesis| -> Vec<bool> {
+        let nodes = nemesis.cluster.nodes.iter();
+        nodes.map(Node::is_started).collect()
+    };
+    assert_eq!(runs(&nemesis), [true, false, true]);
+    nemesis.lasting.remove(&0);
+    nemesis.end(0, &kill).await.unwrap();
+    assert_eq!(runs(&nemesis), [true, true, true]);
 }

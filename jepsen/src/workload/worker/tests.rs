@@ -85,6 +85,7 @@ async fn polled(records: Bytes) -> Vec<Event> {
     let path = dir.path().join("history.jsonl");
     let load = Load {
         keys: 1,
+        world: None,
         python: None,
         kcat: None,
         operations: 1,
