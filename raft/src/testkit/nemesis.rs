@@ -206,7 +206,7 @@ fn fail_sync(disk: &SimDisk, rng: &mut SmallRng) {
     disk.fail_sync(place, failure);
 }
 
-fn flip_bit(cluster: &Cluster, group: GroupId, node: NodeId, rng: &mut SmallRng) {
+fn flip_bit(cluster: &mut Cluster, group: GroupId, node: NodeId, rng: &mut SmallRng) {
     let replicas = cluster.replicas(group);
     let whole = replicas.iter().all(|replica| replica.log().is_whole());
     if !whole || replicas.len() < cluster.nodes().len() {
@@ -220,6 +220,7 @@ fn flip_bit(cluster: &Cluster, group: GroupId, node: NodeId, rng: &mut SmallRng)
     let sealed = segments.split_last().map_or(&[][..], |(_, sealed)| sealed);
     if let Some((path, len)) = sealed.choose(rng) {
         disk.flip_bit(path, rng.random_range(0..*len), rng.random_range(0..8));
+        cluster.mark_damaged(node);
     }
 }
 

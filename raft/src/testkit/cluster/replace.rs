@@ -141,7 +141,8 @@ impl Cluster {
     /// Names the members of a group to a node whose damaged log does not open, as the controller
     /// does.
     pub(super) fn tell_members(&self, node: &Node, group: GroupId) {
-        if let Some(placed) = self.groups.get(&group) {
+        let named = self.hosts.get(&node.id()).is_some_and(|host| host.damaged);
+        if let (true, Some(placed)) = (named, self.groups.get(&group)) {
             node.name_members(group, placed.values().copied().collect());
         }
     }
