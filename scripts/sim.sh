@@ -38,7 +38,7 @@ simulate() {
 # The profile has debug assertions: what a simulation is for is to trip over them.
 simulate storage "$count" --lib -- nothing_acknowledged any_crash promises_hold double_crash seed
 simulate raft "$first..$end" --lib -- nothing_acknowledged nobody_rests seed replicas_are_equal
-simulate server "$of_nodes" --test admission --test simulated
+simulate server "$of_nodes" --test admission --test simulated --test histories
 
 commit=$(git rev-parse --short HEAD)
 # What is not committed is not what the commit names.

@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 use trilog_model::batch::{BatchBuilder, BatchHeader, Compression, ProducerState};
 use trilog_model::{GroupId, NodeId, Offset, ReplicaId};
-use trilog_raft::testkit::{SimClock, block_on, seeds, small_store};
+use trilog_raft::testkit::{SimClock, block_on, seed_thread, seeds, small_store};
 use trilog_raft::transport::sim::SimNet;
 use trilog_raft::transport::{ClusterId, TransportConfig};
 use trilog_raft::{KV_FAMILY, Node, RaftConfig};
@@ -64,6 +64,7 @@ struct Cluster {
 
 impl Cluster {
     async fn start(seed: u64) -> Self {
+        seed_thread(seed);
         let entropy = Entropy::from_seed(seed);
         let net = SimNet::new(entropy.next_u64());
         let mut partitions = Vec::new();

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::BufReader;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
@@ -24,6 +25,7 @@ use std::time::Duration;
 use faults::Trouble;
 use links::{Links, Reach};
 use machines::Machines;
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -235,20 +237,35 @@ fn judge(history: &Path) -> Verdict {
     checker.finish().unwrap()
 }
 
+/// A run from its start to the last thing read. The stage is kept where the caller finds it.
+async fn run(seed: u64, history: &Path, kept: &Mutex<Option<Arc<Stage>>>) {
+    let links = Arc::new(Links::new(seed));
+    let stage = stage(&links, history, seed);
+    *kept.lock() = Some(Arc::clone(&stage));
+    let mut trouble = Trouble::new(cluster(seed).await, links, &stage, seed);
+    trouble.heal().await;
+    let workers = work(&mut trouble, &stage, seed).await;
+    assert_eq!(stage.idle(&KINDS), Vec::<String>::new(), "seed {seed}");
+    finish(&mut trouble, &stage, workers).await;
+    let complaints = stage.complaints.take();
+    assert!(complaints.is_empty(), "seed {seed}: {complaints:?}");
+}
+
+/// What a run comes to. One that breaks off is judged as far as it came, and fails all the same.
 fn simulate(seed: u64, history: &Path) -> Verdict {
-    block_on(async move {
-        let links = Arc::new(Links::new(seed));
-        let stage = stage(&links, history, seed);
-        let mut trouble = Trouble::new(cluster(seed).await, links, &stage, seed);
-        trouble.heal().await;
-        let workers = work(&mut trouble, &stage, seed).await;
-        assert_eq!(stage.idle(&KINDS), Vec::<String>::new(), "seed {seed}");
-        finish(&mut trouble, &stage, workers).await;
-        stage.recorder.close().unwrap();
-        let complaints = stage.complaints.take();
-        assert!(complaints.is_empty(), "seed {seed}: {complaints:?}");
-    });
-    judge(history)
+    let kept = Mutex::default();
+    let running = AssertUnwindSafe(|| block_on(run(seed, history, &kept)));
+    let ran = catch_unwind(running);
+    let stage = kept.lock().take().unwrap();
+    stage.recorder.close().unwrap();
+    let verdict = judge(history);
+    if let Err(broken) = ran {
+        let (complaints, tally) = (stage.complaints.take(), &verdict.tally);
+        eprintln!("seed {seed}, as far as it came: {complaints:?} {tally:?}");
+        eprintln!("see {}", history.display());
+        resume_unwind(broken);
+    }
+    verdict
 }
 
 #[test]

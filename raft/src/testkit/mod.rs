@@ -28,6 +28,12 @@ pub use witness::Witness;
 pub(crate) use owner::Owner;
 pub(crate) use watch::OrderedWatch;
 
+/// Has every random choice of consensus on this thread follow from a seed. A [`Cluster`] does so
+/// itself.
+pub fn seed_thread(seed: u64) {
+    crate::runtime::seed_thread(seed);
+}
+
 /// The seeds to run: `TRILOG_SEEDS` as a count, as `first..end`, or a few by default. How fast
 /// they were is measured, see [`Seeds`].
 #[must_use]

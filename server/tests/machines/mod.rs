@@ -14,7 +14,7 @@ use trilog_model::{GroupId, NodeId, Offset, ReplicaId, Term};
 use trilog_raft::KV_FAMILY;
 use trilog_raft::controller::commands::{Command, CreateTopic, TopicKind};
 use trilog_raft::controller::{ClusterId, TopicId};
-use trilog_raft::testkit::SimClock;
+use trilog_raft::testkit::{SimClock, seed_thread};
 use trilog_raft::transport::Transport;
 use trilog_raft::transport::sim::{Crash, SimNet};
 use trilog_server::boot::{Footing, Ground, Server, Surroundings};
@@ -77,6 +77,7 @@ impl Machines {
 
     /// Starts nodes that are one another's seeds.
     pub(crate) async fn begin(seed: u64, count: u32) -> Self {
+        seed_thread(seed);
         let entropy = Entropy::from_seed(seed);
         let mut all = Self {
             seed,
