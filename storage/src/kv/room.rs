@@ -2,7 +2,7 @@
 //!
 //! RocksDB writes a few small files whenever it is opened. A node that was full and lost its power would
 //! not come back for want of them, and a full disk is got out of by nodes that run: they trim. So there
-//! is a file beside the store that means nothing; who finds no room to open the store removes it, and
+//! is a file among the store's that means nothing; who finds no room to open the store removes it, and
 //! makes it anew of what is left.
 
 use std::fs::{self, OpenOptions};
@@ -24,8 +24,9 @@ pub(super) fn was_lacking(error: &KvError) -> bool {
     error.to_string().contains(words)
 }
 
+/// Among the store's own files, which RocksDB knows by their names.
 fn file(store: &Path) -> PathBuf {
-    store.with_extension("room")
+    store.join("room")
 }
 
 /// Keeps as much room as there is, up to what is enough.
