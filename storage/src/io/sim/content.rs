@@ -179,6 +179,8 @@ impl Content {
             && !self.ghosts.contains_key(&number)
             && !self.durable.contains_key(&number);
         if !nothing_new {
+            // The page is dirty again, and the next sync writes it.
+            self.ghosts.remove(&number);
             let versions = self.dirty.entry(number).or_default();
             versions.push(Version { stamp, value });
         }

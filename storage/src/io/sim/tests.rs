@@ -229,6 +229,29 @@ fn a_failed_sync_drops_what_it_should_have_saved() {
     }
 }
 
+/// What the page cache shows without having it on the platter is gone once something else is
+/// written there.
+#[test]
+fn what_is_written_over_what_a_sync_lost_is_what_is_read() {
+    for ends_by_power in [false, true] {
+        simulate(5, |disk, io| async move {
+            let file = create(&io, "a").await;
+            file.write_durable_at(fill(1, 64 * 512), 0).await.unwrap();
+            file.write_all_at(fill(2, 64 * 512), 0).await.unwrap();
+            disk.fail_sync(None, SyncFailure::Ghost);
+            file.sync_data().await.unwrap_err();
+            file.write_durable_at(fill(3, 64 * 512), 0).await.unwrap();
+            assert_eq!(disk.read(&path("a")).unwrap(), vec![3; 64 * 512]);
+            if ends_by_power {
+                disk.crash(PowerLoss::Lose);
+            } else {
+                disk.kill();
+            }
+            assert_eq!(disk.read(&path("a")).unwrap(), vec![3; 64 * 512]);
+        });
+    }
+}
+
 #[test]
 fn a_full_disk_cuts_writes_short_until_there_is_room() {
     simulate(1, |disk, io| async move {
