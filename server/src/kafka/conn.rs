@@ -369,7 +369,7 @@ impl Serving {
     fn take_back(&mut self, mut session: Session) {
         self.rests = session.rests;
         if let Some(pause) = session.pause.take() {
-            self.hold(pause);
+            self.mute(pause);
         }
         if self.stranger {
             self.stranger = session.login.is_stranger();
@@ -422,7 +422,7 @@ impl Serving {
                 } => {
                     self.output.extend(answer.0);
                     records.push(held);
-                    self.hold(pause);
+                    self.mute(pause);
                 }
                 Outcome::Silence => {}
                 Outcome::Last(answer, ended) => {
@@ -469,6 +469,12 @@ impl Serving {
             self.kafka.inner.throttled.paced(pause);
             self.hold(pause);
         }
+    }
+
+    /// Reads nothing more for so long of a client that is over a quota.
+    fn mute(&mut self, pause: Duration) {
+        self.pace.interrupted();
+        self.hold(pause);
     }
 
     /// Reads nothing more for so long.

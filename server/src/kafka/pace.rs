@@ -67,6 +67,11 @@ impl Pace {
         name.contains("rdkafka") || version.contains("rdkafka")
     }
 
+    /// The client is held back for something else: that it asks for nothing then is no rest.
+    pub(super) fn interrupted(&mut self) {
+        *self = Self::default();
+    }
+
     /// A fetch has arrived.
     pub(super) fn asked(&mut self, now: Instant) {
         let rested = self.sent.map(|sent| now.saturating_duration_since(sent));
@@ -285,6 +290,18 @@ mod tests {
         now += LEFT;
         pace.asked(now);
         assert_eq!(pace.sent(8 * MIB, now), None);
+    }
+
+    #[test]
+    fn who_is_held_back_for_something_else_does_not_rest() {
+        let (mut pace, mut now) = (Pace::default(), Instant::now());
+        for _ in 0..3 {
+            pace.asked(now);
+            now += Duration::from_millis(10);
+            assert_eq!(pace.sent(8 * MIB, now), None);
+            pace.interrupted();
+            now += 2 * SECOND;
+        }
     }
 
     #[test]
