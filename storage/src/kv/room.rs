@@ -40,11 +40,10 @@ fn grow(path: &Path) -> io::Result<()> {
     let mut file = OpenOptions::new().create(true).append(true).open(path)?;
     let held = usize::try_from(file.metadata()?.len()).unwrap_or(ROOM);
     let step = vec![0; STEP];
-    for _ in held / STEP..ROOM / STEP {
-        file.write_all(&step)?;
-    }
-    // Otherwise it may not be there when it is needed.
-    file.sync_all()
+    let grown = (held / STEP..ROOM / STEP).try_for_each(|_| file.write_all(&step));
+    // Otherwise what there is of it may not be there when it is needed.
+    file.sync_all()?;
+    grown
 }
 
 /// Gives it up; false if there was none.
